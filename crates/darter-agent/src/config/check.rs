@@ -1,0 +1,106 @@
+//! Combinations of keys that cannot work, each with the key to change.
+
+use darter_core::units::Seconds;
+
+use super::{Access, Config, RegistryConfig, ServeStale};
+
+/// What is wrong, and at which key: `mirror.listen`, or `registry[0].ca`.
+pub(super) struct Fault {
+    pub(super) key: String,
+    pub(super) message: String,
+}
+
+/// Checks what the types cannot.
+pub(super) fn check(config: &Config) -> Result<(), Fault> {
+    let Config { mirror, admin, origin, certs_d, aws, .. } = config;
+    require(mirror.listen.port() == 0 || mirror.listen != admin.listen, "admin.listen", || {
+        format!("{} is the mirror's address already (mirror.listen)", admin.listen)
+    })?;
+    for (key, wait) in [
+        ("mirror.answer_within", mirror.answer_within),
+        ("mirror.stall", mirror.stall),
+        ("mirror.client_timeout", mirror.client_timeout),
+        ("certs_d.check_every", certs_d.check_every),
+        ("certs_d.dial_timeout", certs_d.dial_timeout),
+        ("origin.connect_timeout", origin.connect_timeout),
+        ("origin.header_timeout", origin.header_timeout),
+        ("origin.stall", origin.stall),
+    ] {
+        require(!wait.0.is_zero(), key, || "must be longer than nothing".to_owned())?;
+    }
+    for (key, count) in [
+        ("mirror.max_connections", mirror.max_connections),
+        ("mirror.prefetch_layers", mirror.prefetch_layers),
+        ("origin.connections", origin.connections),
+        ("origin.ranges", origin.ranges),
+        ("origin.attempts", origin.attempts as usize),
+    ] {
+        require(count > 0, key, || "must be at least 1".to_owned())?;
+    }
+    require(origin.ranges <= 64, "origin.ranges", || {
+        "must be at most 64: a registry takes more for an attack".to_owned()
+    })?;
+    // containerd 2.3 gives up after 30 s without headers, SOCI after 3 s.
+    let longest = Seconds(std::time::Duration::from_secs(29));
+    require(mirror.answer_within <= longest, "mirror.answer_within", || {
+        format!("must be at most {longest}: containerd itself gives up at 30s")
+    })?;
+    require(mirror.stall.0 <= std::time::Duration::from_secs(240), "mirror.stall", || {
+        "must be at most 4m: containerd gives up the whole pull at 5m without a byte".to_owned()
+    })?;
+    require(
+        aws.account.as_ref().is_none_or(|a| a.len() == 12 && a.bytes().all(|b| b.is_ascii_digit())),
+        "aws.account",
+        || "must be the 12 digits of an AWS account".to_owned(),
+    )?;
+    require(aws.account.is_none() || aws.region.is_some(), "aws.region", || {
+        "must be set where aws.account is".to_owned()
+    })?;
+    for (index, registry) in config.registries.iter().enumerate() {
+        let twin = config.registries[..index].iter().any(|other| other.name == registry.name);
+        require(!twin, &format!("registry[{index}].name"), || format!("{} is configured twice", registry.name))?;
+        check_registry(registry)
+            .map_err(|(key, message)| Fault { key: format!("registry[{index}].{key}"), message })?;
+    }
+    if let Some(default) = &mirror.default_registry {
+        let known = config.registries.iter().any(|registry| &registry.name == default);
+        require(known, "mirror.default_registry", || {
+            format!("{default} is not configured: add a [[registry]] with this name")
+        })?;
+    }
+    Ok(())
+}
+
+fn check_registry(registry: &RegistryConfig) -> Result<(), (&'static str, String)> {
+    for (key, url) in
+        registry.origins.iter().map(|url| ("origins", url)).chain(registry.endpoint.iter().map(|url| ("endpoint", url)))
+    {
+        let is_http = url.starts_with("http://");
+        if !is_http && !url.starts_with("https://") {
+            return Err((key, format!("`{url}` is not a URL: expected https://host[:port]")));
+        }
+        if is_http && !registry.plain_http {
+            return Err((key, format!("`{url}` is not encrypted: say plain_http = true if that is meant")));
+        }
+    }
+    if registry.username.is_some() != registry.password_file.is_some() {
+        return Err(("username", "username and password_file belong together".to_owned()));
+    }
+    if registry.username.is_some() && registry.docker_config.is_some() {
+        return Err(("docker_config", "give either docker_config or username and password_file".to_owned()));
+    }
+    if registry.connections == Some(0) {
+        return Err(("connections", "must be at least 1".to_owned()));
+    }
+    if registry.serve_stale != ServeStale::Off && !registry.resolve {
+        return Err(("serve_stale", "needs resolve = true: without it tags never pass this agent".to_owned()));
+    }
+    if registry.serve_stale != ServeStale::Off && registry.access == Some(Access::Off) {
+        return Err(("serve_stale", "has no meaning with access = \"off\"".to_owned()));
+    }
+    Ok(())
+}
+
+fn require(holds: bool, key: &str, message: impl FnOnce() -> String) -> Result<(), Fault> {
+    if holds { Ok(()) } else { Err(Fault { key: key.to_owned(), message: message() }) }
+}

@@ -1,0 +1,292 @@
+//! Merging: file, environment, command line. Every error names the layer and the key.
+
+use std::path::{Path, PathBuf};
+
+use toml_edit::{DocumentMut, Item, Table};
+
+use super::{Config, DEFAULT, check};
+
+/// Why a configuration is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read {}", .path.display())]
+    Read {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The file says something wrong. The text holds the position, the line and what is wrong.
+    #[error("{}:{line}: {message}", .path.display())]
+    File {
+        /// Which file.
+        path: PathBuf,
+        /// Counted from 1.
+        line: usize,
+        /// What is wrong, with the key.
+        message: String,
+    },
+    /// An environment variable or a `--set` says something wrong.
+    #[error("{origin}: {message}")]
+    Override {
+        /// Such as `--set mirror.listen=x` or `DARTER_MIRROR_LISTEN`.
+        origin: String,
+        /// What is wrong.
+        message: String,
+    },
+}
+
+/// The layers of a configuration, merged one after the other.
+#[derive(Debug)]
+pub struct Layers {
+    merged: DocumentMut,
+    file: Option<(PathBuf, String)>,
+    last_override: Option<String>,
+}
+
+impl Layers {
+    /// Only the embedded default.
+    pub fn embedded() -> Self {
+        let merged = match DEFAULT.parse() {
+            Ok(document) => document,
+            // Covered by a test: the embedded text is part of the program.
+            Err(error) => unreachable!("the embedded default is not TOML: {error}"),
+        };
+        Self { merged, file: None, last_override: None }
+    }
+
+    /// A file over the embedded default.
+    pub fn file(path: &Path) -> Result<Self, ConfigError> {
+        let text =
+            std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        Self::text(path, text)
+    }
+
+    /// The text of a file over the embedded default.
+    pub fn text(path: &Path, text: String) -> Result<Self, ConfigError> {
+        let mut layers = Self::embedded();
+        let document: DocumentMut = text.parse().map_err(|error: toml_edit::TomlError| ConfigError::File {
+            path: path.to_owned(),
+            line: line_at(&text, error.span().map_or(0, |span| span.start)),
+            message: error.message().to_owned(),
+        })?;
+        merge(layers.merged.as_table_mut(), document.as_table());
+        layers.file = Some((path.to_owned(), text));
+        layers.config()?;
+        Ok(layers)
+    }
+
+    /// The `DARTER_<SECTION>_<KEY>` variables of an environment over what is there, in order of name.
+    ///
+    /// Variables of other programs in the `DARTER_` name space are errors too: a misspelt key that
+    /// is silently ignored costs a night.
+    pub fn environment(mut self, variables: impl IntoIterator<Item = (String, String)>) -> Result<Self, ConfigError> {
+        let mut variables: Vec<_> = variables
+            .into_iter()
+            .filter_map(|(name, value)| Some((name.strip_prefix("DARTER_")?.to_owned(), value)))
+            .filter(|(name, _)| !RESERVED.contains(&name.as_str()))
+            .collect();
+        variables.sort();
+        for (name, value) in variables {
+            let origin = format!("environment variable DARTER_{name}");
+            let lower = name.to_lowercase();
+            let sections = self.merged.as_table().iter().map(|(key, _)| key.to_owned());
+            let section = sections.filter(|section| lower.starts_with(&format!("{section}_"))).max_by_key(String::len);
+            let Some(section) = section else {
+                let message = "no such section; `darter config default` shows them".to_owned();
+                return Err(ConfigError::Override { origin, message });
+            };
+            let key = format!("{section}.{}", &lower[section.len() + 1..]);
+            self = self.set_one(&origin, &key, &value)?;
+        }
+        Ok(self)
+    }
+
+    /// One `key=value` over what is there, such as `mirror.listen=127.0.0.1:4001`.
+    pub fn set(self, assignment: &str) -> Result<Self, ConfigError> {
+        let origin = format!("--set {assignment}");
+        match assignment.split_once('=') {
+            Some((key, value)) => self.set_one(&origin, key.trim(), value.trim()),
+            None => Err(ConfigError::Override { origin, message: "expected key=value".to_owned() }),
+        }
+    }
+
+    fn set_one(mut self, origin: &str, key: &str, value: &str) -> Result<Self, ConfigError> {
+        let wrong = |message: String| ConfigError::Override { origin: origin.to_owned(), message };
+        let unknown = || wrong(format!("unknown key `{key}`; `darter config default` shows all keys"));
+        let (section, name) = key.rsplit_once('.').ok_or_else(unknown)?;
+        let table = match section.strip_prefix("registry.") {
+            // Registries are a list; a name picks one and makes it if it is not there yet.
+            Some(registry) => registry_table(&mut self.merged, registry.trim_matches('"')),
+            None => self.merged.get_mut(section).and_then(Item::as_table_mut),
+        };
+        let table = table.ok_or_else(unknown)?;
+        if !section.starts_with("registry.") && !table.contains_key(name) {
+            return Err(unknown());
+        }
+        // Values are TOML where they read as TOML (numbers, booleans, lists), else text. A key whose
+        // default is a text takes the value as it is: a password file may be called `true`.
+        let is_text = table.get(name).is_some_and(Item::is_str);
+        let parsed = value.parse::<toml_edit::Value>().ok().filter(|parsed| !is_text || parsed.is_str());
+        table.insert(name, Item::Value(parsed.unwrap_or_else(|| value.into())));
+        self.last_override = Some(origin.to_owned());
+        self.config()?;
+        Ok(self)
+    }
+
+    /// The merged configuration, checked.
+    pub fn config(&self) -> Result<Config, ConfigError> {
+        let config: Config =
+            toml_edit::de::from_document(self.merged.clone()).map_err(|error| self.blame(error.message(), None))?;
+        check::check(&config).map_err(|fault| self.blame(&fault.message, Some(&fault.key)))?;
+        Ok(config)
+    }
+
+    /// The merged configuration as TOML.
+    pub fn print(&self) -> Result<String, ConfigError> {
+        let config = self.config()?;
+        toml_edit::ser::to_string_pretty(&config).map_err(|error| self.blame(&error.to_string(), None))
+    }
+
+    /// An error in the layer that was added last: the layers before it were right.
+    fn blame(&self, message: &str, key: Option<&str>) -> ConfigError {
+        let message = key.map_or_else(|| message.to_owned(), |key| format!("{key}: {message}"));
+        if let Some(origin) = &self.last_override {
+            return ConfigError::Override { origin: origin.clone(), message };
+        }
+        match &self.file {
+            Some((path, text)) => {
+                // serde's own errors know the span if they are found in the file's text itself.
+                let (line, told) = match key {
+                    Some(key) => (line_of_key(text, key), None),
+                    None => match toml::from_str::<partial::Config>(text) {
+                        Err(error) => {
+                            let line = line_at(text, error.span().map_or(0, |span| span.start));
+                            let source = text.lines().nth(line - 1).unwrap_or_default().trim();
+                            (line, Some(format!("{} (in `{source}`)", error.message())))
+                        }
+                        Ok(_) => (1, None),
+                    },
+                };
+                ConfigError::File { path: path.clone(), line, message: told.unwrap_or(message) }
+            }
+            None => ConfigError::Override { origin: "embedded default".to_owned(), message },
+        }
+    }
+}
+
+/// Variables that are not keys of the configuration.
+const RESERVED: [&str; 3] = ["CONFIG", "BENCH_DIR", "TEST_DIR"];
+
+fn merge(below: &mut Table, above: &Table) {
+    for (key, item) in above {
+        match (below.get_mut(key), item) {
+            (Some(Item::Table(below)), Item::Table(above)) => merge(below, above),
+            _ => {
+                below.insert(key, item.clone());
+            }
+        }
+    }
+}
+
+fn registry_table<'a>(document: &'a mut DocumentMut, name: &str) -> Option<&'a mut Table> {
+    let list = document.entry("registry").or_insert_with(|| Item::ArrayOfTables(toml_edit::ArrayOfTables::new()));
+    let list = list.as_array_of_tables_mut()?;
+    let is_it = |table: &Table| table.get("name").and_then(Item::as_str) == Some(name);
+    let found = list.iter().position(is_it);
+    let index = match found {
+        Some(index) => index,
+        None => {
+            let mut table = Table::new();
+            table.insert("name", toml_edit::value(name));
+            list.push(table);
+            list.len() - 1
+        }
+    };
+    list.get_mut(index)
+}
+
+fn line_at(text: &str, offset: usize) -> usize {
+    text.as_bytes().iter().take(offset).filter(|byte| **byte == b'\n').count() + 1
+}
+
+/// The line of a dotted key: its own, else its section's, else the first.
+fn line_of_key(text: &str, key: &str) -> usize {
+    let Ok(document) = toml_edit::Document::parse(text) else { return 1 };
+    let mut item: Option<&Item> = None;
+    let mut table = Some(document.as_table());
+    for part in key.split('.') {
+        let (name, index) = part
+            .split_once('[')
+            .map_or((part, None), |(name, index)| (name, index.trim_end_matches(']').parse::<usize>().ok()));
+        let Some((found, next)) = table.and_then(|table| table.get_key_value(name)) else { break };
+        let span = found.span();
+        table = match (next, index) {
+            (Item::ArrayOfTables(list), Some(index)) => list.get(index),
+            (next, _) => next.as_table(),
+        };
+        item = Some(next);
+        if let Some(line) = table.and_then(Table::span).or(span) {
+            if table.is_none() {
+                return line_at(text, line.start);
+            }
+        }
+    }
+    let span = table.and_then(Table::span).or_else(|| item.and_then(Item::span));
+    span.map_or(1, |span| line_at(text, span.start))
+}
+
+/// The configuration with every section optional: a file may leave out what the default has, and
+/// reading its own text gives positions in it.
+mod partial {
+    use serde::Deserialize;
+    use serde::de::{Deserializer, MapAccess, Visitor};
+
+    use crate::config as full;
+
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    #[expect(dead_code, reason = "only the errors of reading it are used")]
+    pub(super) struct Config {
+        agent: Option<Section<full::Agent>>,
+        log: Option<Section<full::Log>>,
+        mirror: Option<Section<full::Mirror>>,
+        store: Option<Section<full::Store>>,
+        certs_d: Option<Section<full::CertsD>>,
+        containerd: Option<Section<full::Containerd>>,
+        admin: Option<Section<full::Admin>>,
+        origin: Option<Section<full::Origin>>,
+        aws: Option<Section<full::Aws>>,
+        registry: Option<Vec<full::RegistryConfig>>,
+    }
+
+    pub(super) struct Section<T>(std::marker::PhantomData<T>);
+
+    impl<'de, T: Deserialize<'de>> Deserialize<'de> for Section<T> {
+        fn deserialize<D: Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
+            input.deserialize_map(Keys(std::marker::PhantomData))
+        }
+    }
+
+    /// Reads the keys of a section one at a time, each as if it were the whole section: a missing
+    /// key is then no error, and a wrong one is reported at its own place.
+    struct Keys<T>(std::marker::PhantomData<T>);
+
+    impl<'de, T: Deserialize<'de>> Visitor<'de> for Keys<T> {
+        type Value = Section<T>;
+
+        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("a table")
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Section<T>, A::Error> {
+            match T::deserialize(serde::de::value::MapAccessDeserializer::new(map)) {
+                Ok(_) => Ok(Section(std::marker::PhantomData)),
+                Err(error) if error.to_string().contains("missing field") => Ok(Section(std::marker::PhantomData)),
+                Err(error) => Err(error),
+            }
+        }
+    }
+}

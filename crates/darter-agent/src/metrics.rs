@@ -1,0 +1,214 @@
+//! What Prometheus sees. The names are a contract (design): they only ever grow.
+//!
+//! Labels never carry a peer, a digest, a repository or a tag: their number has no bound.
+
+use std::sync::atomic::AtomicU64;
+
+use darter_core::Registry;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::Registry as Metrics_;
+
+/// Where the bytes of an answer came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Source {
+    /// Our own store.
+    Cache,
+    /// containerd's content store.
+    Containerd,
+    /// Another node.
+    Peer,
+    /// The registry that owns the image.
+    Origin,
+    /// Nowhere: an error was answered.
+    None,
+}
+
+impl Source {
+    /// The label value.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Cache => "cache",
+            Self::Containerd => "containerd",
+            Self::Peer => "peer",
+            Self::Origin => "origin",
+            Self::None => "none",
+        }
+    }
+}
+
+impl EncodeLabelValue for Source {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
+        self.as_str().encode(encoder)
+    }
+}
+
+/// The registry of a request as a label: one of the configured ones, or `other`. A name that a
+/// client made up must not become a time series.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct RegistryLabel(String);
+
+impl RegistryLabel {
+    /// The label of a configured registry.
+    pub fn of(registry: &Registry) -> Self {
+        Self(registry.to_string())
+    }
+
+    /// The label of everything else.
+    pub fn other() -> Self {
+        Self("other".to_owned())
+    }
+}
+
+impl EncodeLabelValue for RegistryLabel {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
+        self.0.as_str().encode(encoder)
+    }
+}
+
+macro_rules! labels {
+    ($($(#[$doc:meta])* $name:ident { $($field:ident: $type:ty),* })*) => {$(
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+        #[allow(missing_docs, reason = "the fields are the labels of the design")]
+        pub struct $name { $(pub $field: $type),* }
+    )*};
+}
+
+labels! {
+    /// Of `darter_mirror_requests_total`.
+    RequestLabels { registry: RegistryLabel, kind: &'static str, code: u16, source: Source }
+    /// Of `darter_mirror_bytes_total`.
+    BytesLabels { registry: RegistryLabel, source: Source }
+    /// Of `darter_mirror_first_byte_seconds`.
+    FirstByteLabels { kind: &'static str, source: Source }
+    /// A reason: a short fixed word.
+    ReasonLabels { reason: &'static str }
+    /// Of `darter_pulls_total`.
+    PullLabels { registry: RegistryLabel, outcome: &'static str }
+    /// Of `darter_origin_requests_total`.
+    OriginLabels { registry: RegistryLabel, kind: &'static str, code: u16 }
+    /// One registry.
+    RegistryLabels { registry: RegistryLabel }
+    /// Of `darter_hosts_toml`.
+    HostsTomlLabels { registry: RegistryLabel, state: &'static str }
+    /// Of `darter_ready`.
+    CheckLabels { check: &'static str }
+}
+
+/// A gauge of seconds or of a share.
+pub type FloatGauge = Gauge<f64, AtomicU64>;
+
+/// Every metric of the agent.
+#[derive(Debug)]
+#[allow(missing_docs, reason = "the help texts below are the documentation")]
+pub struct Metrics {
+    registry: Metrics_,
+    pub mirror_requests: Family<RequestLabels, Counter>,
+    pub mirror_bytes: Family<BytesLabels, Counter>,
+    pub mirror_first_byte_seconds: Family<FirstByteLabels, Histogram, fn() -> Histogram>,
+    pub mirror_handovers: Family<ReasonLabels, Counter>,
+    pub mirror_connections: Gauge,
+    pub mirror_rejected: Family<ReasonLabels, Counter>,
+    pub pulls: Family<PullLabels, Counter>,
+    pub origin_requests: Family<OriginLabels, Counter>,
+    pub origin_bytes: Family<RegistryLabels, Counter>,
+    pub origin_unique_bytes: Family<RegistryLabels, Counter>,
+    pub origin_retries: Family<ReasonLabels, Counter>,
+    pub stale_tags: Family<RegistryLabels, Counter>,
+    pub store_bytes: Gauge,
+    pub store_limit_bytes: Gauge,
+    pub store_evictions: Family<ReasonLabels, Counter>,
+    pub store_corruptions: Counter,
+    pub hosts_toml: Family<HostsTomlLabels, Gauge>,
+    pub hosts_toml_repairs: Counter,
+    pub containerd_seen_seconds: FloatGauge,
+    pub ready: Family<CheckLabels, Gauge>,
+}
+
+/// First bytes come from a hit in under a millisecond, and from a slow registry after seconds.
+fn first_byte_histogram() -> Histogram {
+    Histogram::new([0.000_5, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 2.5, 5.0, 10.0, 30.0])
+}
+
+impl Metrics {
+    /// All metrics, at nothing. `revision` is the commit this program was built from.
+    pub fn new(version: &str, revision: &str) -> Self {
+        let mut registry = Metrics_::with_prefix("darter");
+        macro_rules! metric {
+            ($value:expr, $name:literal, $help:literal) => {{
+                let metric = $value;
+                registry.register($name, $help, metric.clone());
+                metric
+            }};
+        }
+        let info = Info::new([("version", version.to_owned()), ("revision", revision.to_owned())]);
+        registry.register("build", "What is running here", info);
+        Self {
+            mirror_requests: metric!(Family::default(), "mirror_requests", "Requests answered by the mirror"),
+            mirror_bytes: metric!(
+                Family::default(),
+                "mirror_bytes",
+                "Body bytes given to clients, by where they came from"
+            ),
+            mirror_first_byte_seconds: metric!(
+                Family::new_with_constructor(first_byte_histogram as fn() -> Histogram),
+                "mirror_first_byte_seconds",
+                "From the end of the request head to the first body byte"
+            ),
+            mirror_handovers: metric!(
+                Family::default(),
+                "mirror_handovers",
+                "Bodies cut short so that containerd goes on at the origin"
+            ),
+            mirror_connections: metric!(Gauge::default(), "mirror_connections", "Open client connections"),
+            mirror_rejected: metric!(Family::default(), "mirror_rejected", "Connections ended for what the client did"),
+            pulls: metric!(Family::default(), "pulls", "Blobs brought to this node, by how it ended"),
+            origin_requests: metric!(Family::default(), "origin_requests", "Requests to origins; code 0 is no answer"),
+            origin_bytes: metric!(Family::default(), "origin_bytes", "Body bytes read from origins"),
+            origin_unique_bytes: metric!(
+                Family::default(),
+                "origin_unique_bytes",
+                "Blob bytes of which this node was the cluster's reader"
+            ),
+            origin_retries: metric!(Family::default(), "origin_retries", "Requests to origins that were repeated"),
+            stale_tags: metric!(Family::default(), "stale_tags", "Tags answered from memory while the origin was away"),
+            store_bytes: metric!(Gauge::default(), "store_bytes", "Disk used by blobs and ingests"),
+            store_limit_bytes: metric!(
+                Gauge::default(),
+                "store_limit_bytes",
+                "Disk that blobs and ingests may use now"
+            ),
+            store_evictions: metric!(Family::default(), "store_evictions", "Blobs deleted to make room"),
+            store_corruptions: metric!(Counter::default(), "store_corruptions", "Stored bytes found wrong and dropped"),
+            hosts_toml: metric!(Family::default(), "hosts_toml", "1 for the state that a registry's hosts.toml is in"),
+            hosts_toml_repairs: metric!(
+                Counter::default(),
+                "hosts_toml_repairs",
+                "hosts.toml files put right after someone changed them"
+            ),
+            containerd_seen_seconds: metric!(
+                FloatGauge::default(),
+                "containerd_seen_seconds",
+                "Age of the last request by containerd; absent meaning is -1: none yet"
+            ),
+            ready: metric!(Family::default(), "ready", "1 where a check of /readyz passes"),
+            registry,
+        }
+    }
+
+    /// The exposition, in OpenMetrics text.
+    pub fn render(&self) -> String {
+        let mut text = String::new();
+        // Writing to a String cannot fail; a metric whose encoder does would be a bug to see.
+        if let Err(error) = encode(&mut text, &self.registry) {
+            tracing::error!(%error, "cannot render metrics");
+        }
+        text
+    }
+}

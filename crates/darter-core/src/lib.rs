@@ -1,0 +1,17 @@
+//! What a darter node decides, and nothing it does.
+//!
+//! Everything here is a pure function or a value: time, bytes and text come in as arguments, and
+//! decisions go out. No clock, no disk, no network, no randomness, nothing async; the crate builds
+//! for wasm32 to prove it. `darter-agent` carries out what is decided here.
+
+pub mod digest;
+pub mod ecr;
+pub mod manifest;
+pub mod names;
+pub mod oci;
+pub mod pieces;
+pub mod range;
+pub mod units;
+
+pub use digest::Digest;
+pub use names::{ImageName, Reference, Registry, Repository, Tag};
