@@ -4,8 +4,10 @@
 //! decisions go out. No clock, no disk, no network, no randomness, nothing async; the crate builds
 //! for wasm32 to prove it. `darter-agent` carries out what is decided here.
 
+pub mod access;
 pub mod digest;
 pub mod ecr;
+pub mod fetch;
 pub mod manifest;
 pub mod names;
 pub mod oci;

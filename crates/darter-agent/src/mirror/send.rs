@@ -1,0 +1,122 @@
+//! Bodies on their way out: bytes from memory, and files handed to the kernel.
+//!
+//! sendfile moves a file to a socket without a copy through this process: that is the difference
+//! between 1.2 and 3 GB/s for a local hit. It would wait for the disk where a page is not in
+//! memory, so each part is first made sure of off the async threads (`store::warm`).
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use darter_core::range::Span;
+use rustix::net::SendFlags;
+use tokio::io::Interest;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use crate::pulls::{Progress, Reader};
+use crate::store;
+
+/// Bytes that one turn on an async thread may send: large enough that system calls do not count,
+/// small enough that 64 readers on two threads wait for each other for milliseconds only.
+const TURN: u64 = 512 * 1024;
+
+/// Why a body ended before its length.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum SendError {
+    /// The client is gone, or reads nothing any more.
+    #[error("the client is gone")]
+    Client(#[source] io::Error),
+    /// The client took nothing for too long.
+    #[error("the client took nothing for {0:?}")]
+    Slow(Duration),
+    /// The file is shorter than it was, or cannot be read.
+    #[error("the stored blob cannot be read")]
+    Store(#[source] io::Error),
+    /// What is fetched stopped coming.
+    #[error("{0}")]
+    Pull(String),
+    /// What is fetched did not grow for too long.
+    #[error("nothing came for {0:?}")]
+    Stalled(Duration),
+}
+
+/// How long each side may do nothing.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Patience {
+    pub(super) client: Duration,
+    pub(super) pull: Duration,
+}
+
+/// Sends all of `bytes`. `more` keeps the packet open for what follows.
+pub(super) async fn bytes(socket: &TcpStream, mut bytes: &[u8], more: bool, patience: Patience) -> Result<(), SendError> {
+    let flags = SendFlags::NOSIGNAL | if more { SendFlags::MORE } else { SendFlags::empty() };
+    while !bytes.is_empty() {
+        let sent = writable(socket, patience, || Ok(rustix::net::send(socket.as_fd(), bytes, flags)?)).await?;
+        bytes = &bytes[sent..];
+    }
+    Ok(())
+}
+
+/// Sends `span` of `file`. Gives the bytes sent to `sent` as they go.
+pub(super) async fn file(
+    socket: &TcpStream,
+    file: &Arc<File>,
+    span: Span,
+    patience: Patience,
+    sent: &mut u64,
+) -> Result<(), SendError> {
+    let mut offset = span.start;
+    while offset < span.end {
+        let turn = Span { start: offset, end: span.end.min(offset + TURN) };
+        store::warm(file, turn).await.map_err(SendError::Store)?;
+        while offset < turn.end {
+            let count = usize::try_from(turn.end - offset).unwrap_or(usize::MAX);
+            let before = offset;
+            let moved = writable(socket, patience, || {
+                Ok(rustix::fs::sendfile(socket.as_fd(), file.as_fd(), Some(&mut offset), count)?)
+            })
+            .await?;
+            if moved == 0 {
+                let gone = io::Error::new(io::ErrorKind::UnexpectedEof, "the file is shorter than the blob");
+                return Err(SendError::Store(gone));
+            }
+            *sent += offset - before;
+        }
+        // A socket that is always writable would keep this thread from all other connections.
+        tokio::task::yield_now().await;
+    }
+    Ok(())
+}
+
+/// Sends a blob while it is fetched, in order, as it becomes readable.
+pub(super) async fn trail(
+    socket: &TcpStream,
+    reader: &mut Reader,
+    patience: Patience,
+    sent: &mut u64,
+) -> Result<(), SendError> {
+    let size = reader.size();
+    while *sent < size {
+        let end = match reader.progress_past(*sent, patience.pull).await {
+            Progress::Readable(end) => end,
+            Progress::Failed(reason) => return Err(SendError::Pull(reason)),
+            Progress::Stalled => return Err(SendError::Stalled(patience.pull)),
+        };
+        let span = Span { start: *sent, end };
+        file(socket, reader.file(), span, patience, sent).await?;
+    }
+    Ok(())
+}
+
+/// Waits until the socket takes bytes and runs `send`, again if it would block after all.
+async fn writable(
+    socket: &TcpStream,
+    patience: Patience,
+    send: impl FnMut() -> io::Result<usize>,
+) -> Result<usize, SendError> {
+    let sent = timeout(patience.client, socket.async_io(Interest::WRITABLE, send)).await;
+    sent.map_err(|_| SendError::Slow(patience.client))?.map_err(SendError::Client)
+}

@@ -1,0 +1,221 @@
+//! Who may read what is kept here: proofs of access, and what each of them opens.
+//!
+//! A proof says that a credential could read a repository at its registry a short while ago. It
+//! opens only what that repository is known to hold: manifests that were seen in it, and what they
+//! refer to. Not here: how a proof is got (a HEAD or GET at the origin, by `darter_agent::access`).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use crate::digest::Digest;
+use crate::names::{Registry, Repository};
+
+/// A credential, told apart from others without holding it: the agent gives a hash.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct CredentialKey(pub [u8; 32]);
+
+/// A repository of a registry.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place {
+    /// The registry.
+    pub registry: Registry,
+    /// The repository inside it.
+    pub repository: Repository,
+}
+
+/// How long proofs hold, and how many things are remembered.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// A proof this young is as good as new.
+    pub fresh: Duration,
+    /// A proof this young still holds while the origin is away.
+    pub stale: Duration,
+    /// Proofs remembered: credentials times repositories in use on one node.
+    pub proofs: usize,
+    /// Repositories whose content is remembered.
+    pub places: usize,
+    /// Digests remembered for one repository: some hundred images of a hundred layers.
+    pub digests: usize,
+}
+
+/// How good a proof is now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Proof {
+    /// Holds without asking.
+    Fresh,
+    /// Holds only if the origin cannot be asked.
+    Stale,
+    /// There is none.
+    Missing,
+}
+
+/// What one node has proved and seen.
+#[derive(Debug)]
+pub struct Proofs {
+    limits: Limits,
+    proved: BTreeMap<(CredentialKey, Place), Instant>,
+    places: BTreeMap<Place, Content>,
+}
+
+/// What a repository is known to hold.
+#[derive(Debug)]
+struct Content {
+    used: Instant,
+    /// A manifest that was seen last: what a later proof asks the origin for.
+    manifest: Option<Digest>,
+    /// Sizes in bytes where a manifest told them.
+    digests: BTreeMap<Digest, Option<u64>>,
+}
+
+impl Proofs {
+    /// Nothing proved, nothing seen.
+    pub const fn new(limits: Limits) -> Self {
+        Self { limits, proved: BTreeMap::new(), places: BTreeMap::new() }
+    }
+
+    /// How good the proof of `credential` for `place` is at `now`.
+    pub fn proof(&self, now: Instant, credential: CredentialKey, place: &Place) -> Proof {
+        match self.proved.get(&(credential, place.clone())).map(|at| now.saturating_duration_since(*at)) {
+            Some(age) if age < self.limits.fresh => Proof::Fresh,
+            Some(age) if age < self.limits.stale => Proof::Stale,
+            _ => Proof::Missing,
+        }
+    }
+
+    /// The origin let `credential` read `place` at `now`.
+    pub fn prove(&mut self, now: Instant, credential: CredentialKey, place: &Place) {
+        self.proved.insert((credential, place.clone()), now);
+        if self.proved.len() > self.limits.proofs {
+            let oldest = self.proved.iter().min_by_key(|(_, at)| **at).map(|(key, _)| key.clone());
+            oldest.map(|key| self.proved.remove(&key));
+        }
+    }
+
+    /// The origin refused `credential` for `place`: what was proved before no longer counts.
+    pub fn refuse(&mut self, credential: CredentialKey, place: &Place) {
+        self.proved.remove(&(credential, place.clone()));
+    }
+
+    /// `manifest` was read from `place` and refers to `references`.
+    pub fn saw_manifest(&mut self, now: Instant, place: &Place, manifest: Digest, references: &[(Digest, u64)]) {
+        self.saw(now, place, &[(manifest, None)]);
+        let references: Vec<_> = references.iter().map(|(digest, size)| (*digest, Some(*size))).collect();
+        self.saw(now, place, &references);
+        if let Some(content) = self.places.get_mut(place) {
+            content.manifest = Some(manifest);
+        }
+    }
+
+    /// The origin itself gave a blob of `place`.
+    pub fn saw_blob(&mut self, now: Instant, place: &Place, digest: Digest, size: Option<u64>) {
+        self.saw(now, place, &[(digest, size)]);
+    }
+
+    fn saw(&mut self, now: Instant, place: &Place, digests: &[(Digest, Option<u64>)]) {
+        if !self.places.contains_key(place) && self.places.len() >= self.limits.places {
+            let idlest = self.places.iter().min_by_key(|(_, content)| content.used).map(|(place, _)| place.clone());
+            idlest.map(|place| self.places.remove(&place));
+        }
+        let new = || Content { used: now, manifest: None, digests: BTreeMap::new() };
+        let content = self.places.entry(place.clone()).or_insert_with(new);
+        content.used = now;
+        if content.digests.len() + digests.len() > self.limits.digests {
+            // Begin again rather than keep a history: what is still in use is seen again at once.
+            content.digests.clear();
+            content.manifest = None;
+        }
+        for (digest, size) in digests.iter().take(self.limits.digests) {
+            let known = content.digests.entry(*digest).or_insert(*size);
+            *known = known.or(*size);
+        }
+    }
+
+    /// Whether `place` is known to hold `digest`.
+    pub fn holds(&self, place: &Place, digest: &Digest) -> bool {
+        self.places.get(place).is_some_and(|content| content.digests.contains_key(digest))
+    }
+
+    /// The size in bytes that a manifest of `place` gives `digest`. Sizes of other repositories do
+    /// not count: whoever may push to one of them could name a wrong one.
+    pub fn size(&self, place: &Place, digest: &Digest) -> Option<u64> {
+        self.places.get(place).and_then(|content| content.digests.get(digest).copied().flatten())
+    }
+
+    /// A manifest of `place` that a proof can ask the origin for.
+    pub fn witness(&self, place: &Place) -> Option<Digest> {
+        self.places.get(place).and_then(|content| content.manifest)
+    }
+
+    /// The repositories that are known to hold anything: for tests and status pages.
+    pub fn places(&self) -> BTreeSet<Place> {
+        self.places.keys().cloned().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const LIMITS: Limits = Limits {
+        fresh: Duration::from_secs(900),
+        stale: Duration::from_secs(43_200),
+        proofs: 3,
+        places: 2,
+        digests: 8,
+    };
+
+    fn place(name: &str) -> Place {
+        Place { registry: "reg.example".parse().unwrap(), repository: name.parse().unwrap() }
+    }
+
+    fn digest(name: &str) -> Digest {
+        Digest::of(name.as_bytes())
+    }
+
+    #[test]
+    fn a_proof_ages_from_fresh_to_stale_to_missing() {
+        let (t0, key) = (Instant::now(), CredentialKey([1; 32]));
+        let mut proofs = Proofs::new(LIMITS);
+        proofs.prove(t0, key, &place("a"));
+        assert_eq!(proofs.proof(t0 + Duration::from_secs(899), key, &place("a")), Proof::Fresh);
+        assert_eq!(proofs.proof(t0 + Duration::from_secs(900), key, &place("a")), Proof::Stale);
+        assert_eq!(proofs.proof(t0 + Duration::from_secs(43_200), key, &place("a")), Proof::Missing);
+        assert_eq!(proofs.proof(t0, key, &place("b")), Proof::Missing, "another repository");
+        assert_eq!(proofs.proof(t0, CredentialKey([2; 32]), &place("a")), Proof::Missing, "another credential");
+        proofs.refuse(key, &place("a"));
+        assert_eq!(proofs.proof(t0, key, &place("a")), Proof::Missing);
+    }
+
+    #[test]
+    fn a_repository_opens_only_what_its_own_manifests_refer_to() {
+        let t0 = Instant::now();
+        let mut proofs = Proofs::new(LIMITS);
+        proofs.saw_manifest(t0, &place("a"), digest("manifest"), &[(digest("layer"), 7)]);
+        assert!(proofs.holds(&place("a"), &digest("layer")));
+        assert_eq!(proofs.size(&place("a"), &digest("layer")), Some(7));
+        assert_eq!(proofs.witness(&place("a")), Some(digest("manifest")));
+        assert!(!proofs.holds(&place("b"), &digest("layer")), "cached, but not of this repository");
+        assert!(!proofs.holds(&place("a"), &digest("other")));
+    }
+
+    proptest! {
+        #[test]
+        fn memory_is_bounded_whatever_is_asked(names in prop::collection::vec("[a-d]{1,2}", 1..40)) {
+            let t0 = Instant::now();
+            let mut proofs = Proofs::new(LIMITS);
+            for (step, name) in names.iter().enumerate() {
+                let now = t0 + Duration::from_secs(u64::try_from(step).unwrap());
+                let key = CredentialKey([u8::try_from(step % 5).unwrap(); 32]);
+                proofs.prove(now, key, &place(name));
+                proofs.saw_manifest(now, &place(name), digest(name), &[(digest(&format!("{name}{step}")), 1)]);
+                prop_assert!(proofs.holds(&place(name), &digest(name)), "what was just seen is known");
+                prop_assert_eq!(proofs.proof(now, key, &place(name)), Proof::Fresh, "what was just proved holds");
+                prop_assert!(proofs.proved.len() <= LIMITS.proofs);
+                prop_assert!(proofs.places.len() <= LIMITS.places);
+                prop_assert!(proofs.places.values().all(|content| content.digests.len() <= LIMITS.digests));
+            }
+        }
+    }
+}
