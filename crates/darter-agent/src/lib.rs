@@ -1,6 +1,20 @@
 //! Does what `darter-core` decides: sockets, files, processes, clocks.
 //!
-//! `agent` binds, spawns and drains; each other module is one thing that the agent does.
+//! `agent` binds, spawns and drains; each other module is one thing that the agent does. The way of
+//! a GET: `mirror` reads it, `images` decides whether it may have what it asks for, `store` has it
+//! or `pulls` brings it from an `origin`.
 
+pub mod admin;
+pub mod agent;
+pub mod certs_d;
 pub mod config;
+pub mod images;
+pub mod imds;
+pub mod log;
 pub mod metrics;
+pub mod mirror;
+pub mod origin;
+pub mod prewarm;
+pub mod pulls;
+pub mod sites;
+pub mod store;

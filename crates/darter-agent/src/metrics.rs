@@ -101,6 +101,9 @@ labels! {
     CheckLabels { check: &'static str }
 }
 
+/// A family of one series: unlike a plain gauge it is absent until it is first set.
+pub type NoLabels = [(&'static str, &'static str); 0];
+
 /// A gauge of seconds or of a share.
 pub type FloatGauge = Gauge<f64, AtomicU64>;
 
@@ -127,7 +130,8 @@ pub struct Metrics {
     pub store_corruptions: Counter,
     pub hosts_toml: Family<HostsTomlLabels, Gauge>,
     pub hosts_toml_repairs: Counter,
-    pub containerd_seen_seconds: FloatGauge,
+    /// Absent until containerd has asked once.
+    pub containerd_seen_seconds: Family<NoLabels, FloatGauge>,
     pub ready: Family<CheckLabels, Gauge>,
 }
 
@@ -193,9 +197,9 @@ impl Metrics {
                 "hosts.toml files put right after someone changed them"
             ),
             containerd_seen_seconds: metric!(
-                FloatGauge::default(),
+                Family::default(),
                 "containerd_seen_seconds",
-                "Age of the last request by containerd; absent meaning is -1: none yet"
+                "Age of the last request by containerd"
             ),
             ready: metric!(Family::default(), "ready", "1 where a check of /readyz passes"),
             registry,

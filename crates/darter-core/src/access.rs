@@ -11,11 +11,11 @@ use crate::digest::Digest;
 use crate::names::{Registry, Repository};
 
 /// A credential, told apart from others without holding it: the agent gives a hash.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct CredentialKey(pub [u8; 32]);
 
 /// A repository of a registry.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Place {
     /// The registry.
     pub registry: Registry,

@@ -13,6 +13,7 @@ pub mod names;
 pub mod oci;
 pub mod pieces;
 pub mod range;
+pub mod ready;
 pub mod units;
 
 pub use digest::Digest;

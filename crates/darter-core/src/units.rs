@@ -80,7 +80,7 @@ impl FromStr for Size {
 
 impl fmt::Display for Size {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let exact = SIZE_UNITS.iter().find(|(_, factor)| self.0 >= *factor && self.0 % factor == 0);
+        let exact = SIZE_UNITS.iter().find(|(_, factor)| self.0 >= *factor && self.0.is_multiple_of(*factor));
         let (unit, factor) = exact.copied().unwrap_or(("B", 1));
         write!(f, "{}{unit}", self.0 / factor)
     }
@@ -129,8 +129,10 @@ impl FromStr for Seconds {
 impl fmt::Display for Seconds {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let ms = self.0.as_millis();
-        let exact =
-            TIME_UNITS.iter().rev().find(|(_, factor)| ms >= u128::from(*factor) && ms % u128::from(*factor) == 0);
+        let exact = TIME_UNITS
+            .iter()
+            .rev()
+            .find(|(_, factor)| ms >= u128::from(*factor) && ms.is_multiple_of(u128::from(*factor)));
         let (unit, factor) = exact.copied().unwrap_or(("ms", 1));
         write!(f, "{}{unit}", ms / u128::from(factor))
     }

@@ -89,6 +89,12 @@ fn check_registry(registry: &RegistryConfig) -> Result<(), (&'static str, String
     if registry.username.is_some() && registry.docker_config.is_some() {
         return Err(("docker_config", "give either docker_config or username and password_file".to_owned()));
     }
+    let has_credential = registry.username.is_some() || registry.docker_config.is_some();
+    if has_credential && registry.access != Some(Access::Node) {
+        let message = "a credential of the node is used with access = \"node\" only: whoever can start a pod here \
+                       may then read what it opens";
+        return Err(("access", message.to_owned()));
+    }
     if registry.connections == Some(0) {
         return Err(("connections", "must be at least 1".to_owned()));
     }

@@ -228,10 +228,10 @@ fn line_of_key(text: &str, key: &str) -> usize {
             (next, _) => next.as_table(),
         };
         item = Some(next);
-        if let Some(line) = table.and_then(Table::span).or(span) {
-            if table.is_none() {
-                return line_at(text, line.start);
-            }
+        if table.is_none()
+            && let Some(span) = span
+        {
+            return line_at(text, span.start);
         }
     }
     let span = table.and_then(Table::span).or_else(|| item.and_then(Item::span));

@@ -6,6 +6,8 @@
 
 mod check;
 mod layers;
+#[cfg(test)]
+mod tests;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -43,6 +45,7 @@ pub struct Config {
 pub struct Agent {
     #[serde(with = "optional")]
     pub data_dir: Option<PathBuf>,
+    pub drain: Seconds,
 }
 
 #[derive(Debug, Clone, Deserialize, Serialize)]

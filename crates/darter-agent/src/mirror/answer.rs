@@ -1,8 +1,6 @@
 //! One answer of the mirror: status, headers, and where its body comes from.
 
 use std::fmt::Write as _;
-use std::fs::File;
-use std::sync::Arc;
 
 use bytes::Bytes;
 use darter_core::oci::OciError;
@@ -11,6 +9,7 @@ use darter_core::{Digest, Registry};
 
 use crate::metrics::Source;
 use crate::pulls::Reader;
+use crate::store::Blob;
 
 /// An answer before it is on the wire.
 #[derive(Debug)]
@@ -31,7 +30,7 @@ pub(super) enum Body {
     /// In memory: manifests, errors.
     Bytes(Bytes),
     /// A part of a file that will not change: complete blobs.
-    File(Arc<File>, Span),
+    File(Blob, Span),
     /// A blob that is still being fetched, from its first byte to its last.
     Trail(Reader),
     /// None, though the headers tell of one of this length: the answer to a HEAD.

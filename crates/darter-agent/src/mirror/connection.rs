@@ -6,7 +6,7 @@
 //! what is left first.
 
 use std::io;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::net::Shutdown;
 use tokio::net::TcpStream;
@@ -58,11 +58,7 @@ pub(super) async fn serve(socket: TcpStream, routes: &Routes, stop: &Cancellatio
             }
         };
         let closing = head.close || head.has_body || stop.is_cancelled();
-        let answered = tokio::select! {
-            answered = answer(&socket, &head, closing, routes) => answered,
-            () = cut.cancelled() => break End::Cut,
-        };
-        match answered {
+        match answer(&socket, &head, closing, routes, cut).await {
             Ok(()) if closing => break End::Done,
             Ok(()) => {}
             Err(()) => break End::Cut,
@@ -117,14 +113,22 @@ async fn read_head(socket: &TcpStream, buffer: &mut Vec<u8>, patience: Duration)
 }
 
 /// Answers one request. `Err`: the body was cut short and the connection must end.
-async fn answer(socket: &TcpStream, head: &Head, closing: bool, routes: &Routes) -> Result<(), ()> {
-    let started = Instant::now();
-    let (call, answer) = routes.answer(head).await;
+async fn answer(
+    socket: &TcpStream,
+    head: &Head,
+    closing: bool,
+    routes: &Routes,
+    cut: &CancellationToken,
+) -> Result<(), ()> {
+    let (counted, answer) = routes.answer(head).await;
     let mut answer = if head.method == Method::Head { answer.without_body() } else { answer };
     let patience = routes.patience();
     let mut sent = 0;
-    let outcome = write(socket, &mut answer, closing, patience, &mut sent).await;
-    routes.count(&call, &answer, sent, started.elapsed());
+    let outcome = tokio::select! {
+        outcome = write(socket, &mut answer, closing, patience, &mut sent) => outcome,
+        () = cut.cancelled() => Err(SendError::Stopped),
+    };
+    routes.count(&counted, &answer, sent);
     match outcome {
         Ok(()) => Ok(()),
         Err(error @ (SendError::Client(_) | SendError::Slow(_))) => {
@@ -158,9 +162,9 @@ async fn write(
             Ok(())
         }
         Body::Absent(_) => send::bytes(socket, head.as_bytes(), false, patience).await,
-        Body::File(file, span) => {
+        Body::File(blob, span) => {
             send::bytes(socket, head.as_bytes(), true, patience).await?;
-            send::file(socket, file, *span, patience, sent).await
+            send::file(socket, blob.file(), *span, patience, sent).await
         }
         Body::Trail(reader) => {
             send::bytes(socket, head.as_bytes(), true, patience).await?;

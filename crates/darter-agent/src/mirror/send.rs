@@ -38,6 +38,9 @@ pub(super) enum SendError {
     /// What is fetched stopped coming.
     #[error("{0}")]
     Pull(String),
+    /// The agent stops.
+    #[error("the agent stops")]
+    Stopped,
     /// What is fetched did not grow for too long.
     #[error("nothing came for {0:?}")]
     Stalled(Duration),
@@ -51,7 +54,12 @@ pub(super) struct Patience {
 }
 
 /// Sends all of `bytes`. `more` keeps the packet open for what follows.
-pub(super) async fn bytes(socket: &TcpStream, mut bytes: &[u8], more: bool, patience: Patience) -> Result<(), SendError> {
+pub(super) async fn bytes(
+    socket: &TcpStream,
+    mut bytes: &[u8],
+    more: bool,
+    patience: Patience,
+) -> Result<(), SendError> {
     let flags = SendFlags::NOSIGNAL | if more { SendFlags::MORE } else { SendFlags::empty() };
     while !bytes.is_empty() {
         let sent = writable(socket, patience, || Ok(rustix::net::send(socket.as_fd(), bytes, flags)?)).await?;

@@ -1,0 +1,49 @@
+# The two commands a newcomer needs are `make demo` and `make test`. Each installs what it misses
+# from Debian's packages, says what it does, and works again the second time.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+
+# Build products and test tools live outside the checkout, so that a fresh clone starts warm.
+CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/darter
+export CARGO_TARGET_DIR ?= $(CACHE)/target
+export DARTER_TOOLS ?= $(CACHE)/tools
+export DARTER_REVISION ?= $(shell git rev-parse --short HEAD 2>/dev/null || echo unknown)
+export PATH := $(DARTER_TOOLS)/bin:$(PATH)
+
+.PHONY: help demo test test-long check bench bench-mirror tools build fuzz clean
+
+help: ## Say what there is
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 24
+
+tools: ## Install what builds and tests need, as far as it is missing
+	@scripts/install-tools
+
+build: tools ## Build darter (release)
+	cargo build --release --locked -p darter
+
+demo: build ## A containerd pulls an image through an agent from a registry with a password, twice
+	cargo run --release --locked -p darter-tests --bin demo
+
+test: tools ## Every test, against real containerd and registries
+	@echo "== building the agent that the tests start"
+	cargo build --locked -p darter
+	@echo "== testing"
+	cargo test --locked --workspace --no-fail-fast
+
+test-long: test ## The same with many more random cases
+	PROPTEST_CASES=20000 cargo test --locked --release -p darter-core -p darter-agent
+
+check: tools ## Formatting, lints, purity of the core, licences
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+	@scripts/check-wasm
+	@scripts/check-deny
+
+bench: bench-mirror ## Every benchmark, as ratios against a peer or bound measured in the same run
+
+bench-mirror: build ## Local hits against nginx, cold pulls against a direct fetch, memory
+	cargo run --release --locked -p darter-benches --bin mirror
+
+clean: ## Remove build products and test tools
+	rm -rf -- "$(CARGO_TARGET_DIR)" "$(DARTER_TOOLS)"

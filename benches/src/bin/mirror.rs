@@ -1,0 +1,252 @@
+//! The mirror against nginx (local hits) and against a direct fetch (cold pulls), and what it costs.
+//!
+//! All on this machine's loopback, client and server on the same cores. Origins generate their
+//! content, so no disk but the store's is in the way.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use darter_benches::client::{self, Download, Sink};
+use darter_benches::{Better, Report, gib, median, megabytes_per_second, percentile};
+use darter_tests::agent::{Agent, Options};
+use darter_tests::fake_ecr::{self, Auth, FakeEcr};
+use darter_tests::image::{Format, Image};
+use darter_tests::net::Place;
+use darter_tests::process::Process;
+use darter_tests::scratch::Scratch;
+use darter_tests::tools::{self, Need, can_run};
+
+const GIB: u64 = 1 << 30;
+const MIB: u64 = 1 << 20;
+/// Alternating, so that a slow minute of the machine hits both sides.
+const REPEATS: usize = 5;
+const ORIGIN_BYTES_PER_SECOND: u64 = 100_000_000;
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    tokio::select! {
+        outcome = bench() => outcome,
+        _ = tokio::signal::ctrl_c() => bail!("interrupted"),
+    }
+}
+
+async fn bench() -> Result<()> {
+    ensure!(can_run("bench-mirror", &[Need::Darter, Need::Nginx]), "the benchmark cannot run here");
+    let mut report = Report::default();
+    local_hit(&mut report).await?;
+    first_bytes(&mut report).await?;
+    cold_pull(&mut report, Some(ORIGIN_BYTES_PER_SECOND)).await?;
+    cold_pull(&mut report, None).await?;
+    memory(&mut report).await?;
+    report.finish("mirror")
+}
+
+/// A registry, an agent that mirrors it, and images of these layers, each in a repository of its own.
+struct Stage {
+    ecr: FakeEcr,
+    agent: Agent,
+    images: Vec<Image>,
+}
+
+impl Stage {
+    async fn new(images: Vec<Image>) -> Result<Self> {
+        let options = fake_ecr::Options { auth: Auth::Public, redirect: false, ..fake_ecr::Options::default() };
+        let ecr = FakeEcr::start(&Place::Host, options)?;
+        for (number, image) in images.iter().enumerate() {
+            ecr.push(image, &format!("bench/{number}"), "v1");
+        }
+        let options = Options::new(&Place::Host)
+            .set("log.level", "warn")
+            .set("mirror.prefetch", "off")
+            .set("store.limit", "64GiB")
+            .set("store.min_free", "1GiB")
+            .registry(
+                &ecr.name(),
+                &[("endpoint", ecr.url().into()), ("plain_http", true.into()), ("access", "public".into())],
+            );
+        let agent = Agent::start(options).await?;
+        Ok(Self { ecr, agent, images })
+    }
+
+    /// The path of the only layer of an image, at the registry and at the mirror.
+    fn paths(&self, number: usize) -> (String, String) {
+        let path = format!("/v2/bench/{number}/blobs/{}", self.images[number].layers[0].digest());
+        let mirrored = format!("{path}?ns={}", self.ecr.name());
+        (path, mirrored)
+    }
+
+    async fn direct(&self, number: usize, sink: Sink) -> Result<Download> {
+        let address = self.ecr.url().trim_start_matches("http://").parse()?;
+        fetch(address, self.paths(number).0, sink).await
+    }
+
+    async fn mirrored(&self, number: usize, sink: Sink) -> Result<Download> {
+        fetch(self.agent.mirror(), self.paths(number).1, sink).await
+    }
+
+    /// Lets the agent see the manifest: containerd asks for it before any layer, and it tells sizes.
+    async fn manifest(&self, number: usize) -> Result<()> {
+        let digest = self.images[number].root.digest();
+        let path = format!("/v2/bench/{number}/manifests/{digest}?ns={}", self.ecr.name());
+        fetch(self.agent.mirror(), path, Sink::Drop).await?;
+        Ok(())
+    }
+
+    fn layer_file(&self, number: usize) -> PathBuf {
+        self.agent.dir().join("data/blobs").join(self.images[number].layers[0].digest().hex())
+    }
+}
+
+async fn fetch(address: SocketAddr, path: String, sink: Sink) -> Result<Download> {
+    tokio::task::spawn_blocking(move || client::get(address, &path, "", sink)).await?
+}
+
+fn image(seed: u64, bytes: u64) -> Result<Image> {
+    Image::new(Format::Oci, seed, &[bytes])
+}
+
+async fn local_hit(report: &mut Report) -> Result<()> {
+    println!("\nlocal hit: one blob of 2 GiB in the page cache, nginx (sendfile on) serving the same file");
+    let stage = Stage::new(vec![image(1, 2 * GIB)?]).await?;
+    stage.manifest(0).await?;
+    stage.mirrored(0, Sink::Hash).await.context("the blob does not come")?;
+    let file = stage.layer_file(0);
+    let nginx = Nginx::start(file.parent().context("a blob has a directory")?).await?;
+    let name = format!("/{}", file.file_name().context("a blob has a name")?.to_string_lossy());
+    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    let (mut our_cpu, mut their_cpu) = (Vec::new(), Vec::new());
+    for _ in 0..REPEATS {
+        let before = nginx.cpu()?;
+        let got = fetch(nginx.address, name.clone(), Sink::Drop).await?;
+        theirs.push(megabytes_per_second(got.bytes, got.took));
+        their_cpu.push((nginx.cpu()? - before).as_secs_f64() / gib(got.bytes));
+        let before = stage.agent.usage()?.cpu;
+        let got = stage.mirrored(0, Sink::Drop).await?;
+        ours.push(megabytes_per_second(got.bytes, got.took));
+        our_cpu.push((stage.agent.usage()?.cpu - before).as_secs_f64() / gib(got.bytes));
+    }
+    let (ours, theirs) = (median(ours), median(theirs));
+    let conditions = format!("{ours:.0} against {theirs:.0} MB/s, median of {REPEATS}");
+    report.add("local hit, rate / nginx", ours / theirs, "ratio", Better::Higher, Some(0.9), conditions);
+    let (ours, theirs) = (median(our_cpu), median(their_cpu));
+    let conditions = format!("{ours:.3} against {theirs:.3} CPU-s per GiB; the clock ticks at 10 ms");
+    report.add("local hit, CPU / nginx", ours / theirs, "ratio", Better::Lower, Some(1.3), conditions);
+    Ok(())
+}
+
+async fn first_bytes(report: &mut Report) -> Result<()> {
+    println!("\nfirst byte: blobs of 1 MiB");
+    let blobs: usize = 64;
+    let images = (0..blobs).map(|number| image(1000 + number as u64, MIB)).collect::<Result<Vec<_>>>()?;
+    let stage = Stage::new(images).await?;
+    let (mut direct, mut missed) = (Vec::new(), Vec::new());
+    for number in 0..blobs {
+        stage.manifest(number).await?;
+        direct.push(stage.direct(number, Sink::Drop).await?.first_byte.as_secs_f64() * 1e3);
+        missed.push(stage.mirrored(number, Sink::Drop).await?.first_byte.as_secs_f64() * 1e3);
+    }
+    let (ours, origin) = (percentile(missed, 0.99), percentile(direct, 0.99));
+    let conditions = format!("p99 {ours:.2} ms, the origin's own {origin:.2} ms, {blobs} blobs");
+    report.add("first byte of a miss, over the origin's", ours - origin, "ms", Better::Lower, Some(5.0), conditions);
+
+    let readers = 64;
+    let rounds = 20;
+    let mut tasks = Vec::new();
+    for reader in 0..readers {
+        let (address, path) = (stage.agent.mirror(), stage.paths(reader % blobs).1);
+        tasks.push(tokio::task::spawn_blocking(move || {
+            let times = (0..rounds).map(|_| client::get(address, &path, "", Sink::Drop).map(|got| got.first_byte));
+            times.collect::<Result<Vec<_>>>()
+        }));
+    }
+    let mut times = Vec::new();
+    for task in tasks {
+        times.extend(task.await??.into_iter().map(|time| time.as_secs_f64() * 1e3));
+    }
+    let conditions = format!("{readers} readers at once, {rounds} blobs of 1 MiB each, connect included");
+    report.add("first byte of a hit, p99", percentile(times, 0.99), "ms", Better::Lower, Some(3.0), conditions);
+    Ok(())
+}
+
+async fn cold_pull(report: &mut Report, rate: Option<u64>) -> Result<()> {
+    let (bytes, repeats) = if rate.is_some() { (2 * GIB, 3) } else { (2 * GIB, 3) };
+    println!("\ncold pull: a blob of 2 GiB, sha256 verified by the client, origin {}", match rate {
+        Some(rate) => format!("limited to {} MB/s", rate / 1_000_000),
+        None => "not limited".to_owned(),
+    });
+    let images = (0..repeats).map(|number| image(2000 + number as u64 + rate.unwrap_or(0), bytes)).collect::<Result<Vec<_>>>()?;
+    let stage = Stage::new(images).await?;
+    stage.ecr.set_rate(rate, None);
+    let mut ratios = Vec::new();
+    let mut told = String::new();
+    for number in 0..repeats {
+        stage.manifest(number).await?;
+        let direct = stage.direct(number, Sink::Hash).await?.took.as_secs_f64();
+        let mirrored = stage.mirrored(number, Sink::Hash).await?.took.as_secs_f64();
+        ratios.push(mirrored / direct);
+        told += &format!("{mirrored:.2}/{direct:.2} s ");
+    }
+    let (name, goal) = match rate {
+        Some(_) => ("cold pull at 100 MB/s, time / direct", Some(1.03)),
+        None => ("cold pull unlimited, time / direct", None),
+    };
+    report.add(name, median(ratios), "ratio", Better::Lower, goal, told);
+    Ok(())
+}
+
+async fn memory(report: &mut Report) -> Result<()> {
+    println!("\nmemory: resident, idle and with 8 pulls of 2 GiB at once");
+    let pulls = 8;
+    let images = (0..pulls).map(|number| image(3000 + number, 2 * GIB)).collect::<Result<Vec<_>>>()?;
+    let stage = Stage::new(images).await?;
+    let idle = stage.agent.usage()?.resident_bytes;
+    #[expect(clippy::cast_precision_loss, reason = "a size for people")]
+    let mib = |bytes: u64| bytes as f64 / MIB as f64;
+    report.add("resident, idle", mib(idle), "MiB", Better::Lower, Some(30.0), "just started");
+    let started = Instant::now();
+    let mut running = Vec::new();
+    for number in 0..usize::try_from(pulls)? {
+        stage.manifest(number).await?;
+        running.push(tokio::spawn(fetch(stage.agent.mirror(), stage.paths(number).1, Sink::Drop)));
+    }
+    for pull in running {
+        pull.await??;
+    }
+    let conditions = format!("peak, {pulls} cold pulls in {:.0} s", started.elapsed().as_secs_f64());
+    report.add("resident, 8 pulls of 2 GiB", mib(stage.agent.usage()?.peak_bytes), "MiB", Better::Lower, Some(80.0), conditions);
+    Ok(())
+}
+
+/// nginx with one worker, serving a directory by sendfile.
+struct Nginx {
+    address: SocketAddr,
+    master: Process,
+    _dir: Scratch,
+}
+
+impl Nginx {
+    async fn start(root: &Path) -> Result<Self> {
+        let dir = Scratch::new()?;
+        let address = SocketAddr::new(Place::Host.address(), Place::Host.free_port()?);
+        let at = dir.path().display();
+        let text = format!(
+            "daemon off; master_process off; pid {at}/pid; error_log {at}/error;\nevents {{ worker_connections 512; }}\n\
+             http {{ access_log off; sendfile on; tcp_nopush on; sendfile_max_chunk 2m; default_type application/octet-stream;\n\
+             client_body_temp_path {at}/a; proxy_temp_path {at}/b; fastcgi_temp_path {at}/c; uwsgi_temp_path {at}/d; scgi_temp_path {at}/e;\n\
+             server {{ listen {address}; root {}; }} }}\n",
+            root.display()
+        );
+        std::fs::write(dir.join("nginx.conf"), text)?;
+        let mut command = Place::Host.command(tools::find("nginx").context("no nginx")?);
+        command.arg("-c").arg(dir.join("nginx.conf")).args(["-g", "user root;"]);
+        let master = Process::start("nginx", command, &dir.join("log"))?;
+        Place::Host.wait_for(address, Duration::from_secs(10)).await.with_context(|| master.log())?;
+        Ok(Self { address, master, _dir: dir })
+    }
+
+    fn cpu(&self) -> Result<Duration> {
+        Ok(self.master.usage()?.cpu)
+    }
+}

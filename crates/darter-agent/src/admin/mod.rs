@@ -1,0 +1,247 @@
+//! What operators, Prometheus and the kubelet ask: `/metrics`, `/healthz`, `/readyz`.
+//!
+//! Read only on TCP. What changes state (prewarm) is answered on the unix socket alone, which only
+//! its owner can open.
+
+mod readiness;
+
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use http::{Method, Request, Response, StatusCode, header};
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::body::{Frame, Incoming};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
+
+use crate::metrics::Metrics;
+use crate::prewarm::Prewarm;
+
+pub use readiness::Watched;
+
+/// Prometheus, the kubelet and a person: more at once is a mistake or an attack.
+const CONNECTIONS_MAX: usize = 64;
+/// A client that sends no head in this time is gone.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+
+type Body = BoxBody<Bytes, Infallible>;
+
+/// Why the admin endpoint cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum AdminError {
+    /// The TCP address is taken or not ours.
+    #[error("cannot listen on {address} (admin.listen)")]
+    Listen {
+        /// As configured.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Everything an answer is made from.
+pub struct Admin {
+    listener: TcpListener,
+    socket: Option<(UnixListener, PathBuf)>,
+    answers: Arc<Answers>,
+}
+
+struct Answers {
+    metrics: Arc<Metrics>,
+    watched: Watched,
+    prewarm: Prewarm,
+}
+
+/// Which door a request came through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Door {
+    Tcp,
+    Unix,
+}
+
+impl Admin {
+    /// Listens on TCP and, where the directory allows it, on the unix socket. An agent without the
+    /// socket still mirrors, so that failure is only logged.
+    pub async fn bind(
+        address: SocketAddr,
+        socket: &Path,
+        metrics: Arc<Metrics>,
+        watched: Watched,
+        prewarm: Prewarm,
+    ) -> Result<Self, AdminError> {
+        let listener = TcpListener::bind(address).await.map_err(|source| AdminError::Listen { address, source })?;
+        let socket = match bind_socket(socket) {
+            Ok(listener) => Some((listener, socket.to_owned())),
+            Err(error) => {
+                warn!(path = %socket.display(), %error, "no admin socket: `darter prewarm` cannot reach this agent");
+                None
+            }
+        };
+        Ok(Self { listener, socket, answers: Arc::new(Answers { metrics, watched, prewarm }) })
+    }
+
+    /// Where TCP listens.
+    pub fn address(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// Serves until `stop`.
+    pub async fn run(self, stop: CancellationToken) {
+        let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        let Self { listener, socket, answers } = self;
+        loop {
+            let Ok(place) = places.clone().acquire_owned().await else { break };
+            let unix = async {
+                match &socket {
+                    Some((listener, _)) => listener.accept().await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                accepted = listener.accept() => match accepted {
+                    Ok((stream, _)) => spawn(stream, Door::Tcp, &answers, place, &stop),
+                    Err(error) => pause(&error).await,
+                },
+                accepted = unix => match accepted {
+                    Ok((stream, _)) => spawn(stream, Door::Unix, &answers, place, &stop),
+                    Err(error) => pause(&error).await,
+                },
+                () = stop.cancelled() => break,
+            }
+        }
+        if let Some((_, path)) = socket
+            && let Err(error) = std::fs::remove_file(&path)
+        {
+            debug!(path = %path.display(), %error, "the admin socket was gone already");
+        }
+    }
+}
+
+/// Out of file descriptors, mostly: others have to end first.
+async fn pause(error: &io::Error) {
+    warn!(%error, "cannot accept an admin connection");
+    tokio::time::sleep(Duration::from_millis(200)).await;
+}
+
+fn bind_socket(path: &Path) -> io::Result<UnixListener> {
+    if let Some(parent) = path.parent() {
+        std::fs::create_dir_all(parent)?;
+    }
+    // A socket that a killed agent left; a living one still answers and keeps its place.
+    if std::os::unix::net::UnixStream::connect(path).is_ok() {
+        return Err(io::Error::new(io::ErrorKind::AddrInUse, "another darter agent answers there"));
+    }
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = UnixListener::bind(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+fn spawn<S>(
+    stream: S,
+    door: Door,
+    answers: &Arc<Answers>,
+    place: tokio::sync::OwnedSemaphorePermit,
+    stop: &CancellationToken,
+) where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let (answers, stop) = (answers.clone(), stop.clone());
+    tokio::spawn(async move {
+        let service = service_fn(|request| {
+            let answers = answers.clone();
+            async move { Ok::<_, Infallible>(answers.answer(request, door).await) }
+        });
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEAD_TIMEOUT)
+            .serve_connection(TokioIo::new(stream), service);
+        let served = stop.run_until_cancelled(connection).await;
+        if let Some(Err(error)) = served {
+            debug!(%error, "admin connection broke off");
+        }
+        drop(place);
+    });
+}
+
+impl Answers {
+    async fn answer(&self, request: Request<Incoming>, door: Door) -> Response<Body> {
+        match (request.method(), request.uri().path()) {
+            (&Method::GET, "/metrics") => self.metrics().await,
+            // Answering at all is the check: the runtime turns, and sockets are accepted.
+            (&Method::GET, "/healthz") => text(StatusCode::OK, "text/plain", "ok\n".to_owned()),
+            (&Method::GET, "/readyz") => self.readyz().await,
+            (&Method::POST, "/v1/prewarm") if door == Door::Unix => self.prewarm(request).await,
+            (_, "/v1/prewarm") => text(
+                StatusCode::FORBIDDEN,
+                "text/plain",
+                "what changes state is answered on the unix socket only, to POST\n".to_owned(),
+            ),
+            (&Method::GET, _) => {
+                text(StatusCode::NOT_FOUND, "text/plain", "there are /metrics, /healthz and /readyz\n".to_owned())
+            }
+            _ => text(StatusCode::METHOD_NOT_ALLOWED, "text/plain", "GET only\n".to_owned()),
+        }
+    }
+
+    async fn metrics(&self) -> Response<Body> {
+        self.watched.refresh(&self.metrics).await;
+        let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+        text(StatusCode::OK, kind, self.metrics.render())
+    }
+
+    async fn readyz(&self) -> Response<Body> {
+        let readiness = self.watched.refresh(&self.metrics).await;
+        let status = if readiness.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+        match serde_json::to_string_pretty(&readiness) {
+            Ok(json) => text(status, "application/json", json + "\n"),
+            Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, "text/plain", error.to_string()),
+        }
+    }
+
+    /// One JSON object a line, until the image is here or cannot come.
+    async fn prewarm(&self, request: Request<Incoming>) -> Response<Body> {
+        let order = http_body_util::Limited::new(request.into_body(), 64 * 1024).collect().await;
+        let order = match order.map(|body| serde_json::from_slice(&body.to_bytes())) {
+            Ok(Ok(order)) => order,
+            Ok(Err(error)) => return text(StatusCode::BAD_REQUEST, "text/plain", format!("{error}\n")),
+            Err(error) => return text(StatusCode::BAD_REQUEST, "text/plain", format!("{error}\n")),
+        };
+        let lines = self.prewarm.clone().run(order).map(|event| {
+            let line = serde_json::to_string(&event).unwrap_or_default() + "\n";
+            Ok::<_, Infallible>(Frame::data(Bytes::from(line)))
+        });
+        response(StatusCode::OK, "application/x-ndjson", BodyExt::boxed(StreamBody::new(lines)))
+    }
+}
+
+fn text(status: StatusCode, kind: &str, text: String) -> Response<Body> {
+    response(status, kind, Full::new(Bytes::from(text)).boxed())
+}
+
+fn response(status: StatusCode, kind: &str, body: Body) -> Response<Body> {
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    if let Ok(kind) = kind.parse() {
+        response.headers_mut().insert(header::CONTENT_TYPE, kind);
+    }
+    response
+}

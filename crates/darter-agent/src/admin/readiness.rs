@@ -1,0 +1,82 @@
+//! The checks of `/readyz`, and the gauges that are read rather than counted.
+
+use darter_core::Registry;
+use darter_core::ready::{Check, Readiness, State};
+use tokio::sync::watch;
+
+use crate::certs_d::{HostsState, Preflight};
+use crate::metrics::{CheckLabels, Metrics};
+use crate::mirror::Seen;
+use crate::store::{self, Store};
+
+/// What the checks look at. Cheap to clone.
+#[derive(Clone)]
+pub struct Watched {
+    /// Whether the mirror's self-test passes; the text says why not.
+    pub serving: watch::Receiver<Result<(), String>>,
+    /// The store.
+    pub store: Store,
+    /// hosts.toml of each registry.
+    pub hosts: watch::Receiver<Vec<(Registry, HostsState)>>,
+    /// What containerd's configuration says.
+    pub preflight: watch::Receiver<Preflight>,
+    /// When containerd asked last.
+    pub seen: Seen,
+}
+
+impl Watched {
+    /// Makes all checks and brings their gauges up to date.
+    pub async fn refresh(&self, metrics: &Metrics) -> Readiness {
+        let readiness = Readiness::of(vec![self.mirror(), self.store(), self.hosts_toml(), self.containerd()]);
+        for check in &readiness.checks {
+            let passes = i64::from(check.state != State::Failed);
+            metrics.ready.get_or_create(&CheckLabels { check: check.check }).set(passes);
+        }
+        if let Some(age) = self.seen.age() {
+            metrics.containerd_seen_seconds.get_or_create(&[]).set(age.as_secs_f64());
+        }
+        readiness
+    }
+
+    fn mirror(&self) -> Check {
+        match &*self.serving.borrow() {
+            Ok(()) => Check::new("mirror", State::Ok, "answers its self-test"),
+            Err(reason) => Check::new("mirror", State::Failed, reason.clone()),
+        }
+    }
+
+    fn store(&self) -> Check {
+        let usage = self.store.usage();
+        match self.store.state() {
+            store::State::Ok => {
+                let reason = format!("{} blobs, {} of {} bytes", usage.blobs, usage.bytes, usage.limit_bytes);
+                Check::new("store", State::Ok, reason)
+            }
+            // Pulls go past us to the origin: slower, and not broken.
+            state => Check::new("store", State::Degraded, state.to_string()),
+        }
+    }
+
+    fn hosts_toml(&self) -> Check {
+        let states = self.hosts.borrow();
+        if states.is_empty() {
+            let reason = "no registry is configured, so nothing is mirrored: add a [[registry]]";
+            return Check::new("hosts_toml", State::Degraded, reason);
+        }
+        let worst = states.iter().map(|(_, state)| state.check()).max().unwrap_or(State::Ok);
+        let reasons: Vec<String> = states.iter().map(|(registry, state)| format!("{registry}: {state}")).collect();
+        Check::new("hosts_toml", worst, reasons.join("; "))
+    }
+
+    fn containerd(&self) -> Check {
+        let preflight = self.preflight.borrow();
+        let seen = match self.seen.age() {
+            Some(age) => format!("asked {} s ago", age.as_secs()),
+            None => "has not asked since the start".to_owned(),
+        };
+        match preflight.problem() {
+            None => Check::new("containerd", State::Ok, seen),
+            Some(problem) => Check::new("containerd", State::Degraded, format!("{problem}; {seen}")),
+        }
+    }
+}

@@ -1,0 +1,242 @@
+//! The agent from start to stop: bind, spawn, drain.
+//!
+//! The order matters. The mirror listens before hosts.toml names it, and hosts.toml is withdrawn
+//! before the mirror stops: containerd is never sent where nobody answers.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use crate::admin::{Admin, AdminError, Watched};
+use crate::certs_d::{self, CertsD};
+use crate::config::{Config, ContentStore, Discover, RegistryConfig};
+use crate::images::Images;
+use crate::imds;
+use crate::log::chain;
+use crate::metrics::Metrics;
+use crate::mirror::{self, BindError, Mirror};
+use crate::origin::{Origin, OriginError, Shared};
+use crate::prewarm::Prewarm;
+use crate::pulls::Pulls;
+use crate::sites::{Site, Sites};
+use crate::store::Store;
+
+/// How long the pulls and the store get to put away what they hold after the stop.
+const DRAIN: Duration = Duration::from_secs(5);
+
+/// Why the agent cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// The mirror's address.
+    #[error(transparent)]
+    Mirror(#[from] BindError),
+    /// The admin endpoint's address.
+    #[error(transparent)]
+    Admin(#[from] AdminError),
+    /// A registry's origin.
+    #[error("registry {registry} cannot be used as configured")]
+    Origin {
+        /// Which registry.
+        registry: darter_core::Registry,
+        /// Why.
+        #[source]
+        source: OriginError,
+    },
+    /// What all registries share: certificates and credentials.
+    #[error("cannot set up connections to registries")]
+    Shared(#[source] OriginError),
+}
+
+/// An agent that listens and has not begun to serve.
+pub struct Agent {
+    config: Config,
+    metrics: Arc<Metrics>,
+    store: Store,
+    pulls: Pulls,
+    mirror: Mirror,
+    admin: Admin,
+    certs_d: CertsD,
+    serving: watch::Sender<Result<(), String>>,
+    preflight: watch::Sender<certs_d::Preflight>,
+    /// Ends pulls and prefetching, after the mirror has drained.
+    pulling: CancellationToken,
+}
+
+impl Agent {
+    /// Reads what is on the node and listens. `revision` is the commit this program was built from.
+    pub async fn bind(mut config: Config, version: &str, revision: &str) -> Result<Self, AgentError> {
+        raise_file_limit();
+        let metrics = Arc::new(Metrics::new(version, revision));
+        discover(&mut config).await;
+        let preflight = certs_d::preflight(&config);
+        for problem in preflight.problems() {
+            warn!(%problem, "containerd may not use the mirror");
+        }
+        let certs_d = CertsD::new(&config, &config.registries, config.mirror.listen, metrics.clone());
+        let sites = Arc::new(sites(&config, &certs_d, &metrics).await?);
+        let content_store = preflight.content_store().filter(|_| config.containerd.content_store == ContentStore::Auto);
+        let store = Store::open(config.data_dir(), &config.store, content_store, metrics.clone()).await;
+        let pulling = CancellationToken::new();
+        let pulls = Pulls::new(&config, store.clone(), metrics.clone(), pulling.clone());
+        let images = Images::new(&config, store.clone(), pulls.clone(), metrics.clone(), pulling.clone());
+        let mirror = Mirror::bind(&config, sites.clone(), images.clone(), metrics.clone())?;
+        let serving = watch::Sender::new(Err("the self-test has not run yet".to_owned()));
+        let preflight = watch::Sender::new(preflight);
+        let watched = Watched {
+            serving: serving.subscribe(),
+            store: store.clone(),
+            hosts: certs_d.states(),
+            preflight: preflight.subscribe(),
+            seen: mirror.seen(),
+        };
+        let prewarm = Prewarm::new(&config, sites, images);
+        let admin = Admin::bind(config.admin.listen, &config.admin_socket(), metrics.clone(), watched, prewarm).await?;
+        Ok(Self { config, metrics, store, pulls, mirror, admin, certs_d, serving, preflight, pulling })
+    }
+
+    /// Serves until `stop`, then drains. An agent of which one part ends early stops as a whole:
+    /// half an agent would be worse than none, because containerd goes around none.
+    pub async fn run(self, stop: CancellationToken) {
+        let Self { config, metrics: _metrics, store, pulls, mirror, admin, certs_d, serving, preflight, pulling } =
+            self;
+        let (files, serve, keep) = (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
+        let address = mirror.address().unwrap_or(config.mirror.listen);
+        info!(mirror = %address, admin = %config.admin.listen, data = %config.data_dir().display(),
+            registries = config.registries.len(), "darter agent is up");
+        let mut tasks = JoinSet::new();
+        let passes = serving.subscribe();
+        tasks.spawn(named("hosts.toml", certs_d.run(passes, files.clone())));
+        tasks.spawn(named("mirror", mirror.run(serve.clone())));
+        tasks.spawn(named("admin", admin.run(keep.clone())));
+        tasks.spawn(named("store", store.run(keep.clone())));
+        tasks.spawn(named("self-test", self_test(config, address, serving, preflight, files.clone())));
+        tokio::select! {
+            () = stop.cancelled() => info!("stopping: hosts.toml first, then the mirror"),
+            ended = tasks.join_next() => error!(task = name(ended), "a part of the agent ended; stopping all of it"),
+        }
+        // hosts.toml goes before the mirror does.
+        files.cancel();
+        wait_for(&mut tasks, &["hosts.toml", "self-test"]).await;
+        serve.cancel();
+        wait_for(&mut tasks, &["mirror"]).await;
+        pulling.cancel();
+        if tokio::time::timeout(DRAIN, pulls.drained()).await.is_err() {
+            warn!("pulls did not end in time; what they hold is checked at the next start");
+        }
+        keep.cancel();
+        wait_for(&mut tasks, &["admin", "store"]).await;
+        info!("stopped");
+    }
+}
+
+type Ended = Option<Result<&'static str, tokio::task::JoinError>>;
+
+async fn named(name: &'static str, task: impl Future<Output = ()>) -> &'static str {
+    task.await;
+    name
+}
+
+fn name(ended: Ended) -> String {
+    match ended {
+        Some(Ok(name)) => name.to_owned(),
+        Some(Err(error)) => error.to_string(),
+        None => "none".to_owned(),
+    }
+}
+
+/// Waits until these tasks have ended; one that panicked has ended too.
+async fn wait_for(tasks: &mut JoinSet<&'static str>, names: &[&'static str]) {
+    let mut left: Vec<_> = names.to_vec();
+    while !left.is_empty() {
+        match tasks.join_next().await {
+            Some(Ok(name)) => left.retain(|left| *left != name),
+            Some(Err(error)) => {
+                error!(%error, "a part of the agent panicked");
+                return;
+            }
+            None => return,
+        }
+    }
+}
+
+/// Looks at the mirror as containerd would, and at containerd's configuration, again and again.
+async fn self_test(
+    config: Config,
+    address: std::net::SocketAddr,
+    serving: watch::Sender<Result<(), String>>,
+    preflight: watch::Sender<certs_d::Preflight>,
+    stop: CancellationToken,
+) {
+    let mut ticks = tokio::time::interval(config.certs_d.check_every.0);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = ticks.tick() => {}
+            () = stop.cancelled() => return,
+        }
+        let outcome = mirror::self_test(address).await.map_err(|error| chain(&error).to_string());
+        serving.send_if_modified(|before| {
+            let changed = *before != outcome;
+            match &outcome {
+                Ok(()) if changed => info!("the mirror answers its self-test"),
+                Err(reason) if changed => error!(%reason, "the mirror fails its self-test; hosts.toml is withdrawn"),
+                _ => {}
+            }
+            *before = outcome.clone();
+            changed
+        });
+        preflight.send_replace(certs_d::preflight(&config));
+    }
+}
+
+/// Adds the ECR registry of this node's account and region, as configured or found out.
+async fn discover(config: &mut Config) {
+    let named = config.aws.account.clone().zip(config.aws.region.clone());
+    let found = match (named, config.aws.discover) {
+        (Some(named), _) => Some(named),
+        (None, Discover::Off) => None,
+        (None, Discover::Auto) => match imds::identity(&config.aws).await {
+            Ok(identity) => Some((identity.account, identity.region)),
+            Err(error) => {
+                info!(reason = %chain(&error), "not on EC2, as far as the metadata service tells: no default registry");
+                None
+            }
+        },
+    };
+    let Some((account, region)) = found else { return };
+    let host = darter_core::ecr::Ecr::host(&account, &region);
+    match host.parse() {
+        Ok(name) if config.registries.iter().any(|registry| registry.name == name) => {}
+        Ok(name) => {
+            info!(registry = %name, "mirroring this node's own ECR registry");
+            config.registries.push(RegistryConfig::named(name));
+        }
+        Err(error) => warn!(error = %chain(&error), "account and region do not make a registry name"),
+    }
+}
+
+async fn sites(config: &Config, certs_d: &CertsD, metrics: &Arc<Metrics>) -> Result<Sites, AgentError> {
+    let shared = Shared::new(config).await.map_err(AgentError::Shared)?;
+    let mut sites = Vec::new();
+    for registry in &config.registries {
+        let foreign = certs_d.foreign_origins(&registry.name);
+        let origin = Origin::new(config, registry, foreign, &shared, metrics.clone())
+            .map_err(|source| AgentError::Origin { registry: registry.name.clone(), source })?;
+        sites.push(Site::new(registry.clone(), origin));
+    }
+    Ok(Sites::new(sites, config.mirror.default_registry.clone()))
+}
+
+/// 10,000 connections need as many file descriptors, and the soft limit is 1024 on most systems.
+fn raise_file_limit() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        warn!(%error, "cannot raise the limit of open files");
+    }
+}

@@ -1,0 +1,109 @@
+//! Every wrong configuration names the layer, the key and in a file the line.
+
+use std::path::Path;
+
+use super::*;
+
+fn file(text: &str) -> Result<Config, String> {
+    Layers::text(Path::new("darter.toml"), text.to_owned())
+        .and_then(|layers| layers.config())
+        .map_err(|error| error.to_string())
+}
+
+fn refused(text: &str) -> String {
+    file(text).expect_err(text)
+}
+
+#[test]
+fn the_embedded_default_is_right_and_prints_as_itself() {
+    let config = Config::embedded();
+    assert_eq!(config.mirror.listen.to_string(), "127.0.0.1:4001");
+    assert!(config.registries.is_empty() && config.containerd.socket.is_none());
+    let printed = Layers::embedded().print().unwrap();
+    assert_eq!(Layers::text(Path::new("printed"), printed.clone()).unwrap().print().unwrap(), printed);
+}
+
+#[test]
+fn an_empty_file_is_the_default() {
+    assert!(file("").is_ok());
+    assert!(file("[mirror]\n").is_ok());
+}
+
+#[test]
+fn an_unknown_key_is_named_with_its_line() {
+    let error = refused("[mirror]\nlisten = \"127.0.0.1:1\"\nlissten = \"x\"\n");
+    assert!(error.starts_with("darter.toml:3: ") && error.contains("lissten"), "{error}");
+    let error = refused("[miror]\nlisten = \"127.0.0.1:1\"\n");
+    assert!(error.starts_with("darter.toml:1: ") && error.contains("miror"), "{error}");
+    let error = refused("\n[[registry]]\nname = \"a.example\"\nacces = \"node\"\n");
+    assert!(error.starts_with("darter.toml:4: ") && error.contains("acces"), "{error}");
+}
+
+#[test]
+fn a_wrong_unit_or_type_is_named_with_its_line() {
+    let error = refused("[mirror]\nprefetch_layers = 2\nstall = \"8\"\n");
+    assert!(error.starts_with("darter.toml:3: ") && error.contains("stall") && error.contains("unit"), "{error}");
+    let error = refused("[store]\nlimit = \"110%\"\n");
+    assert!(error.starts_with("darter.toml:2: ") && error.contains("limit"), "{error}");
+    let error = refused("[store]\nlimit = 5\n");
+    assert!(error.starts_with("darter.toml:2: ") && error.contains("limit"), "{error}");
+    let error = refused("[mirror\n");
+    assert!(error.starts_with("darter.toml:1: "), "{error}");
+}
+
+#[test]
+fn an_impossible_combination_is_named_with_its_line() {
+    let error = refused("[log]\nlevel = \"info\"\n[admin]\nlisten = \"127.0.0.1:4001\"\n");
+    assert!(error.starts_with("darter.toml:4: admin.listen"), "{error}");
+    let error = refused("[mirror]\ndefault_registry = \"a.example\"\n");
+    assert!(error.starts_with("darter.toml:2: mirror.default_registry"), "{error}");
+    let error =
+        refused("[[registry]]\nname = \"a.example\"\n[[registry]]\nname = \"b.example\"\nendpoint = \"http://x\"\n");
+    assert!(error.starts_with("darter.toml:5: registry[1].endpoint") && error.contains("plain_http"), "{error}");
+    let error = refused("[[registry]]\nname = \"a.example\"\n[[registry]]\nname = \"a.example\"\n");
+    assert!(error.starts_with("darter.toml:4: registry[1].name"), "{error}");
+    let error = refused("[mirror]\nanswer_within = \"31s\"\n");
+    assert!(error.starts_with("darter.toml:2: mirror.answer_within"), "{error}");
+}
+
+#[test]
+fn a_wildcard_is_no_registry() {
+    let error = refused("[[registry]]\nname = \"*.example.com\"\n");
+    assert!(error.starts_with("darter.toml:2: ") && error.contains("wildcard"), "{error}");
+}
+
+#[test]
+fn later_layers_win_and_are_blamed_for_their_own_faults() {
+    let environment =
+        |value: &str| vec![("DARTER_MIRROR_LISTEN".to_owned(), value.to_owned()), ("PATH".into(), "/".into())];
+    let layers = Layers::text(Path::new("f"), "[mirror]\nlisten = \"127.0.0.1:1\"\n".to_owned()).unwrap();
+    let layers = layers.environment(environment("127.0.0.1:2")).unwrap();
+    assert_eq!(layers.config().unwrap().mirror.listen.port(), 2);
+    let layers = layers.set("mirror.listen=127.0.0.1:3").unwrap();
+    assert_eq!(layers.config().unwrap().mirror.listen.port(), 3);
+
+    let error = Layers::embedded().environment(environment("nowhere")).unwrap_err().to_string();
+    assert!(error.starts_with("environment variable DARTER_MIRROR_LISTEN: "), "{error}");
+    let error = Layers::embedded().set("mirror.lissten=1").unwrap_err().to_string();
+    assert!(error.contains("mirror.lissten") && error.contains("darter config default"), "{error}");
+    let error = Layers::embedded().set("mirror.stall=8").unwrap_err().to_string();
+    assert!(error.starts_with("--set mirror.stall=8: "), "{error}");
+    let typo = vec![("DARTER_MIROR_LISTEN".to_owned(), "x".to_owned())];
+    assert!(Layers::embedded().environment(typo).is_err(), "a misspelt variable is not ignored");
+}
+
+#[test]
+fn a_registry_can_be_set_by_its_name() {
+    let layers = Layers::embedded().set("registry.\"a.example:5000\".access=public").unwrap();
+    let config = layers.set("registry.\"a.example:5000\".resolve=false").unwrap().config().unwrap();
+    assert_eq!(config.registries.len(), 1);
+    assert_eq!((config.registries[0].access, config.registries[0].resolve), (Some(Access::Public), false));
+}
+
+#[test]
+fn numbers_and_booleans_need_no_quotes_and_texts_none_either() {
+    let layers = Layers::embedded().set("mirror.prefetch_layers=7").unwrap().set("certs_d.write=false").unwrap();
+    let config = layers.set("origin.allow_local=[\"127.0.0.1:5000\"]").unwrap().config().unwrap();
+    assert_eq!((config.mirror.prefetch_layers, config.certs_d.write), (7, false));
+    assert_eq!(config.origin.allow_local, ["127.0.0.1:5000"]);
+}

@@ -1,0 +1,161 @@
+//! Getting proofs of access from the origin, by the policy of each registry.
+//!
+//! `darter_core::access::Proofs` remembers them and says what they open. Here is who asks for
+//! them, with which credential, and what an origin that is away means.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use darter_core::access::{Limits, Place, Proof, Proofs};
+use darter_core::manifest::Manifest;
+use darter_core::range::Span;
+use darter_core::{Digest, Reference};
+
+use super::{Asker, Refusal};
+use crate::config::{self, Access};
+use crate::origin::{Credential, OriginError};
+
+/// Credentials times repositories: a node runs a few hundred pods.
+const PROOFS_MAX: usize = 4096;
+/// Repositories whose content is remembered.
+const PLACES_MAX: usize = 1024;
+/// Digests of one repository: some hundred images of a hundred layers. 1024 of such repositories
+/// would take 500 MiB; a node that ran them all would have run out of disk long before.
+const DIGESTS_MAX: usize = 16_384;
+
+/// A blob that may be read.
+pub(super) struct Proved {
+    /// Its size in bytes, where the repository's manifests or the origin told it.
+    pub(super) size: Option<u64>,
+}
+
+/// Lets pulls through that have a proof.
+pub(super) struct Gate {
+    proofs: Mutex<Proofs>,
+}
+
+impl Gate {
+    pub(super) fn new(mirror: &config::Mirror) -> Self {
+        let limits = Limits {
+            fresh: mirror.proof_ttl.0,
+            stale: mirror.proof_stale.0,
+            proofs: PROOFS_MAX,
+            places: PLACES_MAX,
+            digests: DIGESTS_MAX,
+        };
+        Self { proofs: Mutex::new(Proofs::new(limits)) }
+    }
+
+    /// The credential that the policy of the registry asks for.
+    pub(super) fn credential(&self, asker: &Asker) -> Result<Credential, Refusal> {
+        match asker.site.access() {
+            Some(Access::Off) => Err(Refusal::NotHere("this registry is not mirrored: access = \"off\"")),
+            Some(Access::Public) => Ok(Credential::Anonymous),
+            Some(Access::Node) => Ok(Credential::Node),
+            Some(Access::Caller) => asker.caller.clone().ok_or(Refusal::Challenge),
+            None => Ok(asker.caller.clone().unwrap_or(Credential::Anonymous)),
+        }
+    }
+
+    /// Where the policy is to be found out: an anonymous request that was refused asks for the
+    /// pull's own credential.
+    pub(super) fn or_challenge<T>(&self, asker: &Asker, outcome: Result<T, Refusal>) -> Result<T, Refusal> {
+        let undecided = asker.site.access().is_none() && asker.caller.is_none();
+        match outcome {
+            Err(Refusal::Origin(OriginError::Denied { .. })) if undecided => Err(Refusal::Challenge),
+            outcome => outcome,
+        }
+    }
+
+    /// Notes what an answer of the origin says about the credential.
+    pub(super) fn learn<T>(
+        &self,
+        asker: &Asker,
+        credential: &Credential,
+        answer: Result<T, OriginError>,
+    ) -> Result<T, Refusal> {
+        let place = asker.place();
+        match &answer {
+            Ok(_) => self.proofs().prove(Instant::now(), credential.key(), &place),
+            Err(OriginError::Denied { .. }) => self.proofs().refuse(credential.key(), &place),
+            Err(_) => {}
+        }
+        Ok(answer?)
+    }
+
+    /// Whether a proof that is not fresh may stand in while the origin is away.
+    pub(super) fn holds_while_away(&self, asker: &Asker, credential: &Credential) -> bool {
+        self.proof(&asker.place(), credential) != Proof::Missing
+    }
+
+    /// Proves that this asker may read `digest`, a manifest that is already here.
+    pub(super) async fn prove_manifest(
+        &self,
+        asker: &Asker,
+        digest: Digest,
+        credential: &Credential,
+    ) -> Result<(), Refusal> {
+        let place = asker.place();
+        let proof = self.proof(&place, credential);
+        if proof == Proof::Fresh && self.proofs().holds(&place, &digest) {
+            return Ok(());
+        }
+        // Also for a manifest that this repository was not seen to hold: the origin knows.
+        let answer = asker.site.origin.head_manifest(&asker.repository, &Reference::Digest(digest), credential).await;
+        match self.learn(asker, credential, answer) {
+            Ok(_) => Ok(()),
+            Err(Refusal::Origin(error))
+                if error.is_away() && proof != Proof::Missing && self.proofs().holds(&place, &digest) =>
+            {
+                Ok(())
+            }
+            Err(refusal) => Err(refusal),
+        }
+    }
+
+    /// Proves that this asker may read `digest`, a blob.
+    pub(super) async fn prove_blob(
+        &self,
+        asker: &Asker,
+        digest: Digest,
+        credential: &Credential,
+    ) -> Result<Proved, Refusal> {
+        let place = asker.place();
+        if !self.proofs().holds(&place, &digest) {
+            return self.ask_for_blob(asker, digest, credential).await;
+        }
+        let size = self.proofs().size(&place, &digest);
+        let witness = self.proofs().witness(&place);
+        match (self.proof(&place, credential), witness) {
+            (Proof::Fresh, _) => {}
+            (_, Some(manifest)) => self.prove_manifest(asker, manifest, credential).await?,
+            (_, None) => return self.ask_for_blob(asker, digest, credential).await,
+        }
+        Ok(Proved { size })
+    }
+
+    /// No manifest seen in this repository refers to the blob (the agent was restarted in mid-pull,
+    /// say): the origin itself decides, by the first byte of it. A blob GET is what a pull would
+    /// send anyway; a HEAD is refused by ECR Public.
+    async fn ask_for_blob(&self, asker: &Asker, digest: Digest, credential: &Credential) -> Result<Proved, Refusal> {
+        let first_byte = Span { start: 0, end: 1 };
+        let answer = asker.site.origin.blob(&asker.repository, &digest, Some(first_byte), credential).await;
+        let stream = self.learn(asker, credential, answer)?;
+        self.proofs().saw_blob(Instant::now(), &asker.place(), digest, stream.size);
+        Ok(Proved { size: stream.size })
+    }
+
+    /// Notes what a manifest of the asker's repository refers to.
+    pub(super) fn saw_manifest(&self, asker: &Asker, digest: Digest, manifest: &Manifest) {
+        let references: Vec<_> = manifest.references().iter().map(|d| (d.digest, d.size)).collect();
+        self.proofs().saw_manifest(Instant::now(), &asker.place(), digest, &references);
+    }
+
+    fn proof(&self, place: &Place, credential: &Credential) -> Proof {
+        self.proofs().proof(Instant::now(), credential.key(), place)
+    }
+
+    fn proofs(&self) -> MutexGuard<'_, Proofs> {
+        self.proofs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,270 @@
+//! What a request of a pull gets: a manifest or a blob, if whoever asks may read it.
+//!
+//! `access` says with which credential and whether its proof holds, `tags` what a tag means now,
+//! `prefetch` what is fetched ahead. Blobs come from the store, from containerd's content store or
+//! by a pull; manifests are small and come whole. Not here: HTTP (`mirror`).
+
+mod access;
+mod prefetch;
+mod tags;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use darter_core::access::Place;
+use darter_core::manifest::Manifest;
+use darter_core::{Digest, Reference, Repository};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
+
+use crate::config::Config;
+use crate::log::chain;
+use crate::metrics::{Metrics, Source};
+use crate::origin::{Credential, OriginError};
+use crate::pulls::{Joined, PullError, Pulls, Wanted};
+use crate::sites::Site;
+use crate::store::{Blob, Store};
+
+use access::Gate;
+use prefetch::Prefetch;
+use tags::Tags;
+
+/// How long a blob in containerd's content store may be hashed before a pull is the faster way.
+const CONTAINERD_PATIENCE: Duration = Duration::from_millis(500);
+
+/// Why a request gets nothing here.
+#[derive(Debug, thiserror::Error)]
+pub enum Refusal {
+    /// The credential of the pull is wanted: 401, after which containerd sends it.
+    #[error("the pull's own credential is wanted")]
+    Challenge,
+    /// Not here, not now: 404, and containerd goes to the origin.
+    #[error("{0}")]
+    NotHere(&'static str),
+    /// The origin was asked and refused or failed.
+    #[error("the origin was asked")]
+    Origin(#[from] OriginError),
+    /// The blob did not come.
+    #[error("the blob did not come")]
+    Pull(#[from] PullError),
+}
+
+/// A manifest, as it is served.
+#[derive(Debug, Clone)]
+pub struct ManifestFound {
+    /// Its name.
+    pub digest: Digest,
+    /// Its media type.
+    pub media_type: String,
+    /// The exact bytes.
+    pub content: Bytes,
+    /// Where they came from.
+    pub source: Source,
+}
+
+/// A blob, as it is served.
+#[derive(Debug)]
+pub enum BlobFound {
+    /// All of it is here.
+    Complete(Blob),
+    /// It is on its way.
+    Coming(crate::pulls::Reader),
+}
+
+/// Whoever asks: a repository, and the credential that came with the request.
+#[derive(Clone)]
+pub struct Asker {
+    /// The registry.
+    pub site: Arc<Site>,
+    /// The repository.
+    pub repository: Repository,
+    /// The credential of the pull, if it sent one.
+    pub caller: Option<Credential>,
+}
+
+impl Asker {
+    fn place(&self) -> Place {
+        Place { registry: self.site.registry().clone(), repository: self.repository.clone() }
+    }
+}
+
+/// The images of this node. Cheap to clone.
+#[derive(Clone)]
+pub struct Images(Arc<Inner>);
+
+struct Inner {
+    store: Store,
+    pulls: Pulls,
+    gate: Gate,
+    tags: Tags,
+    prefetch: Prefetch,
+}
+
+impl Images {
+    /// Images out of this store, brought by these pulls. Prefetching ends when `stop` does.
+    pub fn new(config: &Config, store: Store, pulls: Pulls, metrics: Arc<Metrics>, stop: CancellationToken) -> Self {
+        Self(Arc::new(Inner {
+            store,
+            pulls,
+            gate: Gate::new(&config.mirror),
+            tags: Tags::new(config.mirror.tag_ttl.0, metrics),
+            prefetch: Prefetch::new(config, stop),
+        }))
+    }
+
+    /// The manifest that `reference` means to this asker. With `ahead`, the layers of the image
+    /// start to come.
+    pub async fn manifest(&self, asker: &Asker, reference: &Reference, ahead: bool) -> Result<ManifestFound, Refusal> {
+        let credential = self.0.gate.credential(asker)?;
+        let found = self.manifest_with(asker, reference, &credential).await;
+        let found = self.0.gate.or_challenge(asker, found)?;
+        if ahead {
+            self.0.prefetch.start(self, asker, credential, &found);
+        }
+        Ok(found)
+    }
+
+    async fn manifest_with(
+        &self,
+        asker: &Asker,
+        reference: &Reference,
+        credential: &Credential,
+    ) -> Result<ManifestFound, Refusal> {
+        let digest = match reference {
+            Reference::Digest(digest) => *digest,
+            Reference::Tag(tag) => self.0.tags.resolve(asker, tag, credential, &self.0.gate).await?,
+        };
+        if let Some(found) = self.kept_manifest(asker, digest, credential).await? {
+            return Ok(found);
+        }
+        self.fetch_manifest(asker, digest, credential).await
+    }
+
+    /// The manifest if it is in the store, is what it is called, and may be read.
+    async fn kept_manifest(
+        &self,
+        asker: &Asker,
+        digest: Digest,
+        credential: &Credential,
+    ) -> Result<Option<ManifestFound>, Refusal> {
+        let Some(blob) = self.0.store.get(&digest) else { return Ok(None) };
+        // A layer asked for as a manifest is not read into memory.
+        if blob.size() > darter_core::manifest::MANIFEST_MAX_BYTES {
+            return Ok(None);
+        }
+        self.0.gate.prove_manifest(asker, digest, credential).await?;
+        let content = match blob.read_all().await {
+            Ok(content) if Digest::of(&content) == digest => content,
+            Ok(_) => {
+                warn!(%digest, "a stored manifest is not what it was; dropped");
+                self.0.store.forget(&digest);
+                return Ok(None);
+            }
+            Err(error) => {
+                warn!(%digest, error = %chain(&error), "a stored manifest cannot be read; dropped");
+                self.0.store.forget(&digest);
+                return Ok(None);
+            }
+        };
+        let Ok(manifest) = Manifest::parse(&content) else { return Ok(None) };
+        self.0.gate.saw_manifest(asker, digest, &manifest);
+        let media_type = manifest.media_type().to_owned();
+        Ok(Some(ManifestFound { digest, media_type, content, source: Source::Cache }))
+    }
+
+    /// The manifest from the origin, which is a proof of access by itself.
+    async fn fetch_manifest(
+        &self,
+        asker: &Asker,
+        digest: Digest,
+        credential: &Credential,
+    ) -> Result<ManifestFound, Refusal> {
+        let reference = Reference::Digest(digest);
+        let fetched = asker.site.origin.manifest(&asker.repository, &reference, credential).await;
+        let fetched = self.0.gate.learn(asker, credential, fetched)?;
+        let content = fetched.content;
+        match Manifest::parse(&content) {
+            Ok(manifest) => {
+                self.0.gate.saw_manifest(asker, digest, &manifest);
+                // Kept only if its media type can be told again from its bytes.
+                if manifest.media_type() == fetched.media_type
+                    && let Err(error) = self.0.store.put(&digest, content.clone()).await
+                {
+                    debug!(%digest, error = %chain(&error), "a manifest was not kept");
+                }
+            }
+            // An artifact of a kind we do not know: served, and not kept.
+            Err(error) => debug!(%digest, error = %chain(&error), "passing a manifest on unread"),
+        }
+        Ok(ManifestFound { digest, media_type: fetched.media_type, content, source: Source::Origin })
+    }
+
+    /// A blob: from the store, from containerd, or on its way from the origin.
+    pub async fn blob(&self, asker: &Asker, digest: Digest) -> Result<BlobFound, Refusal> {
+        let credential = self.0.gate.credential(asker)?;
+        let proved = self.0.gate.prove_blob(asker, digest, &credential).await;
+        let proved = self.0.gate.or_challenge(asker, proved)?;
+        if let Some(blob) = self.kept_blob(&digest).await {
+            return Ok(BlobFound::Complete(blob));
+        }
+        if self.0.pulls.is_handed_over(&digest) {
+            return Err(Refusal::NotHere("this blob was cut short a moment ago"));
+        }
+        self.pull(asker, digest, credential, proved.size).await
+    }
+
+    /// A blob only if all of it is here: for ranges that start later, which never make a pull.
+    pub async fn complete_blob(&self, asker: &Asker, digest: Digest) -> Result<BlobFound, Refusal> {
+        // Looked up first: an unproven, absent blob must not cost a request at the origin.
+        let Some(blob) = self.kept_blob(&digest).await else {
+            return Err(Refusal::NotHere("this blob is not complete here"));
+        };
+        let credential = self.0.gate.credential(asker)?;
+        let proved = self.0.gate.prove_blob(asker, digest, &credential).await;
+        self.0.gate.or_challenge(asker, proved)?;
+        Ok(BlobFound::Complete(blob))
+    }
+
+    /// The size of a blob that this asker may read, without a byte of it: for HEAD.
+    pub async fn blob_size(&self, asker: &Asker, digest: Digest) -> Result<u64, Refusal> {
+        let credential = self.0.gate.credential(asker)?;
+        let proved = self.0.gate.prove_blob(asker, digest, &credential).await;
+        let proved = self.0.gate.or_challenge(asker, proved)?;
+        let kept = self.kept_blob(&digest).await.map(|blob| blob.size());
+        kept.or(proved.size).ok_or(Refusal::NotHere("the size of this blob is not known"))
+    }
+
+    async fn kept_blob(&self, digest: &Digest) -> Option<Blob> {
+        if let Some(blob) = self.0.store.get(digest) {
+            return Some(blob);
+        }
+        tokio::time::timeout(CONTAINERD_PATIENCE, self.0.store.get_from_containerd(digest)).await.ok().flatten()
+    }
+
+    async fn pull(
+        &self,
+        asker: &Asker,
+        digest: Digest,
+        credential: Credential,
+        size: Option<u64>,
+    ) -> Result<BlobFound, Refusal> {
+        let (site, repository) = (asker.site.clone(), asker.repository.clone());
+        match self.0.pulls.join(Wanted { site, repository, digest, size, credential }).await? {
+            Joined::Complete(blob) => Ok(BlobFound::Complete(blob)),
+            Joined::Running(reader) => Ok(BlobFound::Coming(reader)),
+        }
+    }
+
+    /// Tags and referrers: the origin's own answer.
+    pub async fn pass(&self, asker: &Asker, path_and_query: &str) -> Result<crate::origin::Passed, Refusal> {
+        let credential = self.0.gate.credential(asker)?;
+        let passed = asker.site.origin.pass(path_and_query, &credential).await.map_err(Refusal::from);
+        self.0.gate.or_challenge(asker, passed)
+    }
+
+    /// The pulls, for handing over.
+    pub fn pulls(&self) -> &Pulls {
+        &self.0.pulls
+    }
+}

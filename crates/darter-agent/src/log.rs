@@ -1,0 +1,63 @@
+//! Log lines: set up once, and errors with their causes.
+
+use std::error::Error;
+use std::fmt;
+use std::io::IsTerminal;
+
+use tracing_subscriber::EnvFilter;
+
+use crate::config::{Log, LogFormat};
+
+/// Why logging cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum LogError {
+    /// `log.level` is not a filter.
+    #[error("log.level `{level}` is not a filter such as info or info,darter_agent::mirror=debug")]
+    Level {
+        /// As configured.
+        level: String,
+        /// What is wrong with it.
+        #[source]
+        source: tracing_subscriber::filter::ParseError,
+    },
+    /// Somebody set up logging before.
+    #[error("logging was set up twice")]
+    Twice(#[source] Box<dyn Error + Send + Sync>),
+}
+
+/// Starts logging to stderr as configured. Colours only on a terminal.
+pub fn init(log: &Log) -> Result<(), LogError> {
+    let filter = EnvFilter::builder()
+        .parse(&log.level)
+        .map_err(|source| LogError::Level { level: log.level.clone(), source })?;
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
+    match log.format {
+        LogFormat::Text => builder.try_init(),
+        LogFormat::Json => builder.json().flatten_event(true).try_init(),
+    }
+    .map_err(LogError::Twice)
+}
+
+/// An error and its causes in one line, each once: `a: b: c`.
+pub fn chain<'a>(error: &'a (dyn Error + 'static)) -> Chain<'a> {
+    Chain(error)
+}
+
+/// What `chain` gives to a log line.
+#[derive(Debug)]
+pub struct Chain<'a>(&'a (dyn Error + 'static));
+
+impl fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)?;
+        let mut cause = self.0.source();
+        while let Some(error) = cause {
+            write!(f, ": {error}")?;
+            cause = error.source();
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,176 @@
+//! The registry mirror that containerd asks, on the node's loopback.
+//!
+//! It never fails a pull: before headers any failure is a quick 404, after them the connection
+//! ends in a FIN short of the length, and containerd goes on at the origin. Here is the listener;
+//! `connection` serves one client, `routes` decides what it gets, `send` moves the bytes.
+
+mod answer;
+mod connection;
+mod head;
+mod routes;
+mod send;
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{info, warn};
+
+use crate::config::Config;
+use crate::images::Images;
+use crate::metrics::Metrics;
+use crate::sites::Sites;
+
+use routes::Routes;
+pub use routes::Seen;
+
+/// containerd opens a new connection for each blob, and a node starts many pods at once: a full
+/// queue would cost each of them a dial timeout.
+const BACKLOG: u32 = 4096;
+
+/// After an error of accept (out of file descriptors, mostly) there is nothing to do but wait.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Why the mirror cannot start.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen on {address} (mirror.listen){}", hint(.source))]
+pub struct BindError {
+    address: SocketAddr,
+    #[source]
+    source: io::Error,
+}
+
+fn hint(error: &io::Error) -> &'static str {
+    match error.kind() {
+        // Dragonfly's dfdaemon listens on 4001 too.
+        io::ErrorKind::AddrInUse => {
+            "; another program has it, such as another darter agent or Dragonfly's dfdaemon: `ss -ltnp` shows which"
+        }
+        _ => "",
+    }
+}
+
+/// The mirror, listening.
+pub struct Mirror {
+    listener: TcpListener,
+    routes: Arc<Routes>,
+    metrics: Arc<Metrics>,
+    max_connections: usize,
+    drain: Duration,
+}
+
+impl Mirror {
+    /// Listens where the configuration says. Nothing is answered before `run`.
+    pub fn bind(config: &Config, sites: Arc<Sites>, images: Images, metrics: Arc<Metrics>) -> Result<Self, BindError> {
+        let address = config.mirror.listen;
+        let listener = listen(address).map_err(|source| BindError { address, source })?;
+        let routes = Arc::new(Routes::new(config, sites, images, metrics.clone()));
+        Ok(Self {
+            listener,
+            routes,
+            metrics,
+            max_connections: config.mirror.max_connections,
+            drain: config.agent.drain.0,
+        })
+    }
+
+    /// Where it listens: the port is the real one where 0 was asked for.
+    pub fn address(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// When containerd asked last.
+    pub fn seen(&self) -> Seen {
+        self.routes.seen()
+    }
+
+    /// Serves until `stop`: then no new connection is taken, idle ones end, and bodies get a while
+    /// to finish.
+    pub async fn run(self, stop: CancellationToken) {
+        let connections = TaskTracker::new();
+        let cut = CancellationToken::new();
+        let places = Arc::new(Semaphore::new(self.max_connections));
+        loop {
+            // Without a place a connection waits in the kernel's queue, where containerd waits for
+            // it at most as long as for a dial.
+            let Ok(place) = places.clone().acquire_owned().await else { break };
+            let socket = tokio::select! {
+                accepted = self.listener.accept() => accepted,
+                () = stop.cancelled() => break,
+            };
+            let socket: TcpStream = match socket {
+                Ok((socket, _)) => socket,
+                Err(error) => {
+                    warn!(%error, "cannot accept a connection");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    continue;
+                }
+            };
+            let (routes, stop, cut, metrics) = (self.routes.clone(), stop.clone(), cut.clone(), self.metrics.clone());
+            metrics.mirror_connections.inc();
+            connections.spawn(async move {
+                connection::serve(socket, &routes, &stop, &cut).await;
+                metrics.mirror_connections.dec();
+                drop(place);
+            });
+        }
+        drop(self.listener);
+        connections.close();
+        if tokio::time::timeout(self.drain, connections.wait()).await.is_err() {
+            info!(bodies = connections.len(), "cutting bodies short; containerd goes on at the origin");
+            cut.cancel();
+            connections.wait().await;
+        }
+    }
+}
+
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    // A restart must not wait for connections of the run before to time out.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
+/// Whether the mirror answers as containerd needs it: what hosts.toml depends on.
+pub async fn self_test(address: SocketAddr) -> Result<(), SelfTestError> {
+    let answered = tokio::time::timeout(SELF_TEST, ask(address)).await;
+    let head = answered.map_err(|_| SelfTestError::Silent)?.map_err(SelfTestError::Io)?;
+    if head.starts_with(b"HTTP/1.1 200 ") { Ok(()) } else { Err(SelfTestError::Answer) }
+}
+
+/// A mirror that needs longer for `/v2/` would delay every request of a pull.
+const SELF_TEST: Duration = Duration::from_secs(2);
+
+/// Why the self-test failed.
+#[derive(Debug, thiserror::Error)]
+pub enum SelfTestError {
+    /// No answer in time.
+    #[error("the mirror gives no answer within {SELF_TEST:?}")]
+    Silent,
+    /// No connection.
+    #[error("the mirror cannot be reached")]
+    Io(#[source] io::Error),
+    /// An answer, but not 200.
+    #[error("the mirror does not answer /v2/ with 200")]
+    Answer,
+}
+
+async fn ask(address: SocketAddr) -> io::Result<Vec<u8>> {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let address = match address.ip() {
+        ip if ip.is_unspecified() && ip.is_ipv4() => SocketAddr::from(([127, 0, 0, 1], address.port())),
+        ip if ip.is_unspecified() => SocketAddr::from((std::net::Ipv6Addr::LOCALHOST, address.port())),
+        _ => address,
+    };
+    let mut socket = TcpStream::connect(address).await?;
+    socket.write_all(b"GET /v2/ HTTP/1.1\r\nHost: self-test\r\nConnection: close\r\n\r\n").await?;
+    let mut answer = Vec::new();
+    socket.take(4096).read_to_end(&mut answer).await?;
+    Ok(answer)
+}

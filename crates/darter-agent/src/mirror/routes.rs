@@ -1,0 +1,333 @@
+//! From a request to its answer: the rules of the distribution API on top of `images`.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use darter_core::oci::{self, Call, Code, OciError, Request};
+use darter_core::range::{ByteRange, Span};
+use darter_core::{Digest, Reference, Repository};
+use tokio::time::timeout;
+use tracing::{debug, info};
+
+use super::answer::{Answer, Body};
+use super::head::{Head, Method};
+use super::send::{Patience, SendError};
+use crate::config::Config;
+use crate::images::{Asker, BlobFound, Images, ManifestFound, Refusal};
+use crate::log::chain;
+use crate::metrics::{BytesLabels, FirstByteLabels, Metrics, ReasonLabels, RegistryLabel, RequestLabels, Source};
+use crate::origin::{Credential, OriginError};
+use crate::pulls::PullError;
+use crate::sites::{Site, Sites};
+
+/// What blobs are called: nothing that a client acts on, and never to be unpacked on the way.
+const OCTET_STREAM: &str = "application/octet-stream";
+
+/// A request, as far as it was understood: what the metrics name.
+pub(super) struct Counted {
+    kind: &'static str,
+    registry: RegistryLabel,
+    first_byte: Duration,
+}
+
+/// When containerd asked last. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Seen {
+    started: Instant,
+    /// Milliseconds after `started`, plus one; 0 is never.
+    at: Arc<AtomicU64>,
+}
+
+impl Seen {
+    fn new() -> Self {
+        Self { started: Instant::now(), at: Arc::default() }
+    }
+
+    fn note(&self) {
+        let now = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX - 1);
+        self.at.store(now + 1, Ordering::Relaxed);
+    }
+
+    /// How long ago; `None` if never since the start.
+    pub fn age(&self) -> Option<Duration> {
+        let at = self.at.load(Ordering::Relaxed).checked_sub(1)?;
+        Some(self.started.elapsed().saturating_sub(Duration::from_millis(at)))
+    }
+}
+
+/// All that an answer is made from.
+pub(super) struct Routes {
+    sites: Arc<Sites>,
+    images: Images,
+    metrics: Arc<Metrics>,
+    answer_within: Duration,
+    patience: Patience,
+    seen: Seen,
+}
+
+impl Routes {
+    pub(super) fn new(config: &Config, sites: Arc<Sites>, images: Images, metrics: Arc<Metrics>) -> Self {
+        let patience = Patience { client: config.mirror.client_timeout.0, pull: config.mirror.stall.0 };
+        Self { sites, images, metrics, answer_within: config.mirror.answer_within.0, patience, seen: Seen::new() }
+    }
+
+    pub(super) const fn patience(&self) -> Patience {
+        self.patience
+    }
+
+    pub(super) fn seen(&self) -> Seen {
+        self.seen.clone()
+    }
+
+    /// The answer to a request. Always within `answer_within`: containerd before 2.3 would wait for
+    /// ever.
+    pub(super) async fn answer(&self, head: &Head) -> (Counted, Answer) {
+        let started = Instant::now();
+        if head.user_agent.as_deref().is_some_and(|agent| agent.starts_with("containerd/")) {
+            self.seen.note();
+        }
+        let (kind, registry, answer) = match self.understand(head) {
+            Ok((call, site)) => {
+                let label = site.as_ref().map_or_else(RegistryLabel::other, |site| site.label.clone());
+                let kind = call.request.kind();
+                let answer = timeout(self.answer_within, self.route(head, &call, site.as_ref())).await;
+                let late = || {
+                    debug!(target = %head.target, "no answer in time");
+                    Answer::error(&OciError::not_here(&call.request, "darter: no answer from the origin in time"))
+                };
+                (kind, label, answer.unwrap_or_else(|_| late()).namespace(call.registry.as_ref()))
+            }
+            Err(error) => ("unknown", RegistryLabel::other(), Answer::error(&error)),
+        };
+        (Counted { kind, registry, first_byte: started.elapsed() }, answer)
+    }
+
+    fn understand(&self, head: &Head) -> Result<(Call, Option<Arc<Site>>), OciError> {
+        if head.method == Method::Other {
+            return Err(OciError::new(405, Code::Unsupported, "darter: a pull-only mirror answers GET and HEAD"));
+        }
+        if head.has_body {
+            return Err(OciError::new(400, Code::RequestInvalid, "darter: no request of a pull has a body"));
+        }
+        let call = oci::parse(&head.target)?;
+        let site = self.sites.get(call.registry.as_ref()).cloned();
+        if site.is_none() && call.request != Request::Base {
+            let message = match &call.registry {
+                Some(registry) => format!("darter: {registry} is not mirrored here"),
+                None => {
+                    "darter: the request names no registry (ns=), and mirror.default_registry is not set".to_owned()
+                }
+            };
+            return Err(OciError::new(404, Code::NameUnknown, message));
+        }
+        Ok((call, site))
+    }
+
+    async fn route(&self, head: &Head, call: &Call, site: Option<&Arc<Site>>) -> Answer {
+        let Some(site) = site else {
+            return Answer::new(200, Source::None, Body::Bytes(Bytes::from_static(b"{}")))
+                .header("Content-Type", "application/json");
+        };
+        let asker = |repository: &Repository| Asker {
+            site: site.clone(),
+            repository: repository.clone(),
+            caller: head.authorization.as_deref().and_then(Credential::from_header),
+        };
+        let outcome = match &call.request {
+            Request::Base => {
+                return Answer::new(200, Source::None, Body::Bytes(Bytes::from_static(b"{}")))
+                    .header("Content-Type", "application/json");
+            }
+            Request::Manifest { repository, reference } => self.manifest(head, &asker(repository), reference).await,
+            Request::Blob { repository, digest } => self.blob(head, &asker(repository), *digest).await,
+            Request::Tags { repository, query } => {
+                self.pass(&asker(repository), format!("{repository}/tags/list"), query).await
+            }
+            Request::Referrers { repository, digest, query } => {
+                self.pass(&asker(repository), format!("{repository}/referrers/{digest}"), query).await
+            }
+        };
+        outcome.unwrap_or_else(|refusal| refused(&call.request, &refusal))
+    }
+
+    async fn manifest(&self, head: &Head, asker: &Asker, reference: &Reference) -> Result<Answer, Refusal> {
+        // containerd HEADs a tag even when it has the image (AlwaysPull); only a GET says that the
+        // layers will follow.
+        let ahead = head.method == Method::Get;
+        let ManifestFound { digest, media_type, content, source } =
+            self.images.manifest(asker, reference, ahead).await?;
+        if matches_etag(head.if_none_match.as_deref(), &digest) {
+            let answer = Answer::new(304, source, Body::Bytes(Bytes::new()));
+            return Ok(answer.content(digest, &media_type));
+        }
+        let size = content.len() as u64;
+        let answer = match wanted_span(head, &digest, size) {
+            Wanted::Everything => Answer::new(200, source, Body::Bytes(content)),
+            Wanted::Part(span) => {
+                let (start, end) = (usize::try_from(span.start), usize::try_from(span.end));
+                let (Ok(start), Ok(end)) = (start, end) else { return Ok(unsatisfiable(size)) };
+                partial(source, Body::Bytes(content.slice(start..end)), span, size)
+            }
+            Wanted::Nothing => return Ok(unsatisfiable(size)),
+        };
+        Ok(answer.content(digest, &media_type))
+    }
+
+    async fn blob(&self, head: &Head, asker: &Asker, digest: Digest) -> Result<Answer, Refusal> {
+        if head.method == Method::Head {
+            let size = self.images.blob_size(asker, digest).await?;
+            return Ok(Answer::new(200, Source::None, Body::Absent(size)).content(digest, OCTET_STREAM));
+        }
+        // A later offset of a blob that is not whole here is the origin's: containerd reads on
+        // there, and a chunk of a parallel fetch must never start a download of its own.
+        let from_the_start = head.range.as_deref().and_then(ByteRange::parse).is_none_or(ByteRange::is_everything);
+        let found = if from_the_start {
+            self.images.blob(asker, digest).await?
+        } else {
+            self.images.complete_blob(asker, digest).await?
+        };
+        match found {
+            BlobFound::Complete(blob) => Ok(self.complete(head, digest, &blob)),
+            // 200 also to `bytes=0-`: a 206 would make containerd open parallel ranges, on which no
+            // hand-over works.
+            BlobFound::Coming(reader) => {
+                Ok(Answer::new(200, Source::Origin, Body::Trail(reader)).content(digest, OCTET_STREAM))
+            }
+        }
+    }
+
+    fn complete(&self, head: &Head, digest: Digest, blob: &crate::store::Blob) -> Answer {
+        let (source, size) = (blob.source(), blob.size());
+        if matches_etag(head.if_none_match.as_deref(), &digest) {
+            return Answer::new(304, source, Body::Bytes(Bytes::new())).content(digest, OCTET_STREAM);
+        }
+        let answer = match wanted_span(head, &digest, size) {
+            Wanted::Everything => Answer::new(200, source, Body::File(blob.clone(), Span { start: 0, end: size })),
+            Wanted::Part(span) => partial(source, Body::File(blob.clone(), span), span, size),
+            Wanted::Nothing => return unsatisfiable(size),
+        };
+        answer.content(digest, OCTET_STREAM)
+    }
+
+    /// Tags and referrers are the origin's to tell; a 404 of its own is passed on too.
+    async fn pass(&self, asker: &Asker, path: String, query: &str) -> Result<Answer, Refusal> {
+        let path = if query.is_empty() { path } else { format!("{path}?{query}") };
+        let passed = self.images.pass(asker, &path).await?;
+        let mut answer = Answer::new(passed.status, Source::Origin, Body::Bytes(passed.content));
+        for (name, value) in &passed.headers {
+            answer = answer.header(name, value);
+        }
+        Ok(answer)
+    }
+
+    /// Counts an answer once it is on the wire.
+    pub(super) fn count(&self, counted: &Counted, answer: &Answer, sent: u64) {
+        let Counted { kind, registry, first_byte } = counted;
+        let (registry, source) = (registry.clone(), answer.source);
+        let request = RequestLabels { registry: registry.clone(), kind, code: answer.status, source };
+        self.metrics.mirror_requests.get_or_create(&request).inc();
+        if sent > 0 && source != Source::None {
+            self.metrics.mirror_bytes.get_or_create(&BytesLabels { registry, source }).inc_by(sent);
+            let labels = FirstByteLabels { kind, source };
+            self.metrics.mirror_first_byte_seconds.get_or_create(&labels).observe(first_byte.as_secs_f64());
+        }
+    }
+
+    /// Notes a body that was cut short, so that the next requests for it get their 404 at once.
+    pub(super) fn handed_over(&self, digest: Option<Digest>, error: &SendError) {
+        let reason = match error {
+            SendError::Store(_) => "store",
+            SendError::Stalled(_) => "stalled",
+            SendError::Pull(_) => "pull_failed",
+            SendError::Stopped => "stopped",
+            SendError::Client(_) | SendError::Slow(_) => return,
+        };
+        self.metrics.mirror_handovers.get_or_create(&ReasonLabels { reason }).inc();
+        if let Some(digest) = digest {
+            self.images.pulls().hand_over(digest);
+        }
+    }
+
+    /// Counts a connection that was ended for what its client did.
+    pub(super) fn rejected(&self, reason: &'static str) {
+        self.metrics.mirror_rejected.get_or_create(&ReasonLabels { reason }).inc();
+    }
+}
+
+/// The part of a body that a request wants.
+enum Wanted {
+    Everything,
+    Part(Span),
+    Nothing,
+}
+
+fn wanted_span(head: &Head, digest: &Digest, size: u64) -> Wanted {
+    let Some(range) = head.range.as_deref().and_then(ByteRange::parse) else { return Wanted::Everything };
+    // If-Range with another validator than ours: what the client has is of something else.
+    if head.if_range.is_some() && !matches_etag(head.if_range.as_deref(), digest) {
+        return Wanted::Everything;
+    }
+    range.resolve(size).map_or(Wanted::Nothing, Wanted::Part)
+}
+
+fn matches_etag(header: Option<&str>, digest: &Digest) -> bool {
+    let Some(header) = header else { return false };
+    let quoted = format!("\"{digest}\"");
+    header.split(',').any(|tag| matches!(tag.trim(), "*") || tag.trim() == quoted)
+}
+
+fn partial(source: Source, body: Body, span: Span, size: u64) -> Answer {
+    let range = format!("bytes {}-{}/{size}", span.start, span.end - 1);
+    Answer::new(206, source, body).header("Content-Range", &range)
+}
+
+fn unsatisfiable(size: u64) -> Answer {
+    let error = OciError::new(416, Code::RequestInvalid, "darter: the range is not in the content");
+    Answer::error(&error).header("Content-Range", &format!("bytes */{size}"))
+}
+
+/// 404, or 401 where the pull's credential is wanted: nothing else ever tells of a failure.
+/// containerd repeats a 429 at once, and a 5xx would mask the origin's own answer.
+fn refused(request: &Request, refusal: &Refusal) -> Answer {
+    match refusal {
+        Refusal::Challenge => {
+            let message = "darter: the pull's own credential is wanted";
+            return Answer::challenge(&OciError::new(401, Code::Unauthorized, message));
+        }
+        Refusal::Origin(OriginError::NotFound) | Refusal::NotHere(_) => {
+            debug!(kind = request.kind(), reason = %chain(refusal), "not here");
+        }
+        Refusal::Pull(PullError::Origin(error)) if matches!(**error, OriginError::NotFound) => {
+            debug!(kind = request.kind(), reason = %chain(refusal), "not here");
+        }
+        Refusal::Origin(_) | Refusal::Pull(_) => {
+            info!(kind = request.kind(), reason = %chain(refusal), "not here; containerd goes to the origin");
+        }
+    }
+    Answer::error(&OciError::not_here(request, format!("darter: {}", chain(refusal))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_etag_is_the_quoted_digest() {
+        let digest = Digest::of(b"x");
+        assert!(matches_etag(Some(&format!("\"{digest}\"")), &digest));
+        assert!(matches_etag(Some(&format!("\"other\", \"{digest}\"")), &digest));
+        assert!(matches_etag(Some("*"), &digest));
+        assert!(!matches_etag(Some(&digest.to_string()), &digest));
+        assert!(!matches_etag(None, &digest));
+    }
+
+    #[test]
+    fn containerd_was_never_seen_before_it_asked() {
+        let seen = Seen::new();
+        assert_eq!(seen.age(), None);
+        seen.note();
+        assert!(seen.age().is_some_and(|age| age < Duration::from_secs(60)));
+    }
+}

@@ -1,0 +1,49 @@
+//! Asking containerd to pull, by the interface that the kubelet uses: labels and unpacking come out
+//! as the kubelet expects, and the bytes come through the mirror.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use hyper_util::rt::TokioIo;
+use k8s_cri::v1::image_service_client::ImageServiceClient;
+use k8s_cri::v1::{ImageSpec, PullImageRequest};
+use tokio::net::UnixStream;
+use tonic::transport::{Endpoint, Uri};
+use tower::service_fn;
+
+/// Unpacking 40 GB takes minutes; containerd has its own watchdog for progress.
+const PULL_TIMEOUT: Duration = Duration::from_secs(3600);
+
+/// Why containerd did not pull.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum CriError {
+    /// The socket.
+    #[error("cannot reach containerd at {}", .path.display())]
+    Connect {
+        path: PathBuf,
+        #[source]
+        source: tonic::transport::Error,
+    },
+    /// containerd's own answer.
+    #[error("containerd says: {}", .0.message())]
+    Pull(#[source] Box<tonic::Status>),
+}
+
+/// Pulls and unpacks `image`; gives what containerd calls it.
+pub(super) async fn pull(socket: &Path, image: &str) -> Result<String, CriError> {
+    let path = socket.to_owned();
+    let connector = service_fn(move |_: Uri| {
+        let path = path.clone();
+        async move { Ok::<_, std::io::Error>(TokioIo::new(UnixStream::connect(path).await?)) }
+    });
+    // The address is not used: the connector knows the socket.
+    let channel = Endpoint::from_static("http://containerd")
+        .timeout(PULL_TIMEOUT)
+        .connect_with_connector(connector)
+        .await
+        .map_err(|source| CriError::Connect { path: socket.to_owned(), source })?;
+    let image = ImageSpec { image: image.to_owned(), ..ImageSpec::default() };
+    let request = PullImageRequest { image: Some(image), ..PullImageRequest::default() };
+    let pulled = ImageServiceClient::new(channel).pull_image(request).await;
+    Ok(pulled.map_err(|status| CriError::Pull(Box::new(status)))?.into_inner().image_ref)
+}

@@ -1,0 +1,231 @@
+//! Bringing an image here before anybody asks for it.
+//!
+//! Into the store, blob by blob; then, where a CRI socket is known, containerd pulls it through the
+//! mirror and unpacks it, as the kubelet would. Whoever ordered it gets an event for each step; when
+//! they go away it stops, and what has arrived is kept.
+
+mod cri;
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use darter_core::manifest::{Descriptor, Manifest, Platform};
+use darter_core::{Digest, ImageName, Reference};
+use futures_util::{Stream, StreamExt, stream};
+use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
+
+use crate::config::Config;
+use crate::images::{Asker, BlobFound, Images};
+use crate::log::chain;
+use crate::pulls::{Progress, Reader};
+use crate::sites::Sites;
+
+/// Events that may wait for a slow reader; past it the work waits too.
+const EVENTS_MAX: usize = 64;
+/// A blob tells its progress this often.
+const TELL_EVERY: Duration = Duration::from_millis(200);
+
+/// What is ordered.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Order {
+    /// As a person types it: `registry/repository:tag`.
+    pub image: String,
+    /// Only into the store, even where a CRI socket is known.
+    #[serde(default)]
+    pub store_only: bool,
+}
+
+/// One step.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Event {
+    /// The manifest is known, and these blobs are to come.
+    Image {
+        /// The image manifest.
+        digest: String,
+        /// Configuration and layers, in order.
+        blobs: Vec<BlobSize>,
+    },
+    /// A blob has this many bytes here.
+    Blob {
+        /// Which one.
+        digest: String,
+        /// Bytes that are here.
+        bytes: u64,
+    },
+    /// containerd pulls and unpacks.
+    Unpacking,
+    /// The image is here.
+    Done {
+        /// From the order to here.
+        seconds: f64,
+        /// Bytes of all blobs.
+        bytes: u64,
+        /// What containerd calls it, if it has it.
+        image_ref: Option<String>,
+    },
+    /// It could not be brought here.
+    Failed {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// A blob and its size.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlobSize {
+    /// Its name.
+    pub digest: String,
+    /// In bytes.
+    pub size: u64,
+}
+
+/// Takes orders. Cheap to clone.
+#[derive(Clone)]
+pub struct Prewarm {
+    sites: Arc<Sites>,
+    images: Images,
+    platform: Platform,
+    layers: usize,
+    patience: Duration,
+    cri: Option<PathBuf>,
+}
+
+/// Why an image could not be brought here.
+#[derive(Debug, thiserror::Error)]
+enum PrewarmError {
+    #[error(transparent)]
+    Name(#[from] darter_core::names::NameError),
+    #[error("{0} is not mirrored here: add a [[registry]] with this name to the configuration")]
+    Registry(darter_core::Registry),
+    #[error("cannot get {what}")]
+    Refused {
+        what: String,
+        #[source]
+        source: crate::images::Refusal,
+    },
+    #[error("the manifest cannot be read")]
+    Manifest(#[from] darter_core::manifest::ManifestError),
+    #[error("the index has no image for {os}/{architecture} (mirror.platform)")]
+    Platform { os: String, architecture: String },
+    #[error("{0} stopped coming: {1}")]
+    Broken(Digest, String),
+    #[error("containerd did not pull the image")]
+    Cri(#[from] cri::CriError),
+    #[error("whoever ordered it is gone")]
+    Gone,
+}
+
+impl Prewarm {
+    /// Takes orders for images of these registries.
+    pub fn new(config: &Config, sites: Arc<Sites>, images: Images) -> Self {
+        Self {
+            sites,
+            images,
+            platform: config.platform(),
+            layers: config.mirror.prefetch_layers,
+            patience: config.mirror.stall.0,
+            cri: config.containerd.socket.clone(),
+        }
+    }
+
+    /// Carries out an order. The last event is `Done` or `Failed`; dropping the stream stops it.
+    pub fn run(self, order: Order) -> impl Stream<Item = Event> + Send + Sync + 'static {
+        let (events, receiver) = mpsc::channel(EVENTS_MAX);
+        tokio::spawn(async move {
+            let outcome = tokio::select! {
+                outcome = self.image(&order, &events) => outcome,
+                () = events.closed() => Err(PrewarmError::Gone),
+            };
+            let last = outcome.unwrap_or_else(|error| Event::Failed { reason: chain(&error).to_string() });
+            // Nobody to tell: the order was withdrawn.
+            let _ = events.send(last).await;
+        });
+        stream::unfold(receiver, |mut receiver| async { receiver.recv().await.map(|event| (event, receiver)) })
+    }
+
+    async fn image(&self, order: &Order, events: &mpsc::Sender<Event>) -> Result<Event, PrewarmError> {
+        let started = Instant::now();
+        let name: ImageName = order.image.parse()?;
+        let site = self.sites.get(Some(&name.registry)).ok_or_else(|| PrewarmError::Registry(name.registry.clone()))?;
+        let asker = Asker { site: site.clone(), repository: name.repository.clone(), caller: None };
+        let (digest, blobs) = self.manifest(&asker, &name).await?;
+        let sizes = blobs.iter().map(|blob| BlobSize { digest: blob.digest.to_string(), size: blob.size });
+        tell(events, Event::Image { digest: digest.to_string(), blobs: sizes.collect() }).await?;
+        let bytes = blobs.iter().map(|blob| blob.size).sum();
+        let blobs: Vec<_> = blobs.iter().map(|blob| self.blob(&asker, blob, events)).collect();
+        let mut coming = stream::iter(blobs).buffer_unordered(self.layers);
+        while let Some(outcome) = coming.next().await {
+            outcome?;
+        }
+        let image_ref = match &self.cri {
+            Some(socket) if !order.store_only => {
+                tell(events, Event::Unpacking).await?;
+                Some(cri::pull(socket, &name.to_string()).await?)
+            }
+            _ => None,
+        };
+        Ok(Event::Done { seconds: started.elapsed().as_secs_f64(), bytes, image_ref })
+    }
+
+    /// The image manifest for this node's platform: its digest, and its blobs, each once.
+    async fn manifest(&self, asker: &Asker, name: &ImageName) -> Result<(Digest, Vec<Descriptor>), PrewarmError> {
+        let mut digest_and_manifest = self.read(asker, &name.reference).await?;
+        if let (_, index @ Manifest::Index { .. }) = &digest_and_manifest {
+            let child = index.for_platform(&self.platform).ok_or_else(|| PrewarmError::Platform {
+                os: self.platform.os.clone(),
+                architecture: self.platform.architecture.clone(),
+            })?;
+            digest_and_manifest = self.read(asker, &Reference::Digest(child.digest)).await?;
+        }
+        let (digest, manifest) = digest_and_manifest;
+        let mut seen = HashMap::new();
+        let blobs = manifest.references().into_iter().filter(|blob| seen.insert(blob.digest, ()).is_none());
+        Ok((digest, blobs.cloned().collect()))
+    }
+
+    async fn read(&self, asker: &Asker, reference: &Reference) -> Result<(Digest, Manifest), PrewarmError> {
+        let refused = |source| PrewarmError::Refused { what: format!("the manifest {reference}"), source };
+        let found = self.images.manifest(asker, reference, false).await.map_err(refused)?;
+        Ok((found.digest, Manifest::parse(&found.content)?))
+    }
+
+    async fn blob(&self, asker: &Asker, blob: &Descriptor, events: &mpsc::Sender<Event>) -> Result<(), PrewarmError> {
+        let refused = |source| PrewarmError::Refused { what: blob.digest.to_string(), source };
+        match self.images.blob(asker, blob.digest).await.map_err(refused)? {
+            BlobFound::Complete(_) => {}
+            BlobFound::Coming(reader) => self.follow(reader, blob, events).await?,
+        }
+        tell(events, Event::Blob { digest: blob.digest.to_string(), bytes: blob.size }).await
+    }
+
+    async fn follow(
+        &self,
+        mut reader: Reader,
+        blob: &Descriptor,
+        events: &mpsc::Sender<Event>,
+    ) -> Result<(), PrewarmError> {
+        let (mut reached, mut told) = (0, Instant::now());
+        while reached < reader.size() {
+            match reader.progress_past(reached, self.patience).await {
+                Progress::Readable(end) => reached = end,
+                // The pull gives up by itself when its origin is dead; slow is not dead.
+                Progress::Stalled => {}
+                Progress::Failed(reason) => return Err(PrewarmError::Broken(blob.digest, reason)),
+            }
+            if told.elapsed() >= TELL_EVERY {
+                told = Instant::now();
+                tell(events, Event::Blob { digest: blob.digest.to_string(), bytes: reached }).await?;
+            }
+        }
+        Ok(())
+    }
+}
+
+async fn tell(events: &mpsc::Sender<Event>, event: Event) -> Result<(), PrewarmError> {
+    events.send(event).await.map_err(|_| PrewarmError::Gone)
+}

@@ -1,0 +1,227 @@
+//! Bringing one blob here from its origin: several ranges at once, written to one ingest.
+//!
+//! `darter_core::fetch::Plan` decides what is asked for; the workers here ask, write what comes,
+//! and give back what broke.
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use darter_core::fetch::{Next, Plan};
+use darter_core::range::Span;
+use futures_util::future::try_join_all;
+use tokio::sync::{Notify, watch};
+use tracing::debug;
+
+use super::{PullError, State, Wanted};
+use crate::log::chain;
+use crate::metrics::{Metrics, RegistryLabels};
+use crate::origin::{BlobStream, OriginError};
+use crate::store::{Blob, Ingest, Store};
+
+/// The operator's choices.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Settings {
+    /// Ranges of one blob in flight.
+    pub(super) ranges: usize,
+    /// Failures in a row, without a byte between them, after which a blob is given up.
+    pub(super) attempts: u32,
+}
+
+/// What a pull took, for its log line. Filled in as it goes: a pull can end at any point.
+#[derive(Debug)]
+pub(super) struct Account {
+    started: Instant,
+    origin_bytes: AtomicU64,
+    resumed_bytes: AtomicU64,
+    retries: AtomicU32,
+    first_byte: OnceLock<Duration>,
+}
+
+impl Default for Account {
+    fn default() -> Self {
+        Self {
+            started: Instant::now(),
+            origin_bytes: AtomicU64::new(0),
+            resumed_bytes: AtomicU64::new(0),
+            retries: AtomicU32::new(0),
+            first_byte: OnceLock::new(),
+        }
+    }
+}
+
+impl Account {
+    pub(super) fn origin_bytes(&self) -> u64 {
+        self.origin_bytes.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn resumed_bytes(&self) -> u64 {
+        self.resumed_bytes.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn retries(&self) -> u32 {
+        self.retries.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn first_byte(&self) -> Option<Duration> {
+        self.first_byte.get().copied()
+    }
+}
+
+/// Fetches the blob that is wanted. Tells `state` as soon as there is something to read.
+pub(super) async fn fetch(
+    store: &Store,
+    metrics: &Metrics,
+    settings: Settings,
+    wanted: &Wanted,
+    state: &watch::Sender<State>,
+    account: &Account,
+) -> Result<Blob, PullError> {
+    // Without a manifest's word for the size, the first response tells it, and is read on.
+    let (size, first) = match wanted.size {
+        Some(size) => (size, None),
+        None => {
+            let stream = open(wanted, None).await?;
+            (stream.size.ok_or(PullError::NoLength)?, Some(stream))
+        }
+    };
+    let ingest = store.ingest(&wanted.digest, size).await?;
+    state.send_replace(State::Coming(ingest.reader()));
+    let missing = missing(&ingest);
+    let resumed = size - missing.iter().map(Span::len).sum::<u64>();
+    account.resumed_bytes.store(resumed, Ordering::Relaxed);
+    let workers = settings.ranges.min(usize::try_from(ingest.layout().segments()).unwrap_or(usize::MAX)).max(1);
+    let plan = Plan::new(ingest.layout(), missing, settings.attempts);
+    let work = Work { ingest: &ingest, metrics, wanted, account, plan: Mutex::new(plan), changed: Notify::new() };
+    let mut firsts = std::iter::once(first).chain(std::iter::repeat_with(|| None));
+    try_join_all((0..workers).map(|_| work.worker(firsts.next().flatten()))).await?;
+    Ok(ingest.finish().await?)
+}
+
+fn missing(ingest: &Ingest) -> Vec<Span> {
+    let mut spans = Vec::new();
+    let mut from = 0;
+    while let Some(span) = ingest.next_missing(from) {
+        spans.push(span);
+        from = span.end;
+    }
+    spans
+}
+
+async fn open(wanted: &Wanted, span: Option<Span>) -> Result<BlobStream, OriginError> {
+    wanted.site.origin.blob(&wanted.repository, &wanted.digest, span, &wanted.credential).await
+}
+
+/// What the workers of one pull share.
+struct Work<'a> {
+    ingest: &'a Ingest,
+    metrics: &'a Metrics,
+    wanted: &'a Wanted,
+    account: &'a Account,
+    plan: Mutex<Plan>,
+    /// The plan has something to take again, or nothing for ever.
+    changed: Notify,
+}
+
+/// Why a span did not arrive whole.
+enum Broken {
+    /// The origin sends the whole blob whatever is asked.
+    NoRanges,
+    /// The origin failed, and this much is still missing.
+    Origin(Span, OriginError),
+    /// The blob is lost for good.
+    Fatal(PullError),
+}
+
+impl Work<'_> {
+    async fn worker(&self, mut first: Option<BlobStream>) -> Result<(), PullError> {
+        loop {
+            // Registered before the look at the plan: a change in between must not be missed.
+            let changed = self.changed.notified();
+            let next = self.plan().take();
+            let span = match next {
+                Next::Fetch(span) => span,
+                Next::Wait => {
+                    changed.await;
+                    continue;
+                }
+                Next::Done => return Ok(()),
+            };
+            let outcome = self.span(span, first.take()).await;
+            self.settle(span, outcome)?;
+            self.changed.notify_waiters();
+        }
+    }
+
+    /// Tells the plan how a span ended. `Err`: give the blob up.
+    fn settle(&self, span: Span, outcome: Result<(), Broken>) -> Result<(), PullError> {
+        match outcome {
+            Ok(()) => self.plan().finished(),
+            Err(Broken::NoRanges) => self.plan().no_ranges(span),
+            Err(Broken::Origin(rest, error)) => {
+                self.account.retries.fetch_add(1, Ordering::Relaxed);
+                debug!(digest = %self.wanted.digest, ?rest, error = %chain(&error), "a range broke off");
+                let go_on = self.plan().broke(rest);
+                if !go_on || !error.is_retryable() {
+                    return Err(error.into());
+                }
+            }
+            Err(Broken::Fatal(error)) => return Err(error),
+        }
+        Ok(())
+    }
+
+    /// Fetches one span, and what follows it while the response goes on.
+    async fn span(&self, mut span: Span, first: Option<BlobStream>) -> Result<(), Broken> {
+        let mut stream = match first {
+            Some(stream) => stream,
+            None => open(self.wanted, Some(span)).await.map_err(|error| Broken::Origin(span, error))?,
+        };
+        self.check(&stream, span)?;
+        let mut at = stream.start;
+        while let Some(chunk) = stream.next().await {
+            let mut chunk = chunk.map_err(|error| Broken::Origin(Span { start: at, end: span.end }, error))?;
+            while !chunk.is_empty() {
+                if at == span.end {
+                    match self.plan().extend(at) {
+                        Some(more) => span = more,
+                        // Another worker has what follows.
+                        None => return Ok(()),
+                    }
+                }
+                let part = usize::try_from(span.end - at).unwrap_or(usize::MAX).min(chunk.len());
+                at += self.write(at, chunk.split_to(part)).await?;
+            }
+        }
+        if at == span.end {
+            return Ok(());
+        }
+        let short = OriginError::Truncated { got: at, wanted: span.end };
+        Err(Broken::Origin(Span { start: at, end: span.end }, short))
+    }
+
+    fn check(&self, stream: &BlobStream, span: Span) -> Result<(), Broken> {
+        let wanted = self.ingest.layout().size();
+        match stream.size {
+            Some(told) if told != wanted => return Err(Broken::Fatal(PullError::OtherLength { told, wanted })),
+            _ => {}
+        }
+        if stream.start == span.start { Ok(()) } else { Err(Broken::NoRanges) }
+    }
+
+    async fn write(&self, at: u64, bytes: Bytes) -> Result<u64, Broken> {
+        let len = bytes.len() as u64;
+        self.ingest.write(at, bytes).await.map_err(|error| Broken::Fatal(error.into()))?;
+        self.account.origin_bytes.fetch_add(len, Ordering::Relaxed);
+        self.account.first_byte.get_or_init(|| self.account.started.elapsed());
+        let labels = RegistryLabels { registry: self.wanted.site.label.clone() };
+        self.metrics.origin_unique_bytes.get_or_create(&labels).inc_by(len);
+        self.plan().progressed();
+        Ok(len)
+    }
+
+    fn plan(&self) -> std::sync::MutexGuard<'_, Plan> {
+        self.plan.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

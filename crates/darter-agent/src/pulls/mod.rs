@@ -1,0 +1,324 @@
+//! One fetch per blob per node, whatever the number of readers.
+//!
+//! A `Pull` brings one blob here once. Whoever asks meanwhile joins it and trails its ingest; when
+//! nobody is left it stops, and what has arrived stays on disk for the next one. `fetch` does the
+//! fetching; `reader` is what a joiner gets.
+
+mod fetch;
+mod reader;
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use darter_core::{Digest, Repository};
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{debug, info, warn};
+
+use crate::log::chain;
+use crate::metrics::{Metrics, PullLabels};
+use crate::origin::{Credential, OriginError};
+use crate::sites::Site;
+use crate::store::{Blob, IngestReader, Store, StoreError};
+
+pub use reader::{Progress, Reader};
+
+// containerd keeps 3 downloads in flight (max_concurrent_downloads) and a node starts few images
+// at once. Past this something is wrong: answer 404 and let containerd go around us.
+const RUNNING_MAX: usize = 256;
+
+/// Digests remembered as handed over. Past it the oldest is asked for again, which costs one try.
+const HANDED_OVER_MAX: usize = 4096;
+
+/// How long a pull goes on after its last reader left. containerd closes and reopens connections
+/// within one pull of its own, and a retry by the kubelet comes after 10 s.
+const LINGER: Duration = Duration::from_secs(15);
+
+/// A blob that somebody wants, and from where.
+#[derive(Clone)]
+pub struct Wanted {
+    /// The registry it belongs to.
+    pub site: Arc<Site>,
+    /// The repository that was proved to hold it.
+    pub repository: Repository,
+    /// Which blob.
+    pub digest: Digest,
+    /// Its size in bytes, where a manifest told it.
+    pub size: Option<u64>,
+    /// What opens the repository.
+    pub credential: Credential,
+}
+
+/// Why a blob did not come.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum PullError {
+    /// The origin refused, failed or lied.
+    #[error("the origin did not give the blob")]
+    Origin(#[source] Arc<OriginError>),
+    /// The store cannot take it.
+    #[error("the store did not take the blob")]
+    Store(#[source] Arc<StoreError>),
+    /// The origin told no length, and no manifest did.
+    #[error("the origin tells no length")]
+    NoLength,
+    /// The origin's length is not the manifest's.
+    #[error("the origin tells {told} bytes, its manifest {wanted}")]
+    OtherLength {
+        /// What the origin says now.
+        told: u64,
+        /// What the manifest says.
+        wanted: u64,
+    },
+    /// Nobody wants it any more.
+    #[error("nobody wants the blob any more")]
+    Abandoned,
+    /// More pulls than `RUNNING_MAX`.
+    #[error("too many pulls at once")]
+    Busy,
+}
+
+impl PullError {
+    /// The outcome label of `darter_pulls_total`.
+    const fn outcome(&self) -> &'static str {
+        match self {
+            Self::Origin(_) => "origin_failed",
+            Self::Store(_) => "store_failed",
+            Self::NoLength | Self::OtherLength { .. } => "bad_length",
+            Self::Abandoned => "abandoned",
+            Self::Busy => "busy",
+        }
+    }
+}
+
+impl From<OriginError> for PullError {
+    fn from(error: OriginError) -> Self {
+        Self::Origin(Arc::new(error))
+    }
+}
+
+impl From<StoreError> for PullError {
+    fn from(error: StoreError) -> Self {
+        Self::Store(Arc::new(error))
+    }
+}
+
+/// What a joiner gets.
+#[derive(Debug)]
+pub enum Joined {
+    /// The blob was here.
+    Complete(Blob),
+    /// The blob is on its way, and its first bytes can be read.
+    Running(Reader),
+}
+
+/// All pulls of this node. Cheap to clone.
+#[derive(Clone)]
+pub struct Pulls(Arc<Inner>);
+
+struct Inner {
+    store: Store,
+    metrics: Arc<Metrics>,
+    settings: fetch::Settings,
+    handover: Duration,
+    running: Mutex<HashMap<Digest, Arc<Pull>>>,
+    handed_over: Mutex<HashMap<Digest, Instant>>,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+/// One pull, as its task and its readers share it.
+#[derive(Debug)]
+struct Pull {
+    state: watch::Sender<State>,
+    readers: AtomicUsize,
+    left: Notify,
+}
+
+#[derive(Debug, Clone)]
+enum State {
+    /// The origin is being asked.
+    Asking,
+    /// Bytes come.
+    Coming(IngestReader),
+    /// The whole blob is in the store.
+    Done(Blob),
+    /// It did not come.
+    Failed(PullError),
+}
+
+impl Pulls {
+    /// No pulls yet. They all end when `stop` does.
+    pub fn new(config: &crate::config::Config, store: Store, metrics: Arc<Metrics>, stop: CancellationToken) -> Self {
+        Self(Arc::new(Inner {
+            store,
+            metrics,
+            settings: fetch::Settings { ranges: config.origin.ranges, attempts: config.origin.attempts },
+            handover: config.mirror.handover.0,
+            running: Mutex::default(),
+            handed_over: Mutex::default(),
+            tasks: TaskTracker::new(),
+            stop,
+        }))
+    }
+
+    /// The blob if it is here, else the running pull of it, else a new one. Waits for the first
+    /// bytes, so that a failure before them is still an error and not a broken body.
+    pub async fn join(&self, wanted: Wanted) -> Result<Joined, PullError> {
+        let pull = match self.enter(wanted)? {
+            Entered::Here(blob) => return Ok(Joined::Complete(blob)),
+            Entered::Pull(pull) => pull,
+        };
+        let mut state = pull.0.state.subscribe();
+        let ingest = loop {
+            match &*state.borrow_and_update() {
+                State::Asking => {}
+                State::Coming(ingest) => break ingest.clone(),
+                State::Done(blob) => return Ok(Joined::Complete(blob.clone())),
+                State::Failed(error) => return Err(error.clone()),
+            }
+            if state.changed().await.is_err() {
+                return Err(PullError::Abandoned);
+            }
+        };
+        Reader::wait_for_first_byte(ingest, pull, state).await
+    }
+
+    /// Whether a pull of this blob is running.
+    pub fn is_running(&self, digest: &Digest) -> bool {
+        lock(&self.0.running).contains_key(digest)
+    }
+
+    /// Notes that a body of this blob was cut short: for a while it is answered 404 at once, so
+    /// that containerd goes on at the origin instead of coming back to the same failure.
+    pub fn hand_over(&self, digest: Digest) {
+        let mut handed_over = lock(&self.0.handed_over);
+        let now = Instant::now();
+        handed_over.retain(|_, at| now.duration_since(*at) < self.0.handover);
+        if handed_over.len() >= HANDED_OVER_MAX {
+            let oldest = handed_over.iter().min_by_key(|(_, at)| **at).map(|(digest, _)| *digest);
+            oldest.map(|digest| handed_over.remove(&digest));
+        }
+        handed_over.insert(digest, now);
+    }
+
+    /// Whether this blob was handed over a short while ago.
+    pub fn is_handed_over(&self, digest: &Digest) -> bool {
+        lock(&self.0.handed_over).get(digest).is_some_and(|at| at.elapsed() < self.0.handover)
+    }
+
+    /// Waits until all pulls have ended after `stop`.
+    pub async fn drained(&self) {
+        self.0.tasks.close();
+        self.0.tasks.wait().await;
+    }
+
+    fn enter(&self, wanted: Wanted) -> Result<Entered, PullError> {
+        let digest = wanted.digest;
+        let mut running = lock(&self.0.running);
+        if let Some(pull) = running.get(&digest) {
+            return Ok(Entered::Pull(Interest::new(pull)));
+        }
+        // Looked up under the lock: a pull that just ended has left the map only after the store
+        // had its blob.
+        if let Some(blob) = self.0.store.get(&digest) {
+            return Ok(Entered::Here(blob));
+        }
+        if running.len() >= RUNNING_MAX {
+            return Err(PullError::Busy);
+        }
+        let state = watch::Sender::new(State::Asking);
+        let pull = Arc::new(Pull { state, readers: AtomicUsize::new(0), left: Notify::new() });
+        let interest = Interest::new(&pull);
+        running.insert(digest, pull.clone());
+        self.0.tasks.spawn(self.clone().run(pull, wanted));
+        Ok(Entered::Pull(interest))
+    }
+
+    async fn run(self, pull: Arc<Pull>, wanted: Wanted) {
+        let started = Instant::now();
+        let account = fetch::Account::default();
+        let outcome = tokio::select! {
+            outcome = fetch::fetch(&self.0.store, &self.0.metrics, self.0.settings, &wanted, &pull.state, &account) => outcome,
+            () = pull.abandoned() => Err(PullError::Abandoned),
+            () = self.0.stop.cancelled() => Err(PullError::Abandoned),
+        };
+        self.log(&wanted, &outcome, &account, started.elapsed());
+        let last = match outcome {
+            Ok(blob) => State::Done(blob),
+            Err(error) => State::Failed(error),
+        };
+        lock(&self.0.running).remove(&wanted.digest);
+        pull.state.send_replace(last);
+    }
+
+    /// The one line of a pull: what came, from where, how fast.
+    fn log(&self, wanted: &Wanted, outcome: &Result<Blob, PullError>, account: &fetch::Account, took: Duration) {
+        let label = outcome.as_ref().map_or_else(PullError::outcome, |_| "complete");
+        let registry = wanted.site.label.clone();
+        self.0.metrics.pulls.get_or_create(&PullLabels { registry, outcome: label }).inc();
+        let seconds = took.as_secs_f64();
+        let (origin_bytes, resumed_bytes) = (account.origin_bytes(), account.resumed_bytes());
+        let first_byte_seconds = account.first_byte().map(|first| first.as_secs_f64());
+        let (registry, repository, digest) = (wanted.site.registry(), &wanted.repository, wanted.digest);
+        match outcome {
+            Ok(blob) => {
+                info!(%registry, %repository, %digest, bytes = blob.size(), origin_bytes, resumed_bytes, seconds,
+                first_byte_seconds, "pulled a blob");
+            }
+            Err(PullError::Abandoned) => {
+                info!(%registry, %repository, %digest, origin_bytes, resumed_bytes, seconds,
+                "stopped a pull that nobody waits for; what has arrived is kept");
+            }
+            Err(error) => {
+                warn!(%registry, %repository, %digest, origin_bytes, resumed_bytes, seconds, first_byte_seconds,
+                outcome = label, error = %chain(error), "a pull failed");
+            }
+        }
+        debug!(%digest, retries = account.retries(), "pull ended");
+    }
+}
+
+enum Entered {
+    Here(Blob),
+    Pull(Interest),
+}
+
+/// Somebody waits for this pull. When the last of them is gone the pull stops after `LINGER`.
+#[derive(Debug)]
+struct Interest(Arc<Pull>);
+
+impl Interest {
+    fn new(pull: &Arc<Pull>) -> Self {
+        pull.readers.fetch_add(1, Ordering::AcqRel);
+        Self(pull.clone())
+    }
+}
+
+impl Drop for Interest {
+    fn drop(&mut self) {
+        if self.0.readers.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.0.left.notify_one();
+        }
+    }
+}
+
+impl Pull {
+    /// Resolves when nobody has waited for this pull for `LINGER`.
+    async fn abandoned(&self) {
+        loop {
+            self.left.notified().await;
+            tokio::time::sleep(LINGER).await;
+            if self.readers.load(Ordering::Acquire) == 0 {
+                return;
+            }
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    // Nothing panics under these locks; if something does, the maps are still whole.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,97 @@
+//! One reader of a pull: trails the ingest file and keeps the pull alive.
+
+use std::fs::File;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use super::{Interest, Joined, PullError, State};
+use crate::store::{self, IngestReader};
+
+/// Reads a blob while it is fetched.
+#[derive(Debug)]
+pub struct Reader {
+    ingest: IngestReader,
+    readable: watch::Receiver<store::Progress>,
+    /// Dropping it tells the pull that one reader less waits.
+    _interest: Interest,
+}
+
+/// What a wait for more bytes ended in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Progress {
+    /// Bytes below this offset can be read.
+    Readable(u64),
+    /// No more will come.
+    Failed(String),
+    /// Nothing came for as long as the reader would wait.
+    Stalled,
+}
+
+impl Reader {
+    /// A reader whose first bytes are there; or the blob, if all of them came meanwhile.
+    pub(super) async fn wait_for_first_byte(
+        ingest: IngestReader,
+        interest: Interest,
+        mut state: watch::Receiver<State>,
+    ) -> Result<Joined, PullError> {
+        let mut readable = ingest.readable();
+        loop {
+            let reached = readable.borrow_and_update().clone();
+            match reached {
+                store::Progress::Readable(0) => {}
+                store::Progress::Readable(_) | store::Progress::Complete => break,
+                // The pull itself knows the reason with its chain.
+                store::Progress::Failed(_) => return Self::end_of(&mut state).await,
+            }
+            tokio::select! {
+                changed = readable.changed() => if changed.is_err() {
+                    return Self::end_of(&mut state).await;
+                },
+                ended = Self::end_of(&mut state) => return ended,
+            }
+        }
+        Ok(Joined::Running(Self { ingest, readable, _interest: interest }))
+    }
+
+    /// Waits for the end of the pull and says how it ended.
+    async fn end_of(state: &mut watch::Receiver<State>) -> Result<Joined, PullError> {
+        let ended = state.wait_for(|state| matches!(state, State::Done(_) | State::Failed(_))).await;
+        match ended.as_deref() {
+            Ok(State::Done(blob)) => Ok(Joined::Complete(blob.clone())),
+            Ok(State::Failed(error)) => Err(error.clone()),
+            _ => Err(PullError::Abandoned),
+        }
+    }
+
+    /// Size of the whole blob in bytes.
+    pub fn size(&self) -> u64 {
+        self.ingest.size()
+    }
+
+    /// The file that bytes below the readable prefix are read from.
+    pub fn file(&self) -> &Arc<File> {
+        self.ingest.file()
+    }
+
+    /// Waits until bytes past `offset` can be read, or no more will come, or nothing came for
+    /// `patience`.
+    pub async fn progress_past(&mut self, offset: u64, patience: Duration) -> Progress {
+        let size = self.ingest.size();
+        let past = |progress: &store::Progress| match progress {
+            store::Progress::Readable(end) => *end > offset,
+            store::Progress::Complete | store::Progress::Failed(_) => true,
+        };
+        match timeout(patience, self.readable.wait_for(past)).await {
+            Ok(Ok(progress)) => match &*progress {
+                store::Progress::Readable(end) => Progress::Readable(*end),
+                store::Progress::Complete => Progress::Readable(size),
+                store::Progress::Failed(reason) => Progress::Failed(reason.to_string()),
+            },
+            Ok(Err(_)) => Progress::Failed("the pull ended".to_owned()),
+            Err(_) => Progress::Stalled,
+        }
+    }
+}

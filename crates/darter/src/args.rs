@@ -1,0 +1,107 @@
+//! The command line. `Args` become a `Config` once, here.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use darter_agent::config::Layers;
+
+/// Node software for GPU clusters: images at the speed of the network card, registries read once.
+#[derive(Parser)]
+#[command(
+    version,
+    after_help = "Examples:\n  \
+    darter agent                                    start with the embedded defaults\n  \
+    darter agent --config /etc/darter/darter.toml   start as configured\n  \
+    darter config default > darter.toml             every key, with what it means\n  \
+    darter prewarm registry.example/team/app:v1     bring an image here before it is asked for\n  \
+    darter uninstall                                put hosts.toml files back as they were"
+)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// Mirror registries for this node's containerd.
+    ///
+    /// Stops on SIGTERM or Ctrl-C: withdraws hosts.toml, lets bodies finish for 10 s, then cuts them
+    /// short, and containerd goes on at the origin.
+    #[command(after_help = "Examples:\n  darter agent --set mirror.listen=127.0.0.1:5001\n  \
+        DARTER_LOG_FORMAT=json darter agent --config /etc/darter/darter.toml")]
+    Agent(Source),
+    /// Show or check the configuration.
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Tell whether this node's containerd will use the mirror, and if not, why.
+    ///
+    /// Exits with 1 if it will not.
+    Preflight {
+        #[command(flatten)]
+        source: Source,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Put back every hosts.toml as it was before darter, agent running or not.
+    Uninstall(Source),
+    /// Bring images to this node before they are asked for, through its running agent.
+    #[command(after_help = "Examples:\n  darter prewarm 123456789012.dkr.ecr.us-east-1.amazonaws.com/llm:v3\n  \
+        darter prewarm --store-only registry.example/a:1 registry.example/b:2 --json")]
+    Prewarm(Order),
+}
+
+#[derive(Subcommand)]
+pub(crate) enum ConfigCommand {
+    /// Print every key with its default and what it means.
+    Default,
+    /// Print the configuration as the agent would see it.
+    Print(Source),
+    /// Check the configuration; exits with 1 and the key and line of what is wrong.
+    Check(Source),
+}
+
+/// Where the configuration comes from.
+#[derive(clap::Args)]
+pub(crate) struct Source {
+    /// Configuration file. Default: /etc/darter/darter.toml if it exists, else the embedded default.
+    #[arg(long, short, env = "DARTER_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Set one key over file and environment; can be repeated.
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+}
+
+impl Source {
+    /// All layers, merged.
+    pub(crate) fn load(&self) -> Result<Layers> {
+        let standard = PathBuf::from("/etc/darter/darter.toml");
+        let layers = match &self.config {
+            Some(path) => Layers::file(path)?,
+            None if standard.exists() => Layers::file(&standard)?,
+            None => Layers::embedded(),
+        };
+        let mut layers = layers.environment(std::env::vars())?;
+        for assignment in &self.set {
+            layers = layers.set(assignment)?;
+        }
+        Ok(layers)
+    }
+}
+
+/// What `darter prewarm` is to bring.
+#[derive(clap::Args)]
+pub(crate) struct Order {
+    /// Images as registry/repository:tag or @digest.
+    #[arg(required = true, value_name = "IMAGE")]
+    pub(crate) images: Vec<String>,
+    /// Only into darter's store: containerd does not pull and unpack.
+    #[arg(long)]
+    pub(crate) store_only: bool,
+    /// Print the agent's events as JSON lines.
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) source: Source,
+}

@@ -1,0 +1,137 @@
+//! `darter prewarm`: sends the order to the agent's unix socket and shows how it goes.
+//!
+//! On a terminal a bar for each blob, elsewhere a line for each blob that is there. Ctrl-C closes
+//! the connection: the agent stops, and keeps what has arrived.
+
+use std::collections::HashMap;
+use std::io::IsTerminal;
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use darter_agent::prewarm::{BlobSize, Event, Order as Wire};
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::net::UnixStream;
+
+use crate::args::Order;
+use crate::show::print;
+
+/// Brings all images of an order, one after the other. 1 if one of them could not be brought.
+pub(crate) async fn run(order: Order) -> Result<ExitCode> {
+    let socket = order.source.load()?.config()?.admin_socket();
+    let mut code = ExitCode::SUCCESS;
+    for image in &order.images {
+        let mut view = View::new(image, order.json);
+        let wire = Wire { image: image.clone(), store_only: order.store_only };
+        let outcome = tokio::select! {
+            outcome = follow(&socket, &wire, &mut view) => outcome,
+            _ = tokio::signal::ctrl_c() => bail!("interrupted; what has arrived is kept"),
+        };
+        if !outcome.with_context(|| format!("cannot prewarm {image}"))? {
+            code = ExitCode::FAILURE;
+        }
+    }
+    Ok(code)
+}
+
+/// Sends one order and shows its events. False: the image could not be brought.
+async fn follow(socket: &Path, order: &Wire, view: &mut View) -> Result<bool> {
+    let stream = UnixStream::connect(socket).await.with_context(|| {
+        format!("no agent answers at {} (admin.socket): start `darter agent` first", socket.display())
+    })?;
+    let body = serde_json::to_string(order)?;
+    // HTTP/1.0: the answer ends where the connection does, and needs no unchunking.
+    let request = format!("POST /v1/prewarm HTTP/1.0\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+    let mut stream = BufReader::new(stream);
+    stream.write_all(request.as_bytes()).await.context("cannot send the order")?;
+    let mut lines = stream.lines();
+    let status = lines.next_line().await?.unwrap_or_default();
+    while lines.next_line().await?.is_some_and(|line| !line.is_empty()) {}
+    if !status.contains(" 200 ") {
+        let reason = lines.next_line().await?.unwrap_or_default();
+        bail!("the agent refused the order: {status}: {reason}");
+    }
+    while let Some(line) = lines.next_line().await.context("the agent went away")? {
+        let event = serde_json::from_str(&line).with_context(|| format!("the agent said `{line}`"))?;
+        match view.show(&line, event)? {
+            Some(success) => return Ok(success),
+            None => continue,
+        }
+    }
+    bail!("the agent went away before the image was here")
+}
+
+/// How events look.
+struct View {
+    image: String,
+    json: bool,
+    bars: Option<MultiProgress>,
+    blobs: HashMap<String, (u64, ProgressBar)>,
+}
+
+impl View {
+    fn new(image: &str, json: bool) -> Self {
+        let bars = (!json && std::io::stderr().is_terminal()).then(MultiProgress::new);
+        Self { image: image.to_owned(), json, bars, blobs: HashMap::new() }
+    }
+
+    /// Shows one event. `Some` at the last: whether the image is here.
+    fn show(&mut self, line: &str, event: Event) -> Result<Option<bool>> {
+        if self.json {
+            print(&format!("{line}\n"))?;
+        }
+        match event {
+            Event::Image { digest, blobs } => self.begin(&digest, blobs)?,
+            Event::Blob { digest, bytes } => self.advance(&digest, bytes)?,
+            Event::Unpacking => self.say("containerd unpacks".to_owned())?,
+            Event::Done { seconds, bytes, image_ref } => {
+                let here =
+                    image_ref.map_or_else(|| "in the store".to_owned(), |name| format!("in containerd as {name}"));
+                self.say(format!("{bytes} bytes in {seconds:.1} s, {here}"))?;
+                return Ok(Some(true));
+            }
+            Event::Failed { reason } => {
+                eprintln!("{}: failed: {reason}", self.image);
+                return Ok(Some(false));
+            }
+        }
+        Ok(None)
+    }
+
+    fn begin(&mut self, digest: &str, blobs: Vec<BlobSize>) -> Result<()> {
+        self.say(format!("{} blobs of {digest}", blobs.len()))?;
+        let template = "{prefix:20} [{bar:40}] {bytes:>12} of {total_bytes:>12} {bytes_per_sec:>14}";
+        let style = ProgressStyle::with_template(template).context("the progress bar's template is wrong")?;
+        for blob in blobs {
+            let bar = match &self.bars {
+                Some(bars) => bars.add(ProgressBar::new(blob.size)),
+                None => ProgressBar::hidden(),
+            };
+            bar.set_style(style.clone().progress_chars("=> "));
+            bar.set_prefix(blob.digest.chars().take(19).collect::<String>());
+            self.blobs.insert(blob.digest, (blob.size, bar));
+        }
+        Ok(())
+    }
+
+    fn advance(&mut self, digest: &str, bytes: u64) -> Result<()> {
+        let Some((size, bar)) = self.blobs.get(digest) else { return Ok(()) };
+        bar.set_position(bytes);
+        if bytes < *size {
+            return Ok(());
+        }
+        bar.finish();
+        // Bars speak for themselves.
+        if self.bars.is_some() { Ok(()) } else { self.say(format!("{digest} {size} bytes")) }
+    }
+
+    fn say(&self, text: String) -> Result<()> {
+        let line = format!("{}: {text}", self.image);
+        match &self.bars {
+            _ if self.json => Ok(()),
+            Some(bars) => bars.println(line).context("cannot print"),
+            None => print(&(line + "\n")).map(|_| ()),
+        }
+    }
+}

@@ -1,0 +1,36 @@
+//! What commands print: for people on a terminal, and the same lines in a pipe.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use darter_agent::certs_d::{Preflight, Undone};
+
+/// Writes to stdout; a pipe that was closed early (`| head`) is no error.
+pub(crate) fn print(text: &str) -> Result<ExitCode> {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error).context("cannot print"),
+        _ => Ok(ExitCode::SUCCESS),
+    }
+}
+
+/// What preflight found. 1 if containerd will not use the mirror.
+pub(crate) fn preflight(found: &Preflight, json: bool) -> Result<ExitCode> {
+    if json {
+        print(&(serde_json::to_string_pretty(found)? + "\n"))?;
+    } else {
+        print(&format!("{found}\n"))?;
+    }
+    Ok(if found.problem().is_none() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// What uninstall did.
+pub(crate) fn uninstall(undone: &[Undone]) -> Result<ExitCode> {
+    if undone.is_empty() {
+        return print("nothing to do: no hosts.toml is darter's\n");
+    }
+    for file in undone {
+        print(&format!("{file}\n"))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,126 @@
+//! The house style, as far as a machine can read it: who may depend on whom, what a file opens
+//! with, how long it may be, and that generated files are up to date.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Past this a file holds two ideas.
+const LINES_MAX: usize = 500;
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ has a parent").to_owned()
+}
+
+fn read(path: impl AsRef<Path>) -> String {
+    let path = root().join(path);
+    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// Every Rust file of the workspace, relative to the root.
+fn sources() -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut dirs = vec![root().join("crates"), root().join("tests"), root().join("benches")];
+    while let Some(dir) = dirs.pop() {
+        for entry in fs::read_dir(&dir).unwrap_or_else(|error| panic!("{}: {error}", dir.display())) {
+            let path = entry.expect("a readable directory").path();
+            if path.is_dir() && path.file_name().is_some_and(|name| name != "target") {
+                dirs.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                found.push(path.strip_prefix(root()).expect("below the root").to_owned());
+            }
+        }
+    }
+    assert!(found.len() > 30, "only {} files found: this test looks in the wrong place", found.len());
+    found.sort();
+    found
+}
+
+/// The darter crates that a manifest names under `[dependencies]`.
+fn dependencies(manifest: &str) -> Vec<String> {
+    let manifest: toml_edit::DocumentMut = read(manifest).parse().expect("a manifest is TOML");
+    let table = manifest["dependencies"].as_table().expect("a manifest has dependencies");
+    let mut names: Vec<_> = table.iter().map(|(name, _)| name.to_owned()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn dependencies_point_from_the_binary_to_the_core() {
+    let workspace = |manifest| -> Vec<String> {
+        dependencies(manifest).into_iter().filter(|name| name.starts_with("darter-")).collect()
+    };
+    assert_eq!(workspace("crates/darter-core/Cargo.toml"), [""; 0]);
+    assert_eq!(workspace("crates/darter-agent/Cargo.toml"), ["darter-core"]);
+    assert_eq!(workspace("crates/darter/Cargo.toml"), ["darter-agent", "darter-core"]);
+}
+
+#[test]
+fn the_core_depends_on_nothing_that_waits_or_touches_the_machine() {
+    let allowed = ["blake3", "serde", "serde_json", "sha2", "thiserror", "toml_edit"];
+    let found = dependencies("crates/darter-core/Cargo.toml");
+    for name in &found {
+        assert!(allowed.contains(&name.as_str()), "darter-core must stay pure: why does it depend on {name}?");
+    }
+    for file in sources().iter().filter(|file| file.starts_with("crates/darter-core/src")) {
+        for banned in
+            ["std::fs", "std::net::Tcp", "std::thread", "std::process", "Instant::now", "SystemTime::now", "HashMap"]
+        {
+            // Tests at the end of a file may name a time to count from.
+            let text = read(file);
+            let code = text.split("#[cfg(test)]").next().unwrap_or_default();
+            assert!(!code.contains(banned), "{}: {banned}", file.display());
+        }
+    }
+}
+
+#[test]
+fn every_file_opens_with_why_it_exists() {
+    for file in sources() {
+        let text = read(&file);
+        assert!(text.starts_with("//! "), "{} has no `//!` header", file.display());
+    }
+}
+
+#[test]
+fn no_file_holds_two_ideas() {
+    let long: BTreeMap<_, _> = sources()
+        .into_iter()
+        .map(|file| (file.clone(), read(&file).lines().count()))
+        .filter(|(_, lines)| *lines > LINES_MAX)
+        .collect();
+    assert!(long.is_empty(), "longer than {LINES_MAX} lines: {long:#?}");
+}
+
+#[test]
+fn the_example_configuration_is_the_embedded_default() {
+    assert_eq!(
+        read("deploy/darter.toml"),
+        darter_agent::config::DEFAULT,
+        "run: darter config default > deploy/darter.toml"
+    );
+}
+
+#[test]
+fn the_code_map_names_every_module() {
+    let readme = read("README.md");
+    for file in sources().iter().filter(|file| file.starts_with("crates")) {
+        let parts: Vec<_> = file.iter().map(|part| part.to_string_lossy().into_owned()).collect();
+        let [_, package, _, module, ..] = parts.as_slice() else { panic!("{}", file.display()) };
+        let module = module.trim_end_matches(".rs");
+        if !matches!(module, "lib" | "main") {
+            assert!(readme.contains(&format!("`{module}`")), "README.md's code map lacks `{module}` of {package}");
+        }
+    }
+}
+
+#[test]
+fn every_metric_of_the_agent_is_in_the_readme() {
+    let text = darter_agent::metrics::Metrics::new("0", "0").render();
+    let readme = read("README.md");
+    let names: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
+    assert!(names.len() > 15, "{text}");
+    for name in names {
+        assert!(readme.contains(name), "README.md does not say what {name} is");
+    }
+}
