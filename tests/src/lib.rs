@@ -1,1 +1,24 @@
-//! skeleton
+//! The harness: what tests, the demo and the benchmarks start, and what they look at.
+//!
+//! It fakes the wire and never a module: real sockets, a real containerd in a network namespace, a
+//! real docker-registry, and where the real thing cannot be had (ECR) a server that behaves like it.
+//! Everything that is started here ends with its owner, also when the test is killed, and any number
+//! of runs can go on at once on one machine.
+//!
+//! - where things run: [`net`], [`process`], [`scratch`], [`tools`]
+//! - what is pulled: [`image`], [`tls`], [`http`]
+//! - whence: [`registry`] (docker-registry), [`fake_ecr`], [`imds`]
+//! - by whom: [`containerd`] with [`cri`], [`emulator`]
+//! - through what: [`agent`]
+
+pub mod agent;
+pub mod containerd;
+pub mod cri;
+pub mod http;
+pub mod image;
+pub mod net;
+pub mod process;
+pub mod registry;
+pub mod scratch;
+pub mod tls;
+pub mod tools;

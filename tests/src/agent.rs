@@ -1,0 +1,297 @@
+//! The darter agent itself, the real binary, in a node's namespace or on the host.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use rustix::process::Signal;
+use tokio::time::Instant;
+use toml_edit::{ArrayOfTables, DocumentMut, Item, Table, Value};
+
+use crate::http::{Answer, Client};
+use crate::net::Place;
+use crate::process::{self, Process, Usage};
+use crate::scratch::Scratch;
+use crate::tools;
+
+/// Past this an agent does not start, or does not stop, at all.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The configuration an agent is started with: only what differs from darter's default.
+#[derive(Debug, Clone)]
+pub struct Options {
+    place: Place,
+    document: DocumentMut,
+}
+
+impl Options {
+    /// An agent with no registry, whose every file is in a directory of the test.
+    pub fn new(place: &Place) -> Self {
+        Self { place: place.clone(), document: DocumentMut::new() }
+    }
+
+    /// Sets a key such as `mirror.stall`.
+    pub fn set(mut self, key: &str, value: impl Into<Value>) -> Self {
+        self.put(key, value);
+        self
+    }
+
+    /// Adds a `[[registry]]` with these keys.
+    pub fn registry(mut self, name: &str, keys: &[(&str, Value)]) -> Self {
+        let mut table = Table::new();
+        table.insert("name", toml_edit::value(name));
+        for (key, value) in keys {
+            table.insert(key, Item::Value(value.clone()));
+        }
+        let registries = self.document.entry("registry").or_insert_with(|| Item::ArrayOfTables(ArrayOfTables::new()));
+        if let Some(registries) = registries.as_array_of_tables_mut() {
+            registries.push(table);
+        }
+        self
+    }
+
+    /// A registry that is really at a plain http address of this test.
+    pub fn plain_registry(self, name: &str, endpoint: &str) -> Self {
+        self.registry(name, &[("endpoint", endpoint.into()), ("plain_http", true.into())])
+    }
+
+    fn put(&mut self, key: &str, value: impl Into<Value>) {
+        let (section, key) = key.split_once('.').unwrap_or(("agent", key));
+        let table = self.document.entry(section).or_insert_with(|| Item::Table(Table::new()));
+        table[key] = toml_edit::value(value);
+    }
+
+    fn put_default(&mut self, key: &str, value: impl Into<Value>) {
+        let (section, name) = key.split_once('.').unwrap_or(("agent", key));
+        if self.document.get(section).and_then(|table| table.get(name)).is_none() {
+            self.put(key, value);
+        }
+    }
+
+    /// What every agent of a test needs: its own directory, and ports that are free.
+    fn complete(&mut self, dir: &Path) -> Result<()> {
+        let at = |name: &str| dir.join(name).display().to_string();
+        self.put_default("agent.data_dir", at("data"));
+        self.put_default("admin.socket", at("admin.sock"));
+        self.put_default("certs_d.path", at("certs.d"));
+        self.put_default("containerd.config", at("containerd.toml"));
+        self.put_default("aws.discover", "off");
+        self.put_default("log.level", "debug");
+        let (mirror, admin) = match &self.place {
+            // The addresses of the default configuration: each namespace has its own loopback.
+            Place::Namespace(_) => (4001, 4004),
+            Place::Host => (self.place.free_port()?, self.place.free_port()?),
+        };
+        self.put_default("mirror.listen", format!("127.0.0.1:{mirror}"));
+        self.put_default("admin.listen", format!("127.0.0.1:{admin}"));
+        Ok(())
+    }
+
+    fn address(&self, key: &str) -> Result<SocketAddr> {
+        let text = self.document.get(key).and_then(|table| table.get("listen")?.as_str());
+        text.context("no address to listen on")?.parse().with_context(|| format!("{key}.listen"))
+    }
+}
+
+/// A running agent.
+pub struct Agent {
+    process: Process,
+    options: Options,
+    mirror: SocketAddr,
+    admin: SocketAddr,
+    // Last: the directory goes when the process is gone.
+    dir: Scratch,
+}
+
+impl Agent {
+    /// Starts one and waits until it says that it is ready.
+    pub async fn start(options: Options) -> Result<Self> {
+        let mut agent = Self::start_unready(options).await?;
+        agent.ready().await?;
+        Ok(agent)
+    }
+
+    /// Starts one and waits until it answers at all: for agents that are not meant to get ready.
+    pub async fn start_unready(mut options: Options) -> Result<Self> {
+        let dir = Scratch::new()?;
+        options.complete(dir.path())?;
+        let file = dir.join("darter.toml");
+        fs::write(&file, options.document.to_string())?;
+        let process = launch(&options.place, &file, &dir.join("log"))?;
+        let (mirror, admin) = (options.address("mirror")?, options.address("admin")?);
+        let mut agent = Self { process, options, mirror, admin, dir };
+        agent.answering().await?;
+        Ok(agent)
+    }
+
+    /// Starts it again, after [`kill`](Self::kill) or [`stop`](Self::stop), with the same files.
+    pub async fn start_again(&mut self) -> Result<()> {
+        self.process = launch(&self.options.place, &self.dir.join("darter.toml"), &self.dir.join("log"))?;
+        self.answering().await?;
+        self.ready().await
+    }
+
+    async fn answering(&mut self) -> Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        while let Err(error) = self.options.place.connect(self.admin).await {
+            self.still_starting(deadline, &format!("{error:#}"))?;
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        Ok(())
+    }
+
+    /// Waits until `/readyz` is 200.
+    pub async fn ready(&mut self) -> Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let answer = self.admin("/readyz").await;
+            let state = match answer {
+                Ok(answer) if answer.status == 200 => return Ok(()),
+                Ok(answer) => answer.text(),
+                Err(error) => format!("{error:#}"),
+            };
+            self.still_starting(deadline, &state)?;
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    fn still_starting(&mut self, deadline: Instant, state: &str) -> Result<()> {
+        if let Some(status) = self.process.exited()? {
+            bail!("darter agent: {status}\n{}", process::tail(&self.log()));
+        }
+        ensure!(Instant::now() < deadline, "darter agent is not ready: {state}\n{}", process::tail(&self.log()));
+        Ok(())
+    }
+
+    /// Where its mirror listens.
+    pub fn mirror(&self) -> SocketAddr {
+        self.mirror
+    }
+
+    /// `http://` and where its mirror listens.
+    pub fn mirror_url(&self) -> String {
+        format!("http://{}", self.mirror)
+    }
+
+    /// The directory of its data, configuration and log.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// The socket of requests that change state.
+    pub fn admin_socket(&self) -> PathBuf {
+        self.dir.join("admin.sock")
+    }
+
+    /// A client where the agent lives.
+    pub fn client(&self) -> Client {
+        Client::new(self.options.place.clone())
+    }
+
+    /// GET of a path such as `/readyz` at its admin address.
+    pub async fn admin(&self, path: &str) -> Result<Answer> {
+        self.client().get(&format!("http://{}{path}", self.admin)).await
+    }
+
+    /// Its metrics now.
+    pub async fn metrics(&self) -> Result<Metrics> {
+        let answer = self.admin("/metrics").await?;
+        ensure!(answer.status == 200, "/metrics: {}", answer.status);
+        Ok(Metrics::parse(&answer.text()))
+    }
+
+    /// Everything it logged.
+    pub fn log(&self) -> String {
+        self.process.log()
+    }
+
+    /// What it costs.
+    pub fn usage(&self) -> Result<Usage> {
+        self.process.usage()
+    }
+
+    /// Asks it to end, as kubelet does, and does not wait.
+    pub fn terminate(&self) -> Result<()> {
+        self.process.signal(Signal::TERM)
+    }
+
+    /// Asks it to end and waits until it has, with status 0.
+    pub async fn stop(&mut self) -> Result<()> {
+        self.terminate()?;
+        let status = self.process.exit(PATIENCE).await?;
+        ensure!(status.success(), "darter agent: {status}\n{}", process::tail(&self.log()));
+        Ok(())
+    }
+
+    /// Kills it without a word, as the kernel does when memory is short.
+    pub async fn kill(&mut self) -> Result<()> {
+        self.process.signal(Signal::KILL)?;
+        self.process.exit(PATIENCE).await?;
+        Ok(())
+    }
+
+    /// The process.
+    pub fn process(&mut self) -> &mut Process {
+        &mut self.process
+    }
+}
+
+fn launch(place: &Place, config: &Path, log: &Path) -> Result<Process> {
+    let mut command = place.command(tools::darter()?);
+    command.arg("agent").arg("--config").arg(config);
+    // darter reads every DARTER_ variable as configuration; those of the harness are not meant for it.
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("DARTER_")) {
+        command.env_remove(name);
+    }
+    Process::start("darter agent", command, log)
+}
+
+/// Metrics in Prometheus' text format, read.
+#[derive(Debug, Clone, Default)]
+pub struct Metrics {
+    series: Vec<(String, f64)>,
+}
+
+impl Metrics {
+    fn parse(text: &str) -> Self {
+        let lines = text.lines().filter(|line| !line.starts_with('#'));
+        let series = lines.filter_map(|line| line.rsplit_once(' '));
+        Self { series: series.filter_map(|(name, value)| Some((name.to_owned(), value.parse().ok()?))).collect() }
+    }
+
+    /// The sum of all series of this name that have all of these labels; 0 if there is none.
+    pub fn sum(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
+        let wanted: Vec<String> = labels.iter().map(|(label, value)| format!("{label}=\"{value}\"")).collect();
+        let matches = |series: &str| {
+            let (series_name, labels) = series.split_once('{').unwrap_or((series, ""));
+            let labels = labels.trim_end_matches('}');
+            series_name == name && wanted.iter().all(|label| labels.split(',').any(|have| have == label))
+        };
+        self.series.iter().filter(|(series, _)| matches(series)).map(|(_, value)| value).sum()
+    }
+
+    /// All series, as name with labels and value.
+    pub fn series(&self) -> &[(String, f64)] {
+        &self.series
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn series_are_summed_over_the_labels_that_are_not_asked_for() {
+        let metrics = Metrics::parse(
+            "# TYPE bytes counter\nbytes_total{registry=\"a\",source=\"origin\"} 3\n\
+             bytes_total{registry=\"b\",source=\"origin\"} 4\nbytes_total{registry=\"b\",source=\"cache\"} 5\nup 1\n",
+        );
+        assert_eq!(metrics.sum("bytes_total", &[("source", "origin")]), 7.0);
+        assert_eq!(metrics.sum("bytes_total", &[("registry", "b"), ("source", "cache")]), 5.0);
+        assert_eq!(metrics.sum("bytes_total", &[]), 12.0);
+        assert_eq!(metrics.sum("up", &[]), 1.0);
+        assert_eq!(metrics.sum("absent", &[]), 0.0);
+    }
+}

@@ -1,0 +1,313 @@
+//! A private containerd: its own root, state, socket and certs.d, in a network namespace.
+//!
+//! It pulls images and never runs one, so it needs no runc, CNI or cgroups. Source of the recipe:
+//! containerd's own documentation of its configuration, versions 2 and 3.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use tokio::time::Instant;
+
+use crate::cri::Cri;
+use crate::net::Place;
+use crate::process::{self, Process};
+use crate::scratch::Scratch;
+use crate::tools::Release;
+
+/// Past this containerd does not start, or does not collect its garbage, at all.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How long a `ctr` command may take.
+const CTR: Duration = Duration::from_secs(300);
+
+/// How a containerd is configured. The default is what an EKS node runs.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// `config_path`: one directory, or two joined by a colon.
+    pub config_path: ConfigPath,
+    /// Drop packed layers after unpacking. On 2.x it also chooses the local pull path.
+    pub discard_unpacked_layers: bool,
+    /// 2.x only: not the transfer service.
+    pub use_local_image_pull: bool,
+    /// 2.1 and later: parallel ranges of one layer, in chunks of so many bytes. 0 is off.
+    pub concurrent_layer_fetch_buffer: u64,
+    /// Layers at once.
+    pub max_concurrent_downloads: u32,
+}
+
+/// Where hosts.toml files are looked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ConfigPath {
+    /// `certs.d`
+    One,
+    /// `certs.d:docker-certs.d`
+    Two,
+    /// No `config_path` at all.
+    Unset,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            config_path: ConfigPath::Two,
+            discard_unpacked_layers: true,
+            use_local_image_pull: false,
+            concurrent_layer_fetch_buffer: 0,
+            max_concurrent_downloads: 3,
+        }
+    }
+}
+
+/// A running containerd.
+pub struct Containerd {
+    process: Process,
+    cri: Cri,
+    place: Place,
+    ctr: PathBuf,
+    // Last: the directory goes when the process is gone.
+    dir: Scratch,
+}
+
+impl Containerd {
+    /// Starts one and waits until its CRI answers.
+    pub async fn start(release: Release, place: &Place, options: &Options) -> Result<Self> {
+        let (program, ctr) = release.programs().context("this containerd is not installed")?;
+        let dir = Scratch::new()?;
+        for name in ["certs.d", "docker-certs.d", "cni"] {
+            dir.dir(name)?;
+        }
+        let text = match release {
+            Release::V1 => config_v2(&dir, options)?,
+            Release::V2 => config_v3(&dir, options)?,
+        };
+        fs::write(dir.join("config.toml"), text)?;
+        // Its mounts end with it, however it ends.
+        let mut command = place.command("unshare");
+        command.args(["--mount", "--"]).arg(program).arg("--config").arg(dir.join("config.toml"));
+        let process = Process::start("containerd", command, &dir.join("log"))?;
+        let cri = Cri::new(&dir.join("sock"));
+        let mut containerd = Self { process, cri, place: place.clone(), ctr, dir };
+        containerd.ready().await?;
+        Ok(containerd)
+    }
+
+    async fn ready(&mut self) -> Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        while let Err(error) = self.cri.version().await {
+            if let Some(status) = self.process.exited()? {
+                bail!("containerd: {status}\n{}", process::tail(&self.log()));
+            }
+            if Instant::now() > deadline {
+                return Err(error.context(process::tail(&self.log())));
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        Ok(())
+    }
+
+    /// Its CRI.
+    pub fn cri(&self) -> &Cri {
+        &self.cri
+    }
+
+    /// Its socket.
+    pub fn socket(&self) -> PathBuf {
+        self.dir.join("sock")
+    }
+
+    /// Its configuration file.
+    pub fn config(&self) -> PathBuf {
+        self.dir.join("config.toml")
+    }
+
+    /// Its root directory, which holds the content store.
+    pub fn root(&self) -> PathBuf {
+        self.dir.join("root")
+    }
+
+    /// The first, or only, directory of hosts.toml files.
+    pub fn certs_d(&self) -> PathBuf {
+        self.dir.join("certs.d")
+    }
+
+    /// The second directory of hosts.toml files.
+    pub fn docker_certs_d(&self) -> PathBuf {
+        self.dir.join("docker-certs.d")
+    }
+
+    /// Everything it logged, at debug level: each request to a registry is in it.
+    pub fn log(&self) -> String {
+        self.process.log()
+    }
+
+    /// The process.
+    pub fn process(&mut self) -> &mut Process {
+        &mut self.process
+    }
+
+    /// Writes `<certs.d>/<registry>/hosts.toml` in one step, as darter does.
+    pub fn write_hosts(&self, registry: &str, text: &str) -> Result<PathBuf> {
+        let dir = self.certs_d().join(registry);
+        fs::create_dir_all(&dir)?;
+        let (temporary, path) = (dir.join(".hosts.toml"), dir.join("hosts.toml"));
+        fs::write(&temporary, text)?;
+        fs::rename(&temporary, &path)?;
+        Ok(path)
+    }
+
+    /// Runs `ctr` of the same release in the same place, in the CRI's namespace, and gives back what
+    /// it printed.
+    pub async fn ctr(&self, arguments: &[&str]) -> Result<String> {
+        let mut command = self.place.command(&self.ctr);
+        command.arg("--address").arg(self.socket()).args(["--namespace", "k8s.io"]).args(arguments);
+        process::run_ok(&format!("ctr {}", arguments.join(" ")), command, CTR).await
+    }
+
+    /// Pulls with `ctr`, through this certs.d.
+    pub async fn ctr_pull(&self, image: &str, credential: Option<(&str, &str)>) -> Result<String> {
+        let hosts = self.certs_d().display().to_string();
+        let user = credential.map(|(user, password)| format!("{user}:{password}"));
+        let mut arguments = vec!["images", "pull", "--hosts-dir", &hosts];
+        if let Some(user) = &user {
+            arguments.extend(["--user", user]);
+        }
+        arguments.push(image);
+        self.ctr(&arguments).await
+    }
+
+    /// Removes every image and waits until content and snapshots are gone: the next pull is cold.
+    pub async fn forget(&self) -> Result<()> {
+        for image in self.cri.list().await? {
+            self.cri.remove(&image.id).await?;
+        }
+        // What ctr pulled has records that the CRI may not know yet.
+        let records = self.ctr(&["images", "ls", "--quiet"]).await?;
+        for record in records.lines().filter(|line| !line.is_empty()) {
+            self.ctr(&["images", "rm", "--sync", record]).await?;
+        }
+        let deadline = Instant::now() + PATIENCE;
+        while !self.is_empty().await? {
+            if Instant::now() > deadline {
+                bail!("content is left: {:?}", self.blobs()?);
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        Ok(())
+    }
+
+    /// The digests (hex) in its content store.
+    pub fn blobs(&self) -> Result<Vec<String>> {
+        let dir = self.root().join("io.containerd.content.v1.content/blobs/sha256");
+        let names = match fs::read_dir(&dir) {
+            Ok(entries) => entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect(),
+            // Made with the first blob.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+            Err(error) => Err(error),
+        };
+        names.with_context(|| format!("cannot list {}", dir.display()))
+    }
+
+    async fn is_empty(&self) -> Result<bool> {
+        if !self.blobs()?.is_empty() {
+            return Ok(false);
+        }
+        // The first line is the heading.
+        Ok(self.ctr(&["snapshots", "ls"]).await?.lines().count() <= 1)
+    }
+}
+
+fn common(dir: &Scratch, version: u32) -> String {
+    let at = |name: &str| dir.join(name).display().to_string();
+    format!(
+        "version = {version}\n\
+         root = {root:?}\n\
+         state = {state:?}\n\
+         [grpc]\n  address = {sock:?}\n\
+         [ttrpc]\n  address = {ttrpc:?}\n\
+         [debug]\n  address = {debug:?}\n  level = \"debug\"\n\
+         [plugins.\"io.containerd.internal.v1.opt\"]\n  path = {opt:?}\n",
+        root = at("root"),
+        state = at("state"),
+        sock = at("sock"),
+        ttrpc = at("ttrpc"),
+        debug = at("debug"),
+        opt = at("opt"),
+    )
+}
+
+fn config_v2(dir: &Scratch, options: &Options) -> Result<String> {
+    let cri = "io.containerd.grpc.v1.cri";
+    let mut text = common(dir, 2);
+    write!(
+        text,
+        "[plugins.\"{cri}\"]\n  max_concurrent_downloads = {}\n\
+         [plugins.\"{cri}\".containerd]\n  snapshotter = {:?}\n  discard_unpacked_layers = {}\n\
+         [plugins.\"{cri}\".cni]\n  conf_dir = {:?}\n",
+        options.max_concurrent_downloads,
+        snapshotter(dir)?,
+        options.discard_unpacked_layers,
+        dir.join("cni"),
+    )?;
+    write_config_path(&mut text, cri, dir, options)?;
+    Ok(text)
+}
+
+fn config_v3(dir: &Scratch, options: &Options) -> Result<String> {
+    let images = "io.containerd.cri.v1.images";
+    let mut text = common(dir, 3);
+    write!(
+        text,
+        "[plugins.\"{images}\"]\n  snapshotter = {:?}\n  discard_unpacked_layers = {}\n  \
+         use_local_image_pull = {}\n  concurrent_layer_fetch_buffer = {}\n  max_concurrent_downloads = {}\n\
+         [plugins.\"io.containerd.cri.v1.runtime\".cni]\n  conf_dir = {:?}\n\
+         [plugins.\"io.containerd.nri.v1.nri\"]\n  disable = true\n",
+        snapshotter(dir)?,
+        options.discard_unpacked_layers,
+        options.use_local_image_pull,
+        options.concurrent_layer_fetch_buffer,
+        options.max_concurrent_downloads,
+        dir.join("cni"),
+    )?;
+    write_config_path(&mut text, images, dir, options)?;
+    Ok(text)
+}
+
+fn write_config_path(text: &mut String, plugin: &str, dir: &Scratch, options: &Options) -> Result<()> {
+    let (first, second) = (dir.join("certs.d"), dir.join("docker-certs.d"));
+    let path = match options.config_path {
+        ConfigPath::One => first.display().to_string(),
+        ConfigPath::Two => format!("{}:{}", first.display(), second.display()),
+        ConfigPath::Unset => return Ok(()),
+    };
+    write!(text, "[plugins.\"{plugin}\".registry]\n  config_path = {path:?}\n")?;
+    Ok(())
+}
+
+/// overlayfs, or copies where it cannot be mounted (inside some containers).
+fn snapshotter(dir: &Scratch) -> Result<&'static str> {
+    let probe = dir.dir("overlay")?;
+    for name in ["lower", "upper", "work", "merged"] {
+        fs::create_dir_all(probe.join(name))?;
+    }
+    let layers = format!("lowerdir={0}/lower,upperdir={0}/upper,workdir={0}/work", probe.display());
+    let mut mount = std::process::Command::new("unshare");
+    mount.args(["--mount", "--", "mount", "-t", "overlay", "overlay", "-o", &layers]).arg(probe.join("merged"));
+    Ok(if mount.output()?.status.success() { "overlayfs" } else { "native" })
+}
+
+/// The text of a hosts.toml with this mirror before this server.
+pub fn hosts_toml(server: &str, mirror: Option<&str>, capabilities: &[&str]) -> String {
+    let mut text = format!("server = {server:?}\n");
+    if let Some(mirror) = mirror {
+        text += &format!("\n[host.{mirror:?}]\n  capabilities = {capabilities:?}\n");
+    }
+    text
+}
+
+/// Whether a path can be a unix socket's.
+pub fn fits_a_socket(path: &Path) -> bool {
+    path.as_os_str().len() < 100
+}

@@ -1,0 +1,247 @@
+//! Networks of one test: a hub where registries live, and nodes, each a network namespace with its
+//! own 127.0.0.1.
+//!
+//! The hub is a namespace too, and holds the bridge, so a test leaves the host's network alone, two
+//! runs can use the same addresses at once, and deleting the namespaces deletes everything. Sockets
+//! belong to the namespace they were made in: a fake registry in the test's own process listens in
+//! the hub by making its socket on a thread that has moved there.
+
+use std::fs::{self, File};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::fd::AsFd as _;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::{Arc, Once};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::time::Instant;
+
+use crate::process;
+use crate::scratch::{is_left_over, unique};
+
+/// The address of the hub, the same in every network.
+pub const HUB: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
+
+/// Where `ip netns` keeps its names.
+const NAMESPACES: &str = "/run/netns";
+
+/// Where a process runs and a socket is made.
+#[derive(Debug, Clone)]
+pub enum Place {
+    /// The network of the test itself. Needs no rights; only loopback is used.
+    Host,
+    /// A network namespace of this test.
+    Namespace(Arc<Namespace>),
+}
+
+impl Place {
+    /// A command that will run here and die with this program. Arguments follow as usual.
+    pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        match self {
+            Self::Host => process::command(program),
+            Self::Namespace(namespace) => {
+                let mut command = process::command("nsenter");
+                command.arg(format!("--net={}", namespace.path().display())).arg("--").arg(program);
+                command
+            }
+        }
+    }
+
+    /// The address at which others reach a server that runs here.
+    pub fn address(&self) -> IpAddr {
+        match self {
+            Self::Host => Ipv4Addr::LOCALHOST.into(),
+            Self::Namespace(namespace) => namespace.address.into(),
+        }
+    }
+
+    /// Listens here. Port 0 is a free port; the address in use can be taken again at once.
+    pub fn listen(&self, address: SocketAddr) -> Result<TcpListener> {
+        let socket = self.socket()?;
+        socket.set_reuseaddr(true)?;
+        socket.bind(address).with_context(|| format!("cannot listen on {address}"))?;
+        // As containerd expects of a mirror: a burst of short connections must find room.
+        Ok(socket.listen(1024)?)
+    }
+
+    /// Connects from here.
+    pub async fn connect(&self, address: SocketAddr) -> Result<TcpStream> {
+        let stream = self.socket()?.connect(address).await;
+        let stream = stream.with_context(|| format!("cannot connect to {address}"))?;
+        stream.set_nodelay(true)?;
+        Ok(stream)
+    }
+
+    /// Waits until something listens at an address.
+    pub async fn wait_for(&self, address: SocketAddr, within: Duration) -> Result<()> {
+        let deadline = Instant::now() + within;
+        while let Err(error) = self.connect(address).await {
+            if Instant::now() > deadline {
+                return Err(error.context(format!("nothing listens after {within:?}")));
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        Ok(())
+    }
+
+    /// A port that was free a moment ago, for a server that cannot choose one itself.
+    pub fn free_port(&self) -> Result<u16> {
+        let address = SocketAddr::new(self.address(), 0);
+        let listener = self.within(|| std::net::TcpListener::bind(address))??;
+        Ok(listener.local_addr()?.port())
+    }
+
+    fn socket(&self) -> Result<TcpSocket> {
+        Ok(self.within(TcpSocket::new_v4)??)
+    }
+
+    /// Runs a short piece of work on a thread that lives in this network.
+    fn within<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
+        match self {
+            Self::Host => Ok(work()),
+            Self::Namespace(namespace) => namespace.within(work),
+        }
+    }
+}
+
+/// A network namespace, deleted when its last user drops it.
+#[derive(Debug)]
+pub struct Namespace {
+    name: String,
+    address: Ipv4Addr,
+}
+
+impl Namespace {
+    fn new(address: Ipv4Addr) -> Result<Self> {
+        static SWEEP: Once = Once::new();
+        SWEEP.call_once(sweep);
+        let name = unique();
+        ip(&["netns", "add", &name])?;
+        let namespace = Self { name, address };
+        namespace.ip(&["link", "set", "lo", "up"])?;
+        Ok(namespace)
+    }
+
+    fn path(&self) -> PathBuf {
+        PathBuf::from(NAMESPACES).join(&self.name)
+    }
+
+    fn ip(&self, arguments: &[&str]) -> Result<()> {
+        ip(&[&["-n", &self.name], arguments].concat())
+    }
+
+    fn within<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
+        let file = File::open(self.path()).context("cannot open a network namespace")?;
+        std::thread::scope(|scope| {
+            // The thread ends in that namespace and is never used for anything else.
+            let thread = scope.spawn(move || {
+                move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))
+                    .context("cannot enter a network namespace")?;
+                Ok(work())
+            });
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        let _ = ip(&["netns", "del", &self.name]);
+    }
+}
+
+/// A hub and its nodes.
+#[derive(Debug)]
+pub struct Network {
+    hub: Arc<Namespace>,
+    nodes: Vec<Arc<Namespace>>,
+}
+
+impl Network {
+    /// A hub at `HUB` and so many nodes, all of which reach each other. Needs root.
+    pub fn new(nodes: u8) -> Result<Self> {
+        let hub = Namespace::new(HUB)?;
+        hub.ip(&["link", "add", "br0", "type", "bridge"])?;
+        hub.ip(&["addr", "add", &format!("{HUB}/16"), "dev", "br0"])?;
+        hub.ip(&["link", "set", "br0", "up"])?;
+        let mut network = Self { hub: Arc::new(hub), nodes: Vec::new() };
+        for number in 0..nodes {
+            network.add_node(number)?;
+        }
+        Ok(network)
+    }
+
+    /// Where registries and clients that are no nodes live.
+    pub fn hub(&self) -> Place {
+        Place::Namespace(self.hub.clone())
+    }
+
+    /// A node, counted from 0.
+    pub fn node(&self, number: usize) -> Place {
+        Place::Namespace(self.nodes[number].clone())
+    }
+
+    /// Limits a node's network card to so many bytes a second, each way.
+    pub fn shape_node(&self, number: usize, bytes_per_second: u64) -> Result<()> {
+        shape(&self.nodes[number], "eth0", bytes_per_second)?;
+        shape(&self.hub, &port(number), bytes_per_second)
+    }
+
+    /// Limits what all nodes together get from the hub. Nodes reach each other unlimited.
+    pub fn shape_hub(&self, bytes_per_second: u64) -> Result<()> {
+        // Only what the hub itself sends leaves through the bridge's own device.
+        shape(&self.hub, "br0", bytes_per_second)
+    }
+
+    fn add_node(&mut self, number: u8) -> Result<()> {
+        let address = Ipv4Addr::new(10, 77, 1, number.checked_add(1).context("too many nodes")?);
+        let node = Namespace::new(address)?;
+        let port = port(number.into());
+        self.hub.ip(&["link", "add", &port, "type", "veth", "peer", "name", "eth0", "netns", &node.name])?;
+        self.hub.ip(&["link", "set", &port, "master", "br0", "up"])?;
+        node.ip(&["addr", "add", &format!("{address}/16"), "dev", "eth0"])?;
+        node.ip(&["link", "set", "eth0", "up"])?;
+        node.ip(&["route", "add", "default", "via", &HUB.to_string()])?;
+        self.nodes.push(Arc::new(node));
+        Ok(())
+    }
+}
+
+fn port(number: usize) -> String {
+    format!("port{number}")
+}
+
+fn shape(namespace: &Namespace, device: &str, bytes_per_second: u64) -> Result<()> {
+    let rate = format!("{}bit", bytes_per_second * 8);
+    // Above 64 KiB, the largest segment a virtual card hands over, and 4 ms of the rate: below that
+    // the timer, not the bucket, sets the speed.
+    let burst = (bytes_per_second / 250).max(256 * 1024).to_string();
+    let tbf = ["root", "tbf", "rate", &rate, "burst", &burst, "latency", "50ms"];
+    execute("tc", &[&["-n", &namespace.name, "qdisc", "replace", "dev", device], tbf.as_slice()].concat())
+}
+
+fn ip(arguments: &[&str]) -> Result<()> {
+    execute("ip", arguments)
+}
+
+fn execute(program: &str, arguments: &[&str]) -> Result<()> {
+    let output = Command::new(program).args(arguments).output().with_context(|| format!("cannot run {program}"))?;
+    if !output.status.success() {
+        bail!("{program} {}: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(())
+}
+
+/// Deletes the namespaces of runs that were killed. Their processes died with them.
+fn sweep() {
+    let Ok(entries) = fs::read_dir(NAMESPACES) else { return };
+    for entry in entries.flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if is_left_over(&name) {
+            let _ = ip(&["netns", "del", &name]);
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! The programs that tests run: where they are, and what to say when one is missing.
+//!
+//! `scripts/install-tools` installs them. A test that cannot run says so on a line of its own that
+//! the test runner does not hide, and adds it to a list that `make test` counts: a green run never
+//! means that nothing was looked at.
+
+use std::fs::File;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+
+/// Which containerd.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Release {
+    /// The distribution's own: 1.6 on Debian 12.
+    V1,
+    /// 2.2.4, which EKS nodes run, built by `scripts/install-tools`.
+    V2,
+}
+
+impl Release {
+    /// Both, for tests that hold on each.
+    pub const ALL: [Self; 2] = [Self::V1, Self::V2];
+
+    /// `containerd` and `ctr` of this release, if installed.
+    pub fn programs(self) -> Option<(PathBuf, PathBuf)> {
+        match self {
+            Self::V1 => Some((find("containerd")?, find("ctr")?)),
+            Self::V2 => Some((cached("containerd")?, cached("ctr")?)),
+        }
+    }
+}
+
+/// What a test needs beyond cargo.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Need {
+    /// Root, to make network namespaces and mounts.
+    Root,
+    /// A containerd, and root to run it.
+    Containerd(Release),
+    /// Debian's docker-registry, and htpasswd.
+    DockerRegistry,
+    /// nginx.
+    Nginx,
+    /// The OCI distribution conformance suite.
+    Conformance,
+    /// The darter binary.
+    Darter,
+}
+
+impl Need {
+    /// Why it is not met, or `None`.
+    fn missing(self) -> Option<&'static str> {
+        let met = match self {
+            Self::Root => is_root(),
+            Self::Containerd(release) => is_root() && release.programs().is_some(),
+            Self::DockerRegistry => find("docker-registry").is_some() && find("htpasswd").is_some(),
+            Self::Nginx => find("nginx").is_some(),
+            Self::Conformance => conformance().is_some(),
+            Self::Darter => darter().is_ok(),
+        };
+        if met { None } else { Some(self.reason()) }
+    }
+
+    fn reason(self) -> &'static str {
+        match self {
+            Self::Containerd(_) | Self::Root if !is_root() => "needs root",
+            Self::Root => "needs root",
+            Self::Containerd(Release::V1) => "no containerd: run scripts/install-tools",
+            Self::Containerd(Release::V2) => "no containerd 2.2.4: run scripts/install-tools (it needs Go)",
+            Self::DockerRegistry => "no docker-registry or htpasswd: run scripts/install-tools",
+            Self::Nginx => "no nginx: run scripts/install-tools",
+            Self::Conformance => "no conformance suite: run scripts/install-tools (it needs Go)",
+            Self::Darter => "no darter binary: run cargo build -p darter",
+        }
+    }
+}
+
+/// Whether a test can run here. If not, says why and counts it; the test then just returns.
+///
+/// With `DARTER_REQUIRE_ALL` set a test that cannot run fails instead.
+pub fn can_run(test: &str, needs: &[Need]) -> bool {
+    let Some(reason) = needs.iter().find_map(|need| need.missing()) else { return true };
+    assert!(std::env::var_os("DARTER_REQUIRE_ALL").is_none(), "{test}: {reason}");
+    let line = format!("NOT RUN: {test}: {reason}");
+    say(&line);
+    if let Ok(mut list) = File::options().create(true).append(true).open(not_run_list()) {
+        let _ = writeln!(list, "{line}");
+    }
+    false
+}
+
+/// Writes a line to the terminal. The test runner hides what tests print with `println!`.
+pub fn say(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
+
+/// The list of tests that did not run, one a line: `$DARTER_NOT_RUN`, or `not-run.txt` in target/.
+/// Whoever starts a whole run removes it first.
+pub fn not_run_list() -> PathBuf {
+    std::env::var_os("DARTER_NOT_RUN").map_or_else(|| profile_dir().join("../not-run.txt"), PathBuf::from)
+}
+
+/// The directory of tools that are built from source and kept outside the clone.
+pub fn cache_dir() -> PathBuf {
+    if let Some(dir) = std::env::var_os("DARTER_TOOLS") {
+        return dir.into();
+    }
+    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).filter(|dir| dir.is_absolute());
+    let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
+    cache.or_else(home).unwrap_or_else(std::env::temp_dir).join("darter/tools")
+}
+
+/// A program of the distribution. /usr/sbin is looked at too: it is not on every user's PATH.
+pub fn find(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let system = ["/usr/sbin", "/usr/bin", "/sbin"].map(PathBuf::from);
+    std::env::split_paths(&path).chain(system).map(|dir| dir.join(program)).find(|file| file.is_file())
+}
+
+/// The OCI distribution conformance suite, if installed.
+pub fn conformance() -> Option<PathBuf> {
+    cached("conformance")
+}
+
+/// The darter binary under test: `$DARTER_BIN`, or the one that cargo built beside this program.
+pub fn darter() -> Result<PathBuf> {
+    let path = std::env::var_os("DARTER_BIN").map_or_else(|| profile_dir().join("darter"), PathBuf::from);
+    path.canonicalize().with_context(|| format!("no darter binary at {}: cargo build -p darter", path.display()))
+}
+
+fn cached(program: &str) -> Option<PathBuf> {
+    Some(cache_dir().join("bin").join(program)).filter(|file| file.is_file())
+}
+
+/// `target/debug`, or whatever holds this program: tests run from its `deps`, examples from theirs.
+fn profile_dir() -> PathBuf {
+    let program = std::env::current_exe().unwrap_or_default();
+    let dir = program.parent().unwrap_or_else(|| Path::new("."));
+    match dir.file_name().and_then(|name| name.to_str()) {
+        Some("deps" | "examples") => dir.parent().unwrap_or(dir).to_owned(),
+        _ => dir.to_owned(),
+    }
+}
+
+fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}

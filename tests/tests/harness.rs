@@ -1,0 +1,158 @@
+//! The harness proves itself: what it fakes behaves as the real thing is known to, what it starts
+//! is gone afterwards.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use darter_tests::containerd::{Containerd, Options, hosts_toml};
+use darter_tests::http::Client;
+use darter_tests::image::{Format, Image};
+use darter_tests::net::{Network, Place};
+use darter_tests::process::{self, Process};
+use darter_tests::registry::{self, Registry};
+use darter_tests::scratch::Scratch;
+use darter_tests::tools::{Need, Release, can_run};
+
+const ECR: &str = "123456789012.dkr.ecr.us-east-1.amazonaws.com";
+const KIB: u64 = 1024;
+
+#[tokio::test]
+async fn a_process_ends_with_its_owner_and_with_the_whole_run() -> Result<()> {
+    let dir = Scratch::new()?;
+    let mut command = process::command("sleep");
+    command.arg("1000");
+    let process = Process::start("sleep", command, &dir.join("log"))?;
+    let proc = format!("/proc/{}", process.pid());
+    ensure!(Path::new(&proc).exists());
+    drop(process);
+    ensure!(!Path::new(&proc).exists());
+
+    // A run of its own that is killed: what it started must not live on. The shell stands for the
+    // test runner.
+    let mut command = process::command("sh");
+    command.args(["-c", "setpriv --pdeathsig KILL -- sleep 1000 & echo $!; wait"]);
+    let mut runner = Process::start("sh", command, &dir.join("runner"))?;
+    while runner.log().trim().is_empty() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let child = format!("/proc/{}", runner.log().trim());
+    runner.signal(rustix::process::Signal::KILL)?;
+    runner.exit(Duration::from_secs(10)).await?;
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+    // A zombie until init collects it.
+    while std::fs::read_to_string(format!("{child}/cmdline")).is_ok_and(|line| !line.is_empty()) {
+        ensure!(tokio::time::Instant::now() < deadline, "{child} lives on");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn nodes_reach_the_hub_and_each_has_its_own_loopback() -> Result<()> {
+    if !can_run("nodes_reach_the_hub_and_each_has_its_own_loopback", &[Need::Root]) {
+        return Ok(());
+    }
+    let (network, other) = (Network::new(2)?, Network::new(1)?);
+    let listener = network.hub().listen("10.77.0.1:5000".parse()?)?;
+    // The same address in another network is another place.
+    let elsewhere = other.hub().listen("10.77.0.1:5000".parse()?)?;
+    for node in 0..2 {
+        network.node(node).connect(listener.local_addr()?).await?;
+        let (_, from) = listener.accept().await?;
+        ensure!(from.ip() == network.node(node).address(), "{from}");
+        network.node(node).listen("127.0.0.1:4001".parse()?)?;
+    }
+    other.node(0).connect(elsewhere.local_addr()?).await?;
+    ensure!(network.node(0).connect("127.0.0.1:4001".parse()?).await.is_err());
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_shaped_card_is_as_slow_as_asked() -> Result<()> {
+    if !can_run("a_shaped_card_is_as_slow_as_asked", &[Need::Root]) {
+        return Ok(());
+    }
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let network = Network::new(1)?;
+    network.shape_hub(10_000_000)?;
+    let listener = network.hub().listen("10.77.0.1:5000".parse()?)?;
+    let mut client = network.node(0).connect(listener.local_addr()?).await?;
+    let (mut server, _) = listener.accept().await?;
+    let send = tokio::spawn(async move { server.write_all(&vec![0; 3_000_000]).await });
+    let start = tokio::time::Instant::now();
+    client.read_to_end(&mut Vec::new()).await?;
+    send.await??;
+    let took = start.elapsed().as_secs_f64();
+    ensure!((0.2..0.6).contains(&took), "3 MB at 10 MB/s took {took} s");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_registry_with_a_password_takes_an_image_and_gives_it_back() -> Result<()> {
+    if !can_run("a_registry_with_a_password_takes_an_image_and_gives_it_back", &[Need::DockerRegistry]) {
+        return Ok(());
+    }
+    for tls in [false, true] {
+        let options = registry::Options { tls, ..registry::Options::with_password("ann", "secret") };
+        let registry = Registry::start(&Place::Host, options).await?;
+        let image = Image::index(Format::Oci, 1, &[300 * KIB, 5])?;
+        registry.push(&image, "team/app", "v1").await?;
+
+        let blob = format!("{}/v2/team/app/blobs/{}", registry.url(), image.layers[0].digest());
+        let answer = registry.client().get(&blob).await?;
+        ensure!(answer.status == 200 && answer.body == image.layers[0].content.to_bytes());
+        let mut anonymous = Client::new(Place::Host);
+        if let Some(trust) = registry.trust()? {
+            anonymous = anonymous.trusting(trust);
+        }
+        let refused = anonymous.get(&blob).await?;
+        ensure!(refused.status == 401 && refused.header("www-authenticate").starts_with("Basic "));
+    }
+    Ok(())
+}
+
+/// The recipe: the mirror's address refuses, so containerd pulls from `server`.
+async fn pull_twice(release: Release) -> Result<()> {
+    let network = Network::new(1)?;
+    let registry = Registry::start(&network.hub(), registry::Options::with_password("ann", "secret")).await?;
+    let image = Image::index(Format::Oci, 2, &[700 * KIB, 300 * KIB, 1])?;
+    registry.push(&image, "team/app", "v1").await?;
+    let containerd = Containerd::start(release, &network.node(0), &Options::default()).await?;
+    containerd.write_hosts(ECR, &hosts_toml(&registry.url(), Some("http://127.0.0.1:4001"), &["pull", "resolve"]))?;
+    let name = format!("{ECR}/team/app:v1");
+
+    ensure!(containerd.cri().pull(&name, Some(("ann", "wrong"))).await.is_err());
+    for round in 1..=2 {
+        containerd.cri().pull(&name, registry.password()).await.with_context(|| containerd.log())?;
+        ensure!(containerd.cri().status(&name).await?.is_some());
+        let layer = format!("blobs/{}", image.layers[0].digest());
+        let gets = registry.log().lines().filter(|line| line.contains(&layer) && line.contains("completed")).count();
+        // Each time 401 and then 200, in docker-registry's log of finished requests.
+        ensure!(gets >= round, "round {round}: {gets} GETs of the layer");
+        containerd.forget().await?;
+        ensure!(containerd.cri().status(&name).await?.is_none());
+    }
+
+    containerd.ctr_pull(&name, registry.password()).await?;
+    ensure!(containerd.blobs()?.contains(&image.layers[0].digest().hex()));
+    containerd.forget().await
+}
+
+#[tokio::test]
+async fn containerd_1_6_pulls_removes_and_pulls_again() -> Result<()> {
+    let needs = [Need::Containerd(Release::V1), Need::DockerRegistry];
+    if !can_run("containerd_1_6_pulls_removes_and_pulls_again", &needs) {
+        return Ok(());
+    }
+    pull_twice(Release::V1).await
+}
+
+#[tokio::test]
+async fn containerd_2_2_pulls_removes_and_pulls_again() -> Result<()> {
+    let needs = [Need::Containerd(Release::V2), Need::DockerRegistry];
+    if !can_run("containerd_2_2_pulls_removes_and_pulls_again", &needs) {
+        return Ok(());
+    }
+    pull_twice(Release::V2).await
+}
