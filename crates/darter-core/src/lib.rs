@@ -6,6 +6,7 @@
 
 pub mod digest;
 pub mod ecr;
+pub mod hosts_toml;
 pub mod manifest;
 pub mod names;
 pub mod oci;
