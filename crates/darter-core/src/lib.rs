@@ -4,6 +4,7 @@
 //! decisions go out. No clock, no disk, no network, no randomness, nothing async; the crate builds
 //! for wasm32 to prove it. `darter-agent` carries out what is decided here.
 
+pub mod containerd_config;
 pub mod digest;
 pub mod ecr;
 pub mod hosts_toml;

@@ -110,6 +110,11 @@ fn url_in_mark(line: &str) -> Option<&str> {
     line.trim_end().strip_prefix(MARK_START)?.strip_suffix(MARK_END).filter(|url| !url.contains('"'))
 }
 
+/// Whether containerd takes the file at all.
+pub fn usable(text: &str) -> Result<(), Unusable> {
+    Document::parse(text).map(|_| ())
+}
+
 /// Puts darter's table into a file, first of all hosts; `None` is no file.
 pub fn merge(existing: Option<&str>, wanted: &Wanted) -> Result<Merged, HostsTomlError> {
     let base = existing.map(|text| bare(text, wanted)).unwrap_or_default();
