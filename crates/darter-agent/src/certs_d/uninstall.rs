@@ -1,0 +1,53 @@
+//! `darter uninstall`: certs.d as it was before, without a running agent and whatever the
+//! configuration says now. Finds what is ours by what we left in it.
+
+use std::path::Path;
+
+use darter_core::hosts_toml::marked_url;
+
+use super::files::{self, BACKUP, BASE, CREATED, HOSTS};
+use super::site::{Site, Undone, registry_of};
+use super::{CertsDError, wanted};
+use crate::config::{Config, RegistryConfig};
+
+/// Puts every directory under certs.d back that darter had its hands in. Goes on after an error, and
+/// returns the first.
+pub fn uninstall(config: &Config) -> Result<Vec<Undone>, CertsDError> {
+    let root = &config.certs_d.path;
+    let mut undone = Vec::new();
+    let mut failed = None;
+    for name in files::names(root)?.unwrap_or_default() {
+        match leave_dir(config, root, &name) {
+            Ok(done) => undone.extend(done),
+            Err(error) => failed = failed.or(Some(error)),
+        }
+    }
+    failed = failed.or(leave_root(root).err());
+    failed.map_or(Ok(undone), Err)
+}
+
+fn leave_dir(config: &Config, root: &Path, name: &str) -> Result<Option<Undone>, CertsDError> {
+    let dir = root.join(name);
+    let Some(registry) = registry_of(name).filter(|_| dir.is_dir() && !dir.is_symlink()) else { return Ok(None) };
+    let hosts = files::read(&dir.join(HOSTS))?;
+    let marked = hosts.as_ref().and_then(|hosts| marked_url(&hosts.text));
+    if marked.is_none() && ![BACKUP, BASE, CREATED].iter().any(|name| dir.join(name).exists()) {
+        return Ok(None);
+    }
+    let known = config.registries.iter().find(|known| known.name == registry).cloned();
+    let known = known.unwrap_or_else(|| RegistryConfig::named(registry));
+    let mut wanted = wanted(config, &known, config.mirror.listen);
+    // The agent that wrote the file may have listened elsewhere.
+    wanted.mirror_url = marked.map_or(wanted.mirror_url, str::to_owned);
+    Site { root: root.clone(), later_roots: Vec::new(), wanted }.leave(&dir)
+}
+
+/// Removes what a crash left in certs.d, and certs.d itself if we made it and nobody uses it.
+pub(super) fn leave_root(root: &Path) -> Result<(), CertsDError> {
+    files::clear_leftovers(root)?;
+    if root.join(CREATED).exists() {
+        files::remove(&root.join(CREATED))?;
+        files::remove_dir_if_empty(root)?;
+    }
+    Ok(())
+}
