@@ -73,7 +73,8 @@ impl Report {
         std::fs::write(&path, serde_json::to_string_pretty(&self.0)? + "\n")
             .with_context(|| format!("cannot write {}", path.display()))?;
         let missed: Vec<_> = self.0.iter().filter(|figure| !figure.ok).map(|figure| figure.name.as_str()).collect();
-        let verdict = if missed.is_empty() { "every goal is met".to_owned() } else { format!("missed: {}", missed.join(", ")) };
+        let verdict =
+            if missed.is_empty() { "every goal is met".to_owned() } else { format!("missed: {}", missed.join(", ")) };
         println!("\n{verdict}; figures in {}", path.display());
         Ok(())
     }
@@ -99,7 +100,12 @@ pub fn median(mut values: Vec<f64>) -> f64 {
 /// The value below which this share of all lies.
 pub fn percentile(mut values: Vec<f64>, share: f64) -> f64 {
     values.sort_by(f64::total_cmp);
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss, reason = "an index")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        clippy::cast_precision_loss,
+        reason = "an index"
+    )]
     let index = ((values.len() as f64 * share).ceil() as usize).saturating_sub(1);
     values.get(index).copied().unwrap_or(f64::NAN)
 }

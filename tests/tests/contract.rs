@@ -99,7 +99,8 @@ impl Stage {
     /// For the error message of a test that failed.
     fn story(&self) -> String {
         let agent = self.agent.as_ref().map(Agent::log).unwrap_or_default();
-        let tail = |log: &str| log.lines().rev().take(40).collect::<Vec<_>>().into_iter().rev().collect::<Vec<_>>().join("\n");
+        let tail =
+            |log: &str| log.lines().rev().take(40).collect::<Vec<_>>().into_iter().rev().collect::<Vec<_>>().join("\n");
         format!("{:?}\n--- agent\n{}\n--- containerd\n{}", self.release, tail(&agent), tail(&self.containerd.log()))
     }
 }

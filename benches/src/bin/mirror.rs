@@ -172,11 +172,16 @@ async fn first_bytes(report: &mut Report) -> Result<()> {
 
 async fn cold_pull(report: &mut Report, rate: Option<u64>) -> Result<()> {
     let (bytes, repeats) = if rate.is_some() { (2 * GIB, 3) } else { (2 * GIB, 3) };
-    println!("\ncold pull: a blob of 2 GiB, sha256 verified by the client, origin {}", match rate {
-        Some(rate) => format!("limited to {} MB/s", rate / 1_000_000),
-        None => "not limited".to_owned(),
-    });
-    let images = (0..repeats).map(|number| image(2000 + number as u64 + rate.unwrap_or(0), bytes)).collect::<Result<Vec<_>>>()?;
+    println!(
+        "\ncold pull: a blob of 2 GiB, sha256 verified by the client, origin {}",
+        match rate {
+            Some(rate) => format!("limited to {} MB/s", rate / 1_000_000),
+            None => "not limited".to_owned(),
+        }
+    );
+    let images = (0..repeats)
+        .map(|number| image(2000 + number as u64 + rate.unwrap_or(0), bytes))
+        .collect::<Result<Vec<_>>>()?;
     let stage = Stage::new(images).await?;
     stage.ecr.set_rate(rate, None);
     let mut ratios = Vec::new();
@@ -215,7 +220,14 @@ async fn memory(report: &mut Report) -> Result<()> {
         pull.await??;
     }
     let conditions = format!("peak, {pulls} cold pulls in {:.0} s", started.elapsed().as_secs_f64());
-    report.add("resident, 8 pulls of 2 GiB", mib(stage.agent.usage()?.peak_bytes), "MiB", Better::Lower, Some(80.0), conditions);
+    report.add(
+        "resident, 8 pulls of 2 GiB",
+        mib(stage.agent.usage()?.peak_bytes),
+        "MiB",
+        Better::Lower,
+        Some(80.0),
+        conditions,
+    );
     Ok(())
 }
 

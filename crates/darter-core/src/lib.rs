@@ -4,17 +4,12 @@
 //! decisions go out. No clock, no disk, no network, no randomness, nothing async; the crate builds
 //! for wasm32 to prove it. `darter-agent` carries out what is decided here.
 
-<<<<<<< HEAD
 pub mod access;
-pub mod digest;
-pub mod ecr;
-pub mod fetch;
-=======
 pub mod containerd_config;
 pub mod digest;
 pub mod ecr;
+pub mod fetch;
 pub mod hosts_toml;
->>>>>>> certsd
 pub mod manifest;
 pub mod names;
 pub mod oci;
