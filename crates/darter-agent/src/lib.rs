@@ -2,5 +2,6 @@
 //!
 //! `agent` binds, spawns and drains; each other module is one thing that the agent does.
 
+pub mod certs_d;
 pub mod config;
 pub mod metrics;
