@@ -31,7 +31,7 @@ use tracing::{error, info, warn};
 use crate::config::{Access, Config, RegistryConfig};
 use crate::metrics::{HostsTomlLabels, Metrics, RegistryLabel};
 
-pub use preflight::{Preflight, preflight};
+pub use preflight::{Preflight, preflight, preflight_for};
 pub use site::{How, Undone};
 pub use uninstall::uninstall;
 
@@ -147,7 +147,8 @@ struct Keeper {
 /// What a round did.
 struct Round {
     states: States,
-    repaired: bool,
+    /// Something was put right, or could not be: what we hear next may be our own doing.
+    is_uneasy: bool,
 }
 
 impl CertsD {
@@ -170,18 +171,21 @@ impl CertsD {
             last: BTreeMap::new(),
         };
         let states = channel::Sender::new(Vec::new());
-        let CertsDConfig { remove_on_exit, check_every, .. } = &config.certs_d;
-        Self { keeper, remove_on_exit: *remove_on_exit, check_every: check_every.0, states }
+        let crate::config::CertsD { remove_on_exit, check_every, .. } = config.certs_d;
+        Self { keeper, remove_on_exit, check_every: check_every.0, states }
     }
 
     /// What others want asked for this registry, found in the existing file, in their order. `/v2`
     /// belongs after each that has no such segment.
     pub fn foreign_origins(&self, registry: &Registry) -> Vec<String> {
         let site = self.keeper.sites.iter().find(|site| site.wanted.registry == *registry);
-        site.map(Site::foreign_origins).transpose().unwrap_or_else(|error| {
-            warn!(%registry, error = %chain(&error), "cannot look for other hosts of this registry");
-            None
-        }).unwrap_or_default()
+        site.map(Site::foreign_origins)
+            .transpose()
+            .unwrap_or_else(|error| {
+                warn!(%registry, error = %chain(&error), "cannot look for other hosts of this registry");
+                None
+            })
+            .unwrap_or_default()
     }
 
     /// The states, as of the last round.
@@ -194,6 +198,8 @@ impl CertsD {
         let Self { mut keeper, remove_on_exit, check_every, states } = self;
         let mut watch = Watch::new().inspect_err(|error| warn!(%error, "changes are seen by the timer only")).ok();
         let mut is_sure = true;
+        let Some((kept, ())) = blocking(keeper, |keeper| keeper.clear_leftovers()).await else { return };
+        keeper = kept;
         while !stop.is_cancelled() {
             // A mirror whose self-test is gone has none that passes.
             let is_serving = *serving.borrow_and_update() && serving.has_changed().is_ok();
@@ -205,7 +211,7 @@ impl CertsD {
             if watch.as_mut().is_some_and(|watch| watch.cover(&keeper.watched())) {
                 continue;
             }
-            let pause = if round.repaired { FIGHT_PAUSE } else { Duration::ZERO };
+            let pause = if round.is_uneasy { FIGHT_PAUSE } else { Duration::ZERO };
             tokio::select! {
                 () = stop.cancelled() => (),
                 changed = serving.changed(), if is_sure => is_sure = changed.is_ok(),
@@ -250,6 +256,17 @@ impl Keeper {
     fn watched(&self) -> Vec<PathBuf> {
         let dirs = self.sites.iter().map(Site::dir);
         self.root.parent().map(Path::to_owned).into_iter().chain([self.root.clone()]).chain(dirs).collect()
+    }
+
+    /// Removes what an agent that was killed left half done. Only at the start: later, what looks like
+    /// this is another process at work.
+    fn clear_leftovers(&self) {
+        let dirs = self.sites.iter().map(Site::dir).filter(|dir| !dir.is_symlink());
+        for dir in [self.root.clone()].into_iter().chain(dirs).filter(|_| self.write) {
+            if let Err(error) = files::clear_leftovers(&dir) {
+                warn!(error = %chain(&error), "cannot clear leftovers");
+            }
+        }
     }
 
     fn round(&mut self, is_serving: bool) -> Round {
@@ -315,7 +332,7 @@ impl Keeper {
     /// certs.d itself may be missing, but not what it belongs in: that would be a host without
     /// containerd, or a mount that went wrong.
     fn make_root(&self) -> Result<(), HostsState> {
-        if self.root.is_dir() {
+        if self.root.is_dir() || self.sites.is_empty() {
             return Ok(());
         }
         let parent = self.root.parent().filter(|parent| parent.is_dir());
@@ -339,11 +356,15 @@ impl Keeper {
                 self.tell(registry, before.as_ref(), state);
             }
         }
-        Round { states, repaired: self.metrics.hosts_toml_repairs.get() > repairs }
+        let is_in_trouble = |state: &HostsState| matches!(state, HostsState::Drifted | HostsState::Failed { .. });
+        let is_uneasy =
+            self.metrics.hosts_toml_repairs.get() > repairs || states.iter().any(|(_, state)| is_in_trouble(state));
+        Round { states, is_uneasy }
     }
 
     fn tell(&self, registry: &Registry, before: Option<&HostsState>, state: &HostsState) {
-        let label = |state: &HostsState| HostsTomlLabels { registry: RegistryLabel::of(registry), state: state.label() };
+        let label =
+            |state: &HostsState| HostsTomlLabels { registry: RegistryLabel::of(registry), state: state.label() };
         if let Some(before) = before.filter(|before| before.label() != state.label()) {
             self.metrics.hosts_toml.remove(&label(before));
         }

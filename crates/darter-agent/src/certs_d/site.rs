@@ -167,7 +167,8 @@ impl Site {
     /// Spegel moves all of certs.d to `_backup` and writes its own; an adopted registry goes on from
     /// what it had before.
     fn before_spegel(&self, text: &str) -> Result<Option<String>, CertsDError> {
-        let is_spegels = merged_anyway(Some(text), &self.wanted).is_some_and(|merged| merged.found == [Foreign::Spegel]);
+        let is_spegels =
+            merged_anyway(Some(text), &self.wanted).is_some_and(|merged| merged.found == [Foreign::Spegel]);
         if !is_spegels {
             return Ok(None);
         }
@@ -187,9 +188,10 @@ impl Site {
                 return Ok(beside);
             }
         }
-        let later = self.later_roots.iter().flat_map(|root| {
-            host_paths(root, &self.wanted.registry).into_iter().chain([root.join("_default")])
-        });
+        let later = self
+            .later_roots
+            .iter()
+            .flat_map(|root| host_paths(root, &self.wanted.registry).into_iter().chain([root.join("_default")]));
         match [self.root.join("_default")].into_iter().chain(later).find(|path| path.is_dir()) {
             Some(hidden) => says(&hidden),
             None => Ok(None),
@@ -243,7 +245,7 @@ impl Site {
         if dir.is_symlink() { Ok(None) } else { self.leave(&dir) }
     }
 
-    fn leave(&self, dir: &Path) -> Result<Option<Undone>, CertsDError> {
+    pub(super) fn leave(&self, dir: &Path) -> Result<Option<Undone>, CertsDError> {
         files::clear_leftovers(dir)?;
         for _ in 0..ATTEMPTS {
             let found = Found::read(dir)?;
@@ -296,7 +298,9 @@ impl Site {
             (None, Some(_)) => Ok(files::put_back(&backup, &dir.join(HOSTS), None)?.then_some(How::Restored)),
             (None, None) => Ok(remove_ours(dir, None)?.then_some(How::Removed)),
             (Some(now), kept) => {
-                if kept.as_ref() == Some(now) {
+                // A file of ours under the backup's name was put there by an exchange that a kill cut short.
+                let is_spare = |kept: &Content| kept == now || hosts_toml::marked_url(&kept.text).is_some();
+                if kept.as_ref().is_some_and(is_spare) {
                     files::remove(&backup)?;
                 }
                 Ok(Some(How::Cleared))
@@ -350,15 +354,15 @@ impl Found {
         let base = self.base.as_ref().or(self.backup.as_ref()).map(|content| content.text.as_str());
         let rest = hosts_toml::without(&now.text, &site.wanted);
         // Whether the file was made with or without adoption, nobody wrote down.
-        let made = [false, true].into_iter().filter_map(|adopt| {
-            hosts_toml::merge(base, &Wanted { adopt, ..site.wanted.clone() }).ok()
-        });
+        let made = [false, true]
+            .into_iter()
+            .filter_map(|adopt| hosts_toml::merge(base, &Wanted { adopt, ..site.wanted.clone() }).ok());
         !made.into_iter().any(|made| made.text == now.text || hosts_toml::without(&made.text, &site.wanted) == rest)
     }
 }
 
 /// The directories that containerd tries for a registry in a root, before `_default` (hostPaths).
-fn host_paths(root: &Path, registry: &Registry) -> Vec<PathBuf> {
+pub(super) fn host_paths(root: &Path, registry: &Registry) -> Vec<PathBuf> {
     let name = registry.as_str();
     let portless = match name.rfind(':') {
         Some(at) if at > 0 => Some(format!("{}_{}_", &name[..at], &name[at + 1..])),

@@ -29,6 +29,7 @@ pub fn uninstall(config: &Config) -> Result<Vec<Undone>, CertsDError> {
 fn leave_dir(config: &Config, root: &Path, name: &str) -> Result<Option<Undone>, CertsDError> {
     let dir = root.join(name);
     let Some(registry) = registry_of(name).filter(|_| dir.is_dir() && !dir.is_symlink()) else { return Ok(None) };
+    files::clear_leftovers(&dir)?;
     let hosts = files::read(&dir.join(HOSTS))?;
     let marked = hosts.as_ref().and_then(|hosts| marked_url(&hosts.text));
     if marked.is_none() && ![BACKUP, BASE, CREATED].iter().any(|name| dir.join(name).exists()) {
@@ -39,7 +40,7 @@ fn leave_dir(config: &Config, root: &Path, name: &str) -> Result<Option<Undone>,
     let mut wanted = wanted(config, &known, config.mirror.listen);
     // The agent that wrote the file may have listened elsewhere.
     wanted.mirror_url = marked.map_or(wanted.mirror_url, str::to_owned);
-    Site { root: root.clone(), later_roots: Vec::new(), wanted }.leave(&dir)
+    Site { root: root.to_owned(), later_roots: Vec::new(), wanted }.leave(&dir)
 }
 
 /// Removes what a crash left in certs.d, and certs.d itself if we made it and nobody uses it.

@@ -31,6 +31,7 @@ pub(super) struct Watch {
 }
 
 impl Watch {
+    #[expect(deprecated, reason = "unsound for types that do not own their descriptor; an OwnedFd does")]
     pub(super) fn new() -> io::Result<Self> {
         let inotify = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
         Ok(Self { inotify: AsyncFd::new(inotify)?, covered: Vec::new() })
@@ -39,7 +40,8 @@ impl Watch {
     /// Listens to these directories, those that exist; `true` if one of them was not listened to
     /// before, so that a change of it may have been missed.
     pub(super) fn cover(&mut self, dirs: &[PathBuf]) -> bool {
-        let covered: Vec<(PathBuf, i32)> = dirs.iter().filter_map(|dir| Some((dir.clone(), self.listen(dir)?))).collect();
+        let covered: Vec<(PathBuf, i32)> =
+            dirs.iter().filter_map(|dir| Some((dir.clone(), self.listen(dir)?))).collect();
         let is_new = covered.iter().any(|watch| !self.covered.contains(watch));
         self.covered = covered;
         is_new

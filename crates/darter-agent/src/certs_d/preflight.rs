@@ -1,0 +1,141 @@
+//! `darter preflight`: would containerd, as this host has it, look at what we write?
+//!
+//! Reads its configuration with all imports, and the roots that it names; writes nothing.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::path::{Component, Path, PathBuf};
+
+use darter_core::containerd_config::{self as core, Judgement, Severity, Verdict, Version};
+use serde::Serialize;
+
+use super::{CertsDError, files, site};
+use crate::config::Config;
+
+/// containerd itself has no limit; a host with more has a loop that paths do not show.
+const IMPORTS_MAX: usize = 256;
+
+/// The answer, for people (`Display`) and programs (JSON).
+#[derive(Debug, Clone, Serialize)]
+pub struct Preflight {
+    /// Where hosts.toml files go.
+    pub certs_d: PathBuf,
+    /// Whether containerd asks the mirror for what is written there, as far as can be told.
+    pub honoured: bool,
+    /// The files that were read, in containerd's order.
+    pub files: Vec<PathBuf>,
+    /// What they say.
+    #[serde(flatten)]
+    pub judgement: Judgement,
+}
+
+/// Judges this host where the version of its containerd is not known.
+pub fn preflight(config: &Config) -> Preflight {
+    preflight_for(config, None)
+}
+
+/// Judges this host for a version of containerd, such as its requests tell in their User-Agent.
+pub fn preflight_for(config: &Config, version: Option<Version>) -> Preflight {
+    let (files, unread) = load(&config.containerd.config);
+    let certs_d = &config.certs_d.path;
+    let mut judgement = core::judge(&files, certs_d, version);
+    if files.is_empty() {
+        // A host without containerd, or a mount that is missing: its defaults say nothing about it.
+        judgement.verdicts.clear();
+        judgement.content_root = None;
+    }
+    for verdict in unread.into_iter().chain(shadows(config, &judgement)) {
+        judgement.add(verdict);
+    }
+    let files: Vec<PathBuf> = files.into_iter().map(|(path, _)| path).collect();
+    Preflight { certs_d: certs_d.clone(), honoured: !files.is_empty() && judgement.is_honoured(), files, judgement }
+}
+
+/// The roots that containerd looks at only where ours has nothing.
+pub(super) fn later_roots(config: &Config) -> Vec<PathBuf> {
+    let (files, _) = load(&config.containerd.config);
+    // 2.2 and later have a second root by default; for the others it is never looked at.
+    let recent = Version { major: 2, minor: 2 };
+    core::judge(&files, &config.certs_d.path, Some(recent)).roots_after(&config.certs_d.path).to_vec()
+}
+
+/// Reads the main file, then the files that it imports, then theirs (LoadConfig).
+fn load(main: &Path) -> (Vec<(PathBuf, String)>, Vec<Verdict>) {
+    let (mut loaded, mut unread) = (Vec::<(PathBuf, String)>::new(), Vec::new());
+    let mut pending = VecDeque::from([main.to_owned()]);
+    while let Some(path) = pending.pop_front() {
+        if loaded.len() >= IMPORTS_MAX || loaded.iter().any(|(known, _)| *known == path) {
+            continue;
+        }
+        match files::read(&path) {
+            Ok(Some(content)) => {
+                pending.extend(core::imports(&path, &content.text).iter().flat_map(|pattern| expand(pattern)));
+                loaded.push((path, content.text));
+            }
+            Ok(None) => unread.push(core::unreadable(&path, "no such file")),
+            Err(error) => unread.push(core::unreadable(&path, &cause(&error))),
+        }
+    }
+    (loaded, unread)
+}
+
+fn cause(error: &CertsDError) -> String {
+    std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string)
+}
+
+/// The files that a pattern stands for, sorted; a path without a star stands for itself.
+fn expand(pattern: &Path) -> Vec<PathBuf> {
+    if !pattern.to_string_lossy().contains('*') {
+        return vec![pattern.to_owned()];
+    }
+    let mut found = vec![PathBuf::new()];
+    for component in pattern.components() {
+        let fits = |dir: &PathBuf| fitting(dir, component);
+        found = found.iter().flat_map(fits).take(IMPORTS_MAX).collect();
+    }
+    found
+}
+
+fn fitting(dir: &Path, component: Component<'_>) -> Vec<PathBuf> {
+    let text = component.as_os_str().to_string_lossy();
+    if !text.contains(['*', '?']) {
+        let path = dir.join(component);
+        return if path.exists() { vec![path] } else { Vec::new() };
+    }
+    let names = files::names(dir).ok().flatten().unwrap_or_default();
+    names.iter().filter(|name| core::matches(&text, name)).map(|name| dir.join(name)).collect()
+}
+
+/// What in an earlier root containerd takes instead of ours.
+fn shadows(config: &Config, judgement: &Judgement) -> Vec<Verdict> {
+    let certs_d = &config.certs_d.path;
+    let paths = |root: &PathBuf| {
+        let named = config.registries.iter().flat_map(|registry| site::host_paths(root, &registry.name));
+        named.chain([root.join("_default")]).collect::<Vec<_>>()
+    };
+    let earlier = judgement.roots_before(certs_d).iter().flat_map(paths).filter(|path| path.exists());
+    earlier.map(|path| core::shadowed(&path, certs_d)).collect()
+}
+
+impl fmt::Display for Preflight {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let answer = match (self.honoured, self.files.is_empty()) {
+            (true, _) => "containerd looks into",
+            (false, true) => "cannot tell whether containerd looks into",
+            (false, false) => "containerd does not look into",
+        };
+        writeln!(f, "{answer} {}", self.certs_d.display())?;
+        for verdict in &self.judgement.verdicts {
+            let severity = match verdict.severity {
+                Severity::Blocks => "blocks",
+                Severity::Limits => "limits",
+                Severity::Note => "note",
+            };
+            writeln!(f, "  {severity}: {}\n    {}", verdict.message, verdict.way_out)?;
+        }
+        for file in &self.files {
+            writeln!(f, "  read {}", file.display())?;
+        }
+        Ok(())
+    }
+}
