@@ -14,11 +14,15 @@
 pub mod agent;
 pub mod containerd;
 pub mod cri;
+pub mod emulator;
+pub mod fake_ecr;
 pub mod http;
 pub mod image;
+pub mod imds;
 pub mod net;
 pub mod process;
 pub mod registry;
 pub mod scratch;
 pub mod tls;
 pub mod tools;
+pub mod wire;

@@ -58,6 +58,15 @@ impl Place {
         }
     }
 
+    /// A second address of the same place, for a server that clients must take for another host:
+    /// Go sends Authorization along with a redirect to another port of the same one.
+    pub fn second_address(&self) -> IpAddr {
+        match self {
+            Self::Host => Ipv4Addr::new(127, 0, 0, 2).into(),
+            Self::Namespace(namespace) => second(namespace.address).into(),
+        }
+    }
+
     /// Listens here. Port 0 is a free port; the address in use can be taken again at once.
     pub fn listen(&self, address: SocketAddr) -> Result<TcpListener> {
         let socket = self.socket()?;
@@ -133,6 +142,11 @@ impl Namespace {
         ip(&[&["-n", &self.name], arguments].concat())
     }
 
+    fn add_addresses(&self, device: &str) -> Result<()> {
+        self.ip(&["addr", "add", &format!("{}/16", self.address), "dev", device])?;
+        self.ip(&["addr", "add", &format!("{}/16", second(self.address)), "dev", device])
+    }
+
     fn within<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
         let file = File::open(self.path()).context("cannot open a network namespace")?;
         std::thread::scope(|scope| {
@@ -165,7 +179,7 @@ impl Network {
     pub fn new(nodes: u8) -> Result<Self> {
         let hub = Namespace::new(HUB)?;
         hub.ip(&["link", "add", "br0", "type", "bridge"])?;
-        hub.ip(&["addr", "add", &format!("{HUB}/16"), "dev", "br0"])?;
+        hub.add_addresses("br0")?;
         hub.ip(&["link", "set", "br0", "up"])?;
         let mut network = Self { hub: Arc::new(hub), nodes: Vec::new() };
         for number in 0..nodes {
@@ -202,12 +216,18 @@ impl Network {
         let port = port(number.into());
         self.hub.ip(&["link", "add", &port, "type", "veth", "peer", "name", "eth0", "netns", &node.name])?;
         self.hub.ip(&["link", "set", &port, "master", "br0", "up"])?;
-        node.ip(&["addr", "add", &format!("{address}/16"), "dev", "eth0"])?;
+        node.add_addresses("eth0")?;
         node.ip(&["link", "set", "eth0", "up"])?;
         node.ip(&["route", "add", "default", "via", &HUB.to_string()])?;
         self.nodes.push(Arc::new(node));
         Ok(())
     }
+}
+
+/// 10.77.0.1 also has 10.77.100.1, and so on.
+fn second(address: Ipv4Addr) -> Ipv4Addr {
+    let [a, b, c, d] = address.octets();
+    Ipv4Addr::new(a, b, c + 100, d)
 }
 
 fn port(number: usize) -> String {

@@ -2,10 +2,13 @@
 //! is gone afterwards.
 
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use darter_tests::containerd::{Containerd, Options, hosts_toml};
+use darter_tests::containerd::{ConfigPath, Containerd, Options, hosts_toml};
+use darter_tests::fake_ecr::{self, FakeEcr, Kind};
 use darter_tests::http::Client;
 use darter_tests::image::{Format, Image};
 use darter_tests::net::{Network, Place};
@@ -13,6 +16,7 @@ use darter_tests::process::{self, Process};
 use darter_tests::registry::{self, Registry};
 use darter_tests::scratch::Scratch;
 use darter_tests::tools::{Need, Release, can_run};
+use darter_tests::wire::{Reply, Request, Server, Service};
 
 const ECR: &str = "123456789012.dkr.ecr.us-east-1.amazonaws.com";
 const KIB: u64 = 1024;
@@ -155,4 +159,71 @@ async fn containerd_2_2_pulls_removes_and_pulls_again() -> Result<()> {
         return Ok(());
     }
     pull_twice(Release::V2).await
+}
+
+/// Stands where darter will: counts, and has nothing.
+#[derive(Default)]
+struct EmptyMirror(AtomicUsize);
+
+impl Service for EmptyMirror {
+    async fn answer(&self, _: Request) -> Reply {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        Reply::text(404, "application/json", r#"{"errors":[{"code":"BLOB_UNKNOWN","message":"not here"}]}"#)
+    }
+}
+
+/// Pulls from a fake ECR with a mirror in front. Gives back how many requests the mirror got and
+/// whether the pull succeeded.
+async fn requests_at_the_mirror(release: Release, options: &Options) -> Result<(usize, bool)> {
+    let network = Network::new(1)?;
+    let node = network.node(0);
+    let ecr = FakeEcr::start(&network.hub(), fake_ecr::Options::default())?;
+    let image = Image::index(Format::Oci, 3, &[200 * KIB, 100 * KIB, 1])?;
+    ecr.push(&image, "team/app", "v1");
+    let mirror = Arc::new(EmptyMirror::default());
+    let _server = Server::start_at(&node, "127.0.0.1:4001".parse()?, None, mirror.clone())?;
+    let containerd = Containerd::start(release, &node, options).await?;
+    let hosts = hosts_toml(&ecr.url(), Some("http://127.0.0.1:4001"), &["pull", "resolve"]);
+    containerd.write_hosts(&ecr.name(), &hosts)?;
+    let name = format!("{}/team/app:v1", ecr.name());
+    let pulled = containerd.cri().pull(&name, Some(("AWS", &ecr.password()))).await;
+    if pulled.is_ok() {
+        for blob in image.pulled_blobs() {
+            let count = ecr.count_of(Kind::Object, blob.digest());
+            ensure!(count.bytes == blob.size() && count.granted == 1, "{}: {count:?}", blob.digest());
+        }
+    }
+    Ok((mirror.0.load(Ordering::Relaxed), pulled.is_ok()))
+}
+
+/// resolve, index, manifest, configuration, 3 layers
+const WHOLE_PULL: (usize, bool) = (7, true);
+
+#[tokio::test]
+async fn containerd_1_6_honours_two_directories() -> Result<()> {
+    if !can_run("containerd_1_6_honours_two_directories", &[Need::Containerd(Release::V1)]) {
+        return Ok(());
+    }
+    let seen = requests_at_the_mirror(Release::V1, &Options::default()).await?;
+    ensure!(seen == WHOLE_PULL, "{seen:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn containerd_2_2_honours_two_directories_only_on_the_local_pull_path() -> Result<()> {
+    let test = "containerd_2_2_honours_two_directories_only_on_the_local_pull_path";
+    if !can_run(test, &[Need::Containerd(Release::V2)]) {
+        return Ok(());
+    }
+    for (discard_unpacked_layers, config_path, expected) in [
+        (true, ConfigPath::Two, WHOLE_PULL),
+        (false, ConfigPath::One, WHOLE_PULL),
+        // Neither the mirror nor `server`: https to the image's own host, which does not exist here.
+        (false, ConfigPath::Two, (0, false)),
+    ] {
+        let options = Options { discard_unpacked_layers, config_path, ..Options::default() };
+        let seen = requests_at_the_mirror(Release::V2, &options).await?;
+        ensure!(seen == expected, "discard {discard_unpacked_layers}, {config_path:?}: {seen:?}");
+    }
+    Ok(())
 }

@@ -1,0 +1,116 @@
+//! A fake of EC2's instance metadata service, version 2: region, account and role credentials of a
+//! node that does not exist.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use anyhow::Result;
+use http::Method;
+use serde_json::json;
+
+use crate::net::Place;
+use crate::wire::{Reply, Request, Server, Service};
+
+const TOKEN: &str = "imds-token";
+const ROLE: &str = "node-role";
+
+/// A running metadata service.
+pub struct Imds {
+    service: Arc<Metadata>,
+    server: Server<Metadata>,
+}
+
+struct Metadata {
+    account: String,
+    region: String,
+    credentials: AtomicU64,
+}
+
+impl Imds {
+    /// Starts one at the address of a place, for a node of this account and region.
+    pub fn start(place: &Place, account: &str, region: &str) -> Result<Self> {
+        let service = Arc::new(Metadata {
+            account: account.to_owned(),
+            region: region.to_owned(),
+            credentials: AtomicU64::new(0),
+        });
+        Ok(Self { server: Server::start(place, None, service.clone())?, service })
+    }
+
+    /// Where it is.
+    pub fn address(&self) -> SocketAddr {
+        self.server.address()
+    }
+
+    /// Where it is, as a URL.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address())
+    }
+
+    /// How often the role's credentials were asked for.
+    pub fn credential_requests(&self) -> u64 {
+        self.service.credentials.load(Ordering::Relaxed)
+    }
+
+    /// Refuses connections, as it looks from a pod when the hop limit is 1.
+    pub async fn down(&mut self) {
+        self.server.down().await;
+    }
+}
+
+impl Service for Metadata {
+    async fn answer(&self, request: Request) -> Reply {
+        if request.path() == "/latest/api/token" {
+            return token(&request);
+        }
+        if request.method != Method::GET || request.header("x-aws-ec2-metadata-token") != TOKEN {
+            return Reply::text(401, "text/plain", "Unauthorized");
+        }
+        let roles = "/latest/meta-data/iam/security-credentials";
+        match request.path().trim_end_matches('/') {
+            "/latest/dynamic/instance-identity/document" => self.document(),
+            "/latest/meta-data/placement/region" => Reply::text(200, "text/plain", self.region.clone()),
+            path if path == roles => Reply::text(200, "text/plain", ROLE),
+            path if path == format!("{roles}/{ROLE}") => self.credentials(),
+            _ => Reply::text(404, "text/plain", "Not Found"),
+        }
+    }
+}
+
+impl Metadata {
+    fn document(&self) -> Reply {
+        let document = json!({
+            "accountId": self.account,
+            "region": self.region,
+            "availabilityZone": format!("{}a", self.region),
+            "instanceId": "i-0123456789abcdef0",
+            "instanceType": "g5.xlarge",
+            "architecture": "x86_64",
+            "version": "2017-09-30",
+        });
+        Reply::text(200, "text/plain", document.to_string())
+    }
+
+    fn credentials(&self) -> Reply {
+        self.credentials.fetch_add(1, Ordering::Relaxed);
+        let credentials = json!({
+            "Code": "Success",
+            "Type": "AWS-HMAC",
+            "LastUpdated": "2026-01-01T00:00:00Z",
+            "AccessKeyId": "ASIAEXAMPLE",
+            "SecretAccessKey": "secret",
+            "Token": "session",
+            "Expiration": "2099-01-01T00:00:00Z",
+        });
+        Reply::text(200, "application/json", credentials.to_string())
+    }
+}
+
+fn token(request: &Request) -> Reply {
+    let lifetime = request.header("x-aws-ec2-metadata-token-ttl-seconds");
+    if request.method != Method::PUT || lifetime.parse::<u32>().is_err() {
+        return Reply::text(400, "text/plain", "Bad Request");
+    }
+    Reply::text(200, "text/plain", TOKEN).header("x-aws-ec2-metadata-token-ttl-seconds", lifetime)
+}
