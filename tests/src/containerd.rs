@@ -6,6 +6,7 @@
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
@@ -84,9 +85,7 @@ impl Containerd {
             Release::V2 => config_v3(&dir, options)?,
         };
         fs::write(dir.join("config.toml"), text)?;
-        // Its mounts end with it, however it ends.
-        let mut command = place.command("unshare");
-        command.args(["--mount", "--"]).arg(program).arg("--config").arg(dir.join("config.toml"));
+        let command = contained(place, &dir, &program)?;
         let process = Process::start("containerd", command, &dir.join("log"))?;
         let cri = Cri::new(&dir.join("sock"));
         let mut containerd = Self { process, cri, place: place.clone(), ctr, dir };
@@ -219,6 +218,18 @@ impl Containerd {
     }
 }
 
+/// The command that starts containerd in a mount namespace of its own: its mounts end with it,
+/// however it ends. And it finds no name server, so a name that a test does not mean is refused at
+/// once and asked of nobody.
+fn contained(place: &Place, dir: &Scratch, program: &Path) -> Result<Command> {
+    fs::write(dir.join("resolv.conf"), "nameserver 127.0.0.1\noptions attempts:1\n")?;
+    let script = r#"if [ -e /etc/resolv.conf ]; then mount --bind "$1" /etc/resolv.conf; fi && shift && exec "$@""#;
+    let mut command = place.command("unshare");
+    command.args(["--mount", "--", "sh", "-c", script, "sh"]).arg(dir.join("resolv.conf"));
+    command.arg(program).arg("--config").arg(dir.join("config.toml"));
+    Ok(command)
+}
+
 fn common(dir: &Scratch, version: u32) -> String {
     let at = |name: &str| dir.join(name).display().to_string();
     format!(
@@ -293,7 +304,7 @@ fn snapshotter(dir: &Scratch) -> Result<&'static str> {
         fs::create_dir_all(probe.join(name))?;
     }
     let layers = format!("lowerdir={0}/lower,upperdir={0}/upper,workdir={0}/work", probe.display());
-    let mut mount = std::process::Command::new("unshare");
+    let mut mount = Command::new("unshare");
     mount.args(["--mount", "--", "mount", "-t", "overlay", "overlay", "-o", &layers]).arg(probe.join("merged"));
     Ok(if mount.output()?.status.success() { "overlayfs" } else { "native" })
 }

@@ -7,11 +7,12 @@
 //!
 //! - where things run: [`net`], [`process`], [`scratch`], [`tools`]
 //! - what is pulled: [`image`], [`tls`], [`http`]
-//! - whence: [`registry`] (docker-registry), [`fake_ecr`], [`imds`]
-//! - by whom: [`containerd`] with [`cri`], [`emulator`]
+//! - whence: [`registry`] (docker-registry), [`fake_ecr`], [`imds`], both on [`wire`]
+//! - by whom: [`containerd`] with [`cri`], [`emulator`], [`conformance`]
 //! - through what: [`agent`]
 
 pub mod agent;
+pub mod conformance;
 pub mod containerd;
 pub mod cri;
 pub mod emulator;

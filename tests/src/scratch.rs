@@ -23,7 +23,9 @@ pub fn unique() -> String {
 pub fn is_left_over(name: &str) -> bool {
     let Some((pid, number)) = name.strip_prefix(PREFIX).and_then(|rest| rest.split_once('-')) else { return false };
     let is_number = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
-    is_number(pid) && is_number(number) && !Path::new("/proc").join(pid).exists()
+    // A process that has ended and was not waited for still has a directory, but no command line.
+    let is_alive = || fs::read(Path::new("/proc").join(pid).join("cmdline")).is_ok_and(|line| !line.is_empty());
+    is_number(pid) && is_number(number) && !is_alive()
 }
 
 /// A directory for one test, removed at its end. `DARTER_KEEP=1` keeps it and says where it is.

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use darter_tests::conformance;
 use darter_tests::containerd::{ConfigPath, Containerd, Options, hosts_toml};
 use darter_tests::fake_ecr::{self, FakeEcr, Kind};
 use darter_tests::http::Client;
@@ -224,6 +225,32 @@ async fn containerd_2_2_honours_two_directories_only_on_the_local_pull_path() ->
         let options = Options { discard_unpacked_layers, config_path, ..Options::default() };
         let seen = requests_at_the_mirror(Release::V2, &options).await?;
         ensure!(seen == expected, "discard {discard_unpacked_layers}, {config_path:?}: {seen:?}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_conformance_suite_tells_what_a_registry_lacks() -> Result<()> {
+    let needs = [Need::Conformance, Need::DockerRegistry];
+    if !can_run("the_conformance_suite_tells_what_a_registry_lacks", &needs) {
+        return Ok(());
+    }
+    let registry = Registry::start(&Place::Host, registry::Options::default()).await?;
+    let image = Image::index(Format::Oci, 4, &[2048])?;
+    registry.push(&image, "team/app", "v1").await?;
+    let report = conformance::read_only(&Place::Host, registry.address(), &image, "team/app", "v1").await?;
+    // docker-registry 2.8 is older than the referrers API, and answers 500 to some broken digests.
+    let expected = [
+        "empty",
+        "empty/referrers",
+        "read-only",
+        "read-only/referrers",
+        "invalid-digest-format",
+        "invalid-digest-format/manifest-get",
+    ];
+    ensure!(report.with("FAIL") == expected, "{}", report.text);
+    for test in ["ping", "read-only/tag-list", "read-only/head/manifest-head-by-tag", "read-only/pull/blob-get"] {
+        ensure!(report.with("Pass").contains(&test), "{test}\n{}", report.text);
     }
     Ok(())
 }
