@@ -60,6 +60,7 @@ pub struct Agent {
     mirror: Mirror,
     admin: Admin,
     certs_d: CertsD,
+    /// Why the self-test fails, for people, and whether it passes, for hosts.toml.
     serving: watch::Sender<Result<(), String>>,
     preflight: watch::Sender<certs_d::Preflight>,
     /// Ends pulls and prefetching, after the mirror has drained.
@@ -89,6 +90,7 @@ impl Agent {
         let watched = Watched {
             serving: serving.subscribe(),
             store: store.clone(),
+            registries: config.registries.len(),
             hosts: certs_d.states(),
             preflight: preflight.subscribe(),
             seen: mirror.seen(),
@@ -108,12 +110,12 @@ impl Agent {
         info!(mirror = %address, admin = %config.admin.listen, data = %config.data_dir().display(),
             registries = config.registries.len(), "darter agent is up");
         let mut tasks = JoinSet::new();
-        let passes = serving.subscribe();
+        let (passing, passes) = watch::channel(false);
         tasks.spawn(named("hosts.toml", certs_d.run(passes, files.clone())));
         tasks.spawn(named("mirror", mirror.run(serve.clone())));
         tasks.spawn(named("admin", admin.run(keep.clone())));
         tasks.spawn(named("store", store.run(keep.clone())));
-        tasks.spawn(named("self-test", self_test(config, address, serving, preflight, files.clone())));
+        tasks.spawn(named("self-test", self_test(config, address, serving, passing, preflight, files.clone())));
         tokio::select! {
             () = stop.cancelled() => info!("stopping: hosts.toml first, then the mirror"),
             ended = tasks.join_next() => error!(task = name(ended), "a part of the agent ended; stopping all of it"),
@@ -168,6 +170,7 @@ async fn self_test(
     config: Config,
     address: std::net::SocketAddr,
     serving: watch::Sender<Result<(), String>>,
+    passing: watch::Sender<bool>,
     preflight: watch::Sender<certs_d::Preflight>,
     stop: CancellationToken,
 ) {
@@ -179,6 +182,7 @@ async fn self_test(
             () = stop.cancelled() => return,
         }
         let outcome = mirror::self_test(address).await.map_err(|error| chain(&error).to_string());
+        let passes = outcome.is_ok();
         serving.send_if_modified(|before| {
             let changed = *before != outcome;
             match &outcome {
@@ -189,6 +193,7 @@ async fn self_test(
             *before = outcome.clone();
             changed
         });
+        passing.send_if_modified(|before| std::mem::replace(before, passes) != passes);
         preflight.send_replace(certs_d::preflight(&config));
     }
 }

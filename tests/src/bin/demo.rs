@@ -3,9 +3,10 @@
 //!
 //! Everything runs in two network namespaces of its own and is gone afterwards, also after Ctrl-C.
 
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use darter_tests::agent::{Agent, Metrics, Options};
 use darter_tests::containerd::{self, Containerd};
 use darter_tests::image::{Format, Image};
@@ -23,10 +24,17 @@ const ORIGIN_BYTES_PER_SECOND: u64 = 100_000_000;
 const REGISTRY: &str = "registry.demo.example";
 
 #[tokio::main]
-async fn main() -> Result<()> {
-    tokio::select! {
+async fn main() -> ExitCode {
+    let outcome = tokio::select! {
         outcome = demo() => outcome,
-        _ = tokio::signal::ctrl_c() => bail!("interrupted; everything the demo started is gone"),
+        _ = tokio::signal::ctrl_c() => Err(anyhow!("interrupted; everything the demo started is gone")),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("demo: {error:#}");
+            ExitCode::FAILURE
+        }
     }
 }
 

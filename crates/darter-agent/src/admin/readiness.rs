@@ -16,6 +16,8 @@ pub struct Watched {
     pub serving: watch::Receiver<Result<(), String>>,
     /// The store.
     pub store: Store,
+    /// How many registries there are: their states are empty until they were first looked at.
+    pub registries: usize,
     /// hosts.toml of each registry.
     pub hosts: watch::Receiver<Vec<(Registry, HostsState)>>,
     /// What containerd's configuration says.
@@ -59,6 +61,9 @@ impl Watched {
 
     fn hosts_toml(&self) -> Check {
         let states = self.hosts.borrow();
+        if states.len() < self.registries {
+            return Check::new("hosts_toml", State::Failed, "not looked at yet");
+        }
         if states.is_empty() {
             let reason = "no registry is configured, so nothing is mirrored: add a [[registry]]";
             return Check::new("hosts_toml", State::Degraded, reason);

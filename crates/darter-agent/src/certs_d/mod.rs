@@ -12,6 +12,7 @@ mod site;
 #[cfg(test)]
 mod tests;
 mod uninstall;
+mod verdict;
 mod watch;
 
 use std::collections::BTreeMap;

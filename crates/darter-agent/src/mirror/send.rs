@@ -79,7 +79,7 @@ pub(super) async fn file(
     let mut offset = span.start;
     while offset < span.end {
         let turn = Span { start: offset, end: span.end.min(offset + TURN) };
-        store::warm(file, turn).await.map_err(SendError::Store)?;
+        store::warm(file, turn).await;
         while offset < turn.end {
             let count = usize::try_from(turn.end - offset).unwrap_or(usize::MAX);
             let before = offset;
