@@ -254,8 +254,13 @@ async fn blocking<R: Send + 'static>(
 impl Keeper {
     /// The directories whose changes matter.
     fn watched(&self) -> Vec<PathBuf> {
-        let dirs = self.sites.iter().map(Site::dir);
-        self.root.parent().map(Path::to_owned).into_iter().chain([self.root.clone()]).chain(dirs).collect()
+        // What a file was folded from counts too: containerd fails a pull whose `ca` is gone.
+        let dirs = self.sites.iter().flat_map(|site| [Some(site.dir()), site.hidden_dir()]).flatten();
+        let mut all: Vec<PathBuf> = self.root.parent().map(Path::to_owned).into_iter().chain(dirs).collect();
+        all.push(self.root.clone());
+        all.sort_unstable();
+        all.dedup();
+        all
     }
 
     /// Removes what an agent that was killed left half done. Only at the start: later, what looks like

@@ -533,6 +533,22 @@ async fn drift_is_heard_healed_and_counted_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_certificate_that_goes_or_comes_is_heard_wherever_it_was_folded_from() {
+    let host = Host::with(&[("_default/a.crt", "CA")]);
+    let mut running = Running::start(&host, true);
+    running.until(|state| *state == HostsState::Written).await;
+    assert!(host.hosts().contains("_default/a.crt\"]"), "{}", host.hosts());
+    // containerd fails every pull of a registry whose `ca` it cannot read.
+    fs::remove_file(host.path("_default/a.crt")).unwrap();
+    eventually("a certificate that is gone is not named", || !host.hosts().contains("ca = ")).await;
+    host.put(&format!("{REGISTRY}/own.crt"), "CA");
+    eventually("the registry's own counts", || host.hosts().contains("ca = [\"own.crt\"]")).await;
+    running.stop().await;
+    assert_eq!(host.get(&format!("{REGISTRY}/own.crt")), "CA");
+    assert_eq!(fs::read_dir(host.path(REGISTRY)).unwrap().count(), 1, "the user's file, in a directory now theirs");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn with_remove_on_exit_off_the_file_stays() {
     let mut host = Host::new();
     host.config.certs_d.remove_on_exit = false;

@@ -22,8 +22,8 @@ pub fn uninstall(config: &Config) -> Result<Vec<Undone>, CertsDError> {
             Err(error) => failed = failed.or(Some(error)),
         }
     }
-    failed = failed.or(leave_root(root).err());
-    failed.map_or(Ok(undone), Err)
+    let root_failed = leave_root(root).err();
+    failed.or(root_failed).map_or(Ok(undone), Err)
 }
 
 fn leave_dir(config: &Config, root: &Path, name: &str) -> Result<Option<Undone>, CertsDError> {
