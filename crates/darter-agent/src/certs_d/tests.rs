@@ -438,9 +438,31 @@ fn an_edit_between_reading_and_writing_is_never_lost() {
     fs::write(&backup, "backup").unwrap();
     assert!(!files::put_back(&backup, &path, Some(&stale)).unwrap());
     assert!(!files::put_back(&backup, &path, None).unwrap());
+    // The edit came after the last look and before the rename.
+    assert!(!files::exchange_checked(&backup, &path, &stale).unwrap());
+    assert!(!files::make_dir(dir.path(), &[("hosts.toml", "ours")]).unwrap());
+    assert!(!files::take_away_dir(dir.path(), Some(&stale)).unwrap());
     assert_eq!(fs::read_to_string(&path).unwrap(), "theirs");
     assert_eq!(fs::read_to_string(&backup).unwrap(), "backup");
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2, "and nothing is left about");
+}
+
+#[test]
+fn uninstall_finds_the_files_of_an_agent_that_was_configured_otherwise() {
+    let mut host = Host::with(&[(&format!("{REGISTRY}/hosts.toml"), HARBOR), ("ghcr.io/hosts.toml", DRAGONFLY)]);
+    let before = host.tree();
+    host.config.certs_d.adopt = true;
+    host.config.registries.push(RegistryConfig::named("ghcr.io".parse().unwrap()));
+    host.config.registries.push(RegistryConfig::named("quay.io".parse().unwrap()));
+    host.round(true);
+    assert!(host.get("quay.io/hosts.toml").contains(MIRROR));
+    let now = Host::new().config;
+    host.config = Config { certs_d: crate::config::CertsD { path: host.path(""), ..now.certs_d.clone() }, ..now };
+    host.config.registries.clear();
+    host.config.mirror.listen.set_port(4555);
+    let undone: Vec<How> = uninstall(&host.config).unwrap().iter().map(|undone| undone.how).collect();
+    assert_eq!(undone, [How::Restored, How::Removed, How::Restored]);
+    assert_eq!(host.tree(), before);
 }
 
 /// A running writer, and what is needed to end it.
