@@ -251,18 +251,29 @@ fn rename_new(from: &Path, to: &Path) -> io::Result<bool> {
 
 /// Renames `new` over `path` if that is `expected`; the old file stays under the name `new`.
 fn exchange_if(new: &Path, path: &Path, expected: &Content) -> io::Result<bool> {
-    let is_expected = |path: &Path| fs::read(path).is_ok_and(|bytes| bytes == expected.bytes);
-    if !is_expected(path) {
+    if !holds(path, expected) {
         return Ok(false);
     }
-    match renameat_with(CWD, new, CWD, path, RenameFlags::EXCHANGE) {
-        Ok(()) if is_expected(new) => Ok(true),
-        Ok(()) => renameat_with(CWD, new, CWD, path, RenameFlags::EXCHANGE).map(|()| false).map_err(Into::into),
+    match exchange_checked(new, path, expected) {
         // A file system that cannot exchange: the comparison above has to do.
         Err(Errno::INVAL | Errno::NOSYS) => fs::rename(new, path).map(|()| true),
         Err(Errno::NOENT) => Ok(false),
-        Err(error) => Err(error.into()),
+        done => Ok(done?),
     }
+}
+
+/// Exchanges, looks at what came out, and exchanges back if someone was there first.
+pub(super) fn exchange_checked(new: &Path, path: &Path, expected: &Content) -> rustix::io::Result<bool> {
+    renameat_with(CWD, new, CWD, path, RenameFlags::EXCHANGE)?;
+    let is_expected = holds(new, expected);
+    if !is_expected {
+        renameat_with(CWD, new, CWD, path, RenameFlags::EXCHANGE)?;
+    }
+    Ok(is_expected)
+}
+
+fn holds(path: &Path, expected: &Content) -> bool {
+    fs::read(path).is_ok_and(|bytes| bytes == expected.bytes)
 }
 
 fn sync_parent(path: &Path) -> io::Result<()> {

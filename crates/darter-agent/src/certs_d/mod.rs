@@ -7,6 +7,7 @@
 //! never restarted.
 
 mod files;
+mod keeper;
 mod preflight;
 mod site;
 #[cfg(test)]
@@ -15,28 +16,27 @@ mod uninstall;
 mod verdict;
 mod watch;
 
-use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use darter_core::Registry;
-use darter_core::hosts_toml::{Foreign, HostsTomlError, Wanted, own_server};
+use darter_core::hosts_toml::{Foreign, Wanted, own_server};
 use tokio::sync::watch as channel;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::{error, warn};
 
-use crate::config::{Access, Config, RegistryConfig};
-use crate::metrics::{HostsTomlLabels, Metrics, RegistryLabel};
+use crate::config::{Config, RegistryConfig};
+use crate::metrics::Metrics;
 
 pub use preflight::{Preflight, preflight, preflight_for};
 pub use site::{How, Undone};
 pub use uninstall::uninstall;
 
-use site::{Installed, Site};
+use keeper::Keeper;
 use watch::Watch;
 
 /// After a repair the next one waits: another program may put its own back as fast as we do, and
@@ -133,44 +133,10 @@ pub struct CertsD {
     states: channel::Sender<States>,
 }
 
-/// What a round works on; it runs on a thread that may block.
-#[derive(Debug)]
-struct Keeper {
-    root: PathBuf,
-    write: bool,
-    sites: Vec<Site>,
-    /// Registries that get no file whatever happens, and why.
-    closed: Vec<(Registry, String)>,
-    metrics: Arc<Metrics>,
-    last: BTreeMap<Registry, HostsState>,
-}
-
-/// What a round did.
-struct Round {
-    states: States,
-    /// Something was put right, or could not be: what we hear next may be our own doing.
-    is_uneasy: bool,
-}
-
 impl CertsD {
     /// Reads containerd's configuration for the directories that ours would hide; writes nothing.
     pub fn new(config: &Config, registries: &[RegistryConfig], mirror: SocketAddr, metrics: Arc<Metrics>) -> Self {
-        let later_roots = preflight::later_roots(config);
-        let (off, on): (Vec<_>, Vec<_>) = registries.iter().partition(|registry| registry.access == Some(Access::Off));
-        let site = |registry: &&RegistryConfig| Site {
-            root: config.certs_d.path.clone(),
-            later_roots: later_roots.clone(),
-            wanted: wanted(config, registry, mirror),
-        };
-        let closed = off.iter().map(|registry| (registry.name.clone(), "access = \"off\"".to_owned()));
-        let keeper = Keeper {
-            root: config.certs_d.path.clone(),
-            write: config.certs_d.write,
-            sites: on.iter().map(site).collect(),
-            closed: closed.collect(),
-            metrics,
-            last: BTreeMap::new(),
-        };
+        let keeper = Keeper::new(config, registries, mirror, metrics);
         let states = channel::Sender::new(Vec::new());
         let crate::config::CertsD { remove_on_exit, check_every, .. } = config.certs_d;
         Self { keeper, remove_on_exit, check_every: check_every.0, states }
@@ -179,14 +145,7 @@ impl CertsD {
     /// What others want asked for this registry, found in the existing file, in their order. `/v2`
     /// belongs after each that has no such segment.
     pub fn foreign_origins(&self, registry: &Registry) -> Vec<String> {
-        let site = self.keeper.sites.iter().find(|site| site.wanted.registry == *registry);
-        site.map(Site::foreign_origins)
-            .transpose()
-            .unwrap_or_else(|error| {
-                warn!(%registry, error = %chain(&error), "cannot look for other hosts of this registry");
-                None
-            })
-            .unwrap_or_default()
+        self.keeper.foreign_origins(registry)
     }
 
     /// The states, as of the last round.
@@ -250,139 +209,6 @@ async fn blocking<R: Send + 'static>(
         (keeper, result)
     });
     work.await.inspect_err(|error| error!(%error, "certs.d is not looked after any more")).ok()
-}
-
-impl Keeper {
-    /// The directories whose changes matter.
-    fn watched(&self) -> Vec<PathBuf> {
-        let dirs = self.sites.iter().map(Site::dir);
-        self.root.parent().map(Path::to_owned).into_iter().chain([self.root.clone()]).chain(dirs).collect()
-    }
-
-    /// Removes what an agent that was killed left half done. Only at the start: later, what looks like
-    /// this is another process at work.
-    fn clear_leftovers(&self) {
-        let dirs = self.sites.iter().map(Site::dir).filter(|dir| !dir.is_symlink());
-        for dir in [self.root.clone()].into_iter().chain(dirs).filter(|_| self.write) {
-            if let Err(error) = files::clear_leftovers(&dir) {
-                warn!(error = %chain(&error), "cannot clear leftovers");
-            }
-        }
-    }
-
-    fn round(&mut self, is_serving: bool) -> Round {
-        if !self.write {
-            return self.settle(|keeper, site| keeper.report(site));
-        }
-        if !is_serving {
-            return self.leave("the mirror does not pass its self-test");
-        }
-        if let Err(reason) = self.make_root() {
-            return self.settle(|_, _| reason.clone());
-        }
-        self.settle(|keeper, site| keeper.install(site))
-    }
-
-    fn install(&self, site: &Site) -> HostsState {
-        let registry = &site.wanted.registry;
-        match site.install() {
-            Ok(Installed::Held) => HostsState::Written,
-            Ok(Installed::Written) => {
-                let was_written = self.last.get(registry) == Some(&HostsState::Written);
-                if was_written {
-                    self.metrics.hosts_toml_repairs.inc();
-                    warn!(%registry, "someone changed hosts.toml; put right");
-                }
-                HostsState::Written
-            }
-            Ok(Installed::Contended) => HostsState::Drifted,
-            Ok(Installed::Foreign(by)) => HostsState::Foreign { by },
-            Err(error) => HostsState::Failed { reason: chain(&error) },
-        }
-    }
-
-    /// The no-write mode.
-    fn report(&self, site: &Site) -> HostsState {
-        let report = || {
-            if site.is_in_force()? {
-                return Ok(HostsState::Written);
-            }
-            Ok(match site.should_be()? {
-                Ok(merged) => HostsState::NotWritten { should_be: merged.text },
-                Err(HostsTomlError::AddressTaken { by, .. }) => HostsState::Foreign { by },
-            })
-        };
-        report().unwrap_or_else(|error: CertsDError| HostsState::Failed { reason: chain(&error) })
-    }
-
-    /// Takes everything out.
-    fn leave(&mut self, reason: &str) -> Round {
-        if !self.write {
-            return self.settle(|keeper, site| keeper.report(site));
-        }
-        let round = self.settle(|_, site| match site.withdraw() {
-            Ok(_) => HostsState::Absent { reason: reason.to_owned() },
-            Err(error) => HostsState::Failed { reason: chain(&error) },
-        });
-        if let Err(error) = uninstall::leave_root(&self.root) {
-            warn!(error = %chain(&error), "cannot clear certs.d");
-        }
-        round
-    }
-
-    /// certs.d itself may be missing, but not what it belongs in: that would be a host without
-    /// containerd, or a mount that went wrong.
-    fn make_root(&self) -> Result<(), HostsState> {
-        if self.root.is_dir() || self.sites.is_empty() {
-            return Ok(());
-        }
-        let parent = self.root.parent().filter(|parent| parent.is_dir());
-        if parent.is_none() {
-            let reason = format!("{} is in no directory: no containerd here, or not mounted", self.root.display());
-            return Err(HostsState::Absent { reason });
-        }
-        let made = files::make_dir(&self.root, &[(files::CREATED, "")]);
-        made.map(|_| ()).map_err(|error| HostsState::Failed { reason: chain(&error) })
-    }
-
-    /// Finds the state of each registry, and tells it to the metrics and, where it is new, the log.
-    fn settle(&mut self, state: impl Fn(&Self, &Site) -> HostsState) -> Round {
-        let repairs = self.metrics.hosts_toml_repairs.get();
-        let found = self.sites.iter().map(|site| (site.wanted.registry.clone(), state(self, site)));
-        let closed = self.closed.iter().cloned().map(|(registry, reason)| (registry, HostsState::Absent { reason }));
-        let states: States = found.chain(closed).collect();
-        for (registry, state) in &states {
-            let before = self.last.insert(registry.clone(), state.clone());
-            if before.as_ref() != Some(state) {
-                self.tell(registry, before.as_ref(), state);
-            }
-        }
-        let is_in_trouble = |state: &HostsState| matches!(state, HostsState::Drifted | HostsState::Failed { .. });
-        let is_uneasy =
-            self.metrics.hosts_toml_repairs.get() > repairs || states.iter().any(|(_, state)| is_in_trouble(state));
-        Round { states, is_uneasy }
-    }
-
-    fn tell(&self, registry: &Registry, before: Option<&HostsState>, state: &HostsState) {
-        let label =
-            |state: &HostsState| HostsTomlLabels { registry: RegistryLabel::of(registry), state: state.label() };
-        if let Some(before) = before.filter(|before| before.label() != state.label()) {
-            self.metrics.hosts_toml.remove(&label(before));
-        }
-        self.metrics.hosts_toml.get_or_create(&label(state)).set(1);
-        match state {
-            HostsState::Written => info!(%registry, "containerd asks the mirror"),
-            HostsState::Absent { reason } => info!(%registry, reason, "containerd does not ask the mirror"),
-            HostsState::NotWritten { should_be } => {
-                info!(%registry, should_be, "hosts.toml is not ours to write; it should be this");
-            }
-            HostsState::Drifted => warn!(%registry, "hosts.toml is wrong and changes all the time"),
-            HostsState::Failed { reason } => warn!(%registry, reason, "cannot keep hosts.toml"),
-            HostsState::Foreign { by } => {
-                warn!(%registry, %by, "the mirror's address is another program's in hosts.toml; certs_d.adopt = true takes it out");
-            }
-        }
-    }
 }
 
 /// What the configuration wants in a registry's hosts.toml.

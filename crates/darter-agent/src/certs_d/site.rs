@@ -134,12 +134,12 @@ impl Site {
 
     fn base(&self, dir: &Path, found: &Found) -> Result<Base, CertsDError> {
         match (&found.now, &found.backup) {
-            (Some(now), _) if !found.is_ours(self) => self.from_theirs(dir, now),
+            (Some(now), _) if !found.is_ours(self) => self.made_from(dir, now),
             // Edits of a file of ours are the user's word from then on.
             (Some(now), backup) if usable(now) && (backup.is_some() || found.is_edited(self)) => {
                 Ok(Base { text: Some(now.text.clone()), record: Record::Stays })
             }
-            (_, Some(backup)) => self.from_theirs(dir, backup),
+            (_, Some(backup)) => self.made_from(dir, backup),
             (_, None) => {
                 let text = self.inherited(dir)?;
                 Ok(Base { record: Record::Is(text.clone()), text })
@@ -147,7 +147,7 @@ impl Site {
         }
     }
 
-    fn from_theirs(&self, dir: &Path, file: &Content) -> Result<Base, CertsDError> {
+    fn made_from(&self, dir: &Path, file: &Content) -> Result<Base, CertsDError> {
         let text = self.theirs(dir, &file.text)?;
         let record = text.clone().filter(|text| *text != file.text);
         Ok(Base { text, record: Record::Is(record) })
@@ -188,14 +188,18 @@ impl Site {
                 return Ok(beside);
             }
         }
-        let later = self
-            .later_roots
-            .iter()
-            .flat_map(|root| host_paths(root, &self.wanted.registry).into_iter().chain([root.join("_default")]));
-        match [self.root.join("_default")].into_iter().chain(later).find(|path| path.is_dir()) {
+        match self.hidden_dir() {
             Some(hidden) => says(&hidden),
             None => Ok(None),
         }
+    }
+
+    /// The directory that containerd would take if the registry had none in our root.
+    pub(super) fn hidden_dir(&self) -> Option<PathBuf> {
+        let registry = &self.wanted.registry;
+        let named = |root: &PathBuf| host_paths(root, registry).into_iter().chain([root.join("_default")]);
+        let later = self.later_roots.iter().flat_map(named);
+        [self.root.join("_default")].into_iter().chain(later).find(|path| path.is_dir())
     }
 
     fn create(&self, dir: &Path) -> Result<Option<Installed>, CertsDError> {

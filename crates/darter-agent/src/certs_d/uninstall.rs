@@ -3,7 +3,8 @@
 
 use std::path::Path;
 
-use darter_core::hosts_toml::marked_url;
+use darter_core::Registry;
+use darter_core::hosts_toml::{Wanted, marked_url};
 
 use super::files::{self, BACKUP, BASE, CREATED, HOSTS};
 use super::site::{Site, Undone, registry_of};
@@ -17,16 +18,26 @@ pub fn uninstall(config: &Config) -> Result<Vec<Undone>, CertsDError> {
     let mut undone = Vec::new();
     let mut failed = None;
     for name in files::names(root)?.unwrap_or_default() {
-        match leave_dir(config, root, &name) {
+        let known = |registry: &Registry| {
+            let known = config.registries.iter().find(|known| known.name == *registry).cloned();
+            let known = known.unwrap_or_else(|| RegistryConfig::named(registry.clone()));
+            wanted(config, &known, config.mirror.listen)
+        };
+        match leave_dir(root, &name, known) {
             Ok(done) => undone.extend(done),
             Err(error) => failed = failed.or(Some(error)),
         }
     }
-    failed = failed.or(leave_root(root).err());
-    failed.map_or(Ok(undone), Err)
+    let root_failed = leave_root(root).err();
+    failed.or(root_failed).map_or(Ok(undone), Err)
 }
 
-fn leave_dir(config: &Config, root: &Path, name: &str) -> Result<Option<Undone>, CertsDError> {
+/// Puts one directory back, if darter had its hands in it. `wanted` says what it would be now.
+pub(super) fn leave_dir(
+    root: &Path,
+    name: &str,
+    wanted: impl Fn(&Registry) -> Wanted,
+) -> Result<Option<Undone>, CertsDError> {
     let dir = root.join(name);
     let Some(registry) = registry_of(name).filter(|_| dir.is_dir() && !dir.is_symlink()) else { return Ok(None) };
     files::clear_leftovers(&dir)?;
@@ -35,9 +46,7 @@ fn leave_dir(config: &Config, root: &Path, name: &str) -> Result<Option<Undone>,
     if marked.is_none() && ![BACKUP, BASE, CREATED].iter().any(|name| dir.join(name).exists()) {
         return Ok(None);
     }
-    let known = config.registries.iter().find(|known| known.name == registry).cloned();
-    let known = known.unwrap_or_else(|| RegistryConfig::named(registry));
-    let mut wanted = wanted(config, &known, config.mirror.listen);
+    let mut wanted = wanted(&registry);
     // The agent that wrote the file may have listened elsewhere.
     wanted.mirror_url = marked.map_or(wanted.mirror_url, str::to_owned);
     Site { root: root.to_owned(), later_roots: Vec::new(), wanted }.leave(&dir)

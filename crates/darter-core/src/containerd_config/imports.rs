@@ -9,7 +9,7 @@ use toml_edit::{DocumentMut, Item};
 pub fn imports(path: &Path, text: &str) -> Vec<PathBuf> {
     let Ok(document) = text.parse::<DocumentMut>() else { return Vec::new() };
     let listed = document.get("imports").and_then(Item::as_array);
-    let dir = path.parent().unwrap_or(Path::new("/"));
+    let dir = path.parent().unwrap_or_else(|| Path::new("/"));
     let listed = listed.into_iter().flatten().filter_map(|value| value.as_str());
     listed.map(|import| clean(&dir.join(import))).collect()
 }
