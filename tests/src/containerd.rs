@@ -310,15 +310,12 @@ fn snapshotter(dir: &Scratch) -> Result<&'static str> {
 }
 
 /// The text of a hosts.toml with this mirror before this server.
+///
+/// Without a mirror the server is named as a host, too: 1.6 ignores a file that has no host at all.
 pub fn hosts_toml(server: &str, mirror: Option<&str>, capabilities: &[&str]) -> String {
-    let mut text = format!("server = {server:?}\n");
-    if let Some(mirror) = mirror {
-        text += &format!("\n[host.{mirror:?}]\n  capabilities = {capabilities:?}\n");
-    }
-    text
-}
-
-/// Whether a path can be a unix socket's.
-pub fn fits_a_socket(path: &Path) -> bool {
-    path.as_os_str().len() < 100
+    let (host, capabilities) = match mirror {
+        Some(mirror) => (mirror, capabilities),
+        None => (server, ["pull", "resolve"].as_slice()),
+    };
+    format!("server = {server:?}\n\n[host.{host:?}]\n  capabilities = {capabilities:?}\n")
 }

@@ -1,9 +1,9 @@
 //! Child processes that end with the test, however the test ends.
 //!
 //! Dropping a `Process` kills it and waits for it. If the test runner itself is killed, the kernel
-//! does: children start through `setpriv --pdeathsig KILL`, which needs no unsafe `pre_exec` here.
-//! That signal comes when the *thread* that forked ends, so one thread, which lives as long as the
-//! program, starts all children.
+//! does: children start through `setpriv --pdeathsig KILL`, which needs no unsafe `pre_exec` here,
+//! and look whether they still have their parent once that is set. The signal comes when the
+//! *thread* that forked ends, so one thread, which lives as long as the program, starts all children.
 
 use std::fs::{self, File};
 use std::os::fd::OwnedFd;
@@ -41,7 +41,9 @@ pub struct Output {
 /// The start of every command: `program` dies when this program does. Arguments follow as usual.
 pub fn command(program: impl AsRef<std::ffi::OsStr>) -> Command {
     let mut command = Command::new("setpriv");
-    command.args(["--pdeathsig", "KILL", "--"]).arg(program);
+    let still_ours = r#"[ "$PPID" = "$0" ] && exec "$@""#;
+    command.args(["--pdeathsig", "KILL", "--", "sh", "-c", still_ours]);
+    command.arg(std::process::id().to_string()).arg(program);
     command
 }
 

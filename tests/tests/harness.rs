@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use darter_tests::conformance;
 use darter_tests::containerd::{ConfigPath, Containerd, Options, hosts_toml};
-use darter_tests::fake_ecr::{self, FakeEcr, Kind};
+use darter_tests::fake_ecr::{self, Auth, FakeEcr, Kind};
 use darter_tests::http::Client;
 use darter_tests::image::{Format, Image};
 use darter_tests::net::{Network, Place};
@@ -33,15 +33,18 @@ async fn a_process_ends_with_its_owner_and_with_the_whole_run() -> Result<()> {
     drop(process);
     ensure!(!Path::new(&proc).exists());
 
-    // A run of its own that is killed: what it started must not live on. The shell stands for the
-    // test runner.
-    let mut command = process::command("sh");
-    command.args(["-c", "setpriv --pdeathsig KILL -- sleep 1000 & echo $!; wait"]);
-    let mut runner = Process::start("sh", command, &dir.join("runner"))?;
-    while runner.log().trim().is_empty() {
+    // A run of its own, which starts a process and is killed.
+    let mut command = process::command(std::env::current_exe()?);
+    command.args(["--exact", "a_run_to_be_killed", "--nocapture"]).env(TO_BE_KILLED, "1");
+    let mut runner = Process::start("a run", command, &dir.join("runner"))?;
+    let child = loop {
+        let log = runner.log();
+        if let Some((_, rest)) = log.split_once("started ") {
+            break format!("/proc/{}", rest.split_whitespace().next().context("no pid")?);
+        }
+        ensure!(runner.exited()?.is_none(), "{log}");
         tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    let child = format!("/proc/{}", runner.log().trim());
+    };
     runner.signal(rustix::process::Signal::KILL)?;
     runner.exit(Duration::from_secs(10)).await?;
     let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
@@ -51,6 +54,22 @@ async fn a_process_ends_with_its_owner_and_with_the_whole_run() -> Result<()> {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     Ok(())
+}
+
+const TO_BE_KILLED: &str = "HARNESS_TO_BE_KILLED";
+
+/// Not a test: the run that the test above kills.
+#[tokio::test]
+async fn a_run_to_be_killed() -> Result<()> {
+    if std::env::var_os(TO_BE_KILLED).is_none() {
+        return Ok(());
+    }
+    let dir = Scratch::new()?;
+    let mut command = process::command("sleep");
+    command.arg("1000");
+    let mut process = Process::start("sleep", command, &dir.join("log"))?;
+    println!("started {} ", process.pid());
+    process.exit(Duration::from_secs(1000)).await.map(drop)
 }
 
 #[tokio::test]
@@ -160,6 +179,55 @@ async fn containerd_2_2_pulls_removes_and_pulls_again() -> Result<()> {
         return Ok(());
     }
     pull_twice(Release::V2).await
+}
+
+#[tokio::test]
+async fn containerd_unpacks_images_of_every_format() -> Result<()> {
+    let test = "containerd_unpacks_images_of_every_format";
+    for release in Release::ALL {
+        if !can_run(&format!("{test} ({release:?})"), &[Need::Containerd(release)]) {
+            continue;
+        }
+        let network = Network::new(1)?;
+        let ecr = FakeEcr::start(&network.hub(), fake_ecr::Options { auth: Auth::Public, ..Default::default() })?;
+        let containerd = Containerd::start(release, &network.node(0), &Options::default()).await?;
+        containerd.write_hosts(&ecr.name(), &hosts_toml(&ecr.url(), None, &[]))?;
+        for (seed, format) in [(10, Format::Oci), (20, Format::OciGzip), (30, Format::Docker)] {
+            let tag = format!("{format:?}").to_lowercase();
+            ecr.push(&Image::index(format, seed, &[100 * KIB, 10])?, "team/app", &tag);
+            ecr.push(&Image::new(format, seed, &[100 * KIB, 10])?, "team/app", &format!("{tag}-single"));
+            for tag in [&tag, &format!("{tag}-single")] {
+                containerd.cri().pull(&format!("{}/team/app:{tag}", ecr.name()), None).await?;
+            }
+        }
+        containerd.forget().await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn containerd_2_2_fetches_a_layer_in_chunks_when_told_to() -> Result<()> {
+    let test = "containerd_2_2_fetches_a_layer_in_chunks_when_told_to";
+    if !can_run(test, &[Need::Containerd(Release::V2)]) {
+        return Ok(());
+    }
+    let network = Network::new(1)?;
+    let ecr = FakeEcr::start(&network.hub(), fake_ecr::Options { auth: Auth::Public, ..Default::default() })?;
+    let image = Image::new(Format::Oci, 5, &[2048 * KIB])?;
+    ecr.push(&image, "team/app", "v1");
+    let options = Options { concurrent_layer_fetch_buffer: 512 * KIB, ..Options::default() };
+    let containerd = Containerd::start(Release::V2, &network.node(0), &options).await?;
+    containerd.write_hosts(&ecr.name(), &hosts_toml(&ecr.url(), None, &[]))?;
+    containerd.cri().pull(&format!("{}/team/app:v1", ecr.name()), None).await?;
+    let layer = Some(image.layers[0].digest());
+    let log = ecr.log().into_iter().filter(|seen| seen.kind == Kind::Object && seen.digest == layer);
+    let mut ranges: Vec<String> = log.map(|seen| seen.range).collect();
+    ranges.sort();
+    ensure!(
+        ranges == ["bytes=0-", "bytes=1048576-", "bytes=1572864-", "bytes=2097152-", "bytes=524288-"],
+        "{ranges:?}"
+    );
+    Ok(())
 }
 
 /// Stands where darter will: counts, and has nothing.
