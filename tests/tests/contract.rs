@@ -93,7 +93,7 @@ impl Stage {
 
     /// What containerd itself read of the layers from the ECR, as it says in its requests.
     fn read_by_containerd(&self) -> u64 {
-        self.ecr.log().iter().filter(|seen| seen.agent.starts_with("containerd/")).map(|seen| seen.bytes).sum()
+        self.ecr.log().iter().filter(|seen| seen.agent.starts_with("containerd/")).map(fake_ecr::Seen::bytes).sum()
     }
 
     /// For the error message of a test that failed.
@@ -295,7 +295,7 @@ on_each_release! {
             ]);
         stage.start(options).await?;
         stage.pull().await?;
-        let tags = stage.ecr.log().iter().filter(|seen| seen.path.ends_with("/v1")).map(|seen| seen.agent.clone()).collect::<Vec<_>>();
+        let tags = stage.ecr.log().iter().filter(|seen| seen.line.contains("/manifests/v1")).map(|seen| seen.agent.clone()).collect::<Vec<_>>();
         assert!(tags.iter().all(|agent| agent.starts_with("containerd/")) && !tags.is_empty(), "{tags:?}");
         assert_eq!(stage.ecr.count(Kind::Object).requests > 0, true);
         stage.containerd.forget().await?;
