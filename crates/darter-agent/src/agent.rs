@@ -117,10 +117,8 @@ impl Agent {
         tasks.spawn(named("mirror", mirror.run(serve.clone())));
         tasks.spawn(named("admin", admin.run(keep.clone())));
         tasks.spawn(named("store", store.run(keep.clone())));
-        tasks.spawn(named(
-            "self-test",
-            self_test(config, address, mirror_seen, serving, passing, preflight, files.clone()),
-        ));
+        let checks = SelfTest { config, address, seen, serving, passing, preflight };
+        tasks.spawn(named("self-test", checks.run(files.clone())));
         tokio::select! {
             () = stop.cancelled() => info!("stopping: hosts.toml first, then the mirror"),
             ended = tasks.join_next() => error!(task = name(ended), "a part of the agent ended; stopping all of it"),
