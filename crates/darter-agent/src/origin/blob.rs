@@ -105,10 +105,16 @@ impl BlobStream {
 
     fn broken(&self, error: hyper::Error) -> OriginError {
         match self.end {
-            Some(wanted) if error.is_incomplete_message() => OriginError::Truncated { got: self.at, wanted },
+            Some(wanted) if is_early_end(&error) => OriginError::Truncated { got: self.at, wanted },
             _ => OriginError::Broken(error),
         }
     }
+}
+
+/// Whether the connection was closed before Content-Length: hyper says so in the cause.
+fn is_early_end(error: &hyper::Error) -> bool {
+    let cause = std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<std::io::Error>());
+    error.is_incomplete_message() || cause.is_some_and(|cause| cause.kind() == std::io::ErrorKind::UnexpectedEof)
 }
 
 #[derive(Debug, PartialEq, Eq)]

@@ -115,12 +115,16 @@ impl Entry {
 /// Runs `docker-credential-<helper> get`.
 async fn ask(helper: &str, server: &str) -> Result<Option<Basic>, OriginError> {
     let program = format!("docker-credential-{helper}");
-    let failed = |reason, source| OriginError::Helper { program: program.clone(), reason, source };
     // A name with a slash would be a path to any program.
     if !helper.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b)) {
-        return Err(failed("its name is not that of a helper", None));
+        return Err(OriginError::Helper { program, reason: "its name is not that of a helper", source: None });
     }
-    let run = tokio::time::timeout(HELPER_PATIENCE, run(&program, server)).await;
+    helped(&program, server).await
+}
+
+pub(super) async fn helped(program: &str, server: &str) -> Result<Option<Basic>, OriginError> {
+    let failed = |reason, source| OriginError::Helper { program: program.to_owned(), reason, source };
+    let run = tokio::time::timeout(HELPER_PATIENCE, run(program, server)).await;
     let (success, output) = match run {
         Err(_) => return Err(failed("it does not end", None)),
         Ok(Err(error)) => return Err(failed("it cannot be run", Some(error))),
