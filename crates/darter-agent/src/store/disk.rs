@@ -218,7 +218,8 @@ mod tests {
         let digest = Digest::of(b"x");
         assert_eq!(Name::parse(&digest.hex()), Some(Name::Data(digest)));
         assert_eq!(Name::parse(&format!("{}.pieces", digest.hex())), Some(Name::Record(digest)));
-        for foreign in ["", ".pieces", "README", "lost+found", "..", &digest.hex()[1..], &format!("{}.x", digest.hex())] {
+        for foreign in ["", ".pieces", "README", "lost+found", "..", &digest.hex()[1..], &format!("{}.x", digest.hex())]
+        {
             assert_eq!(Name::parse(foreign), None, "{foreign}");
         }
     }

@@ -120,8 +120,15 @@ impl Index {
         self.bytes
     }
 
+    #[cfg(test)]
     pub(super) fn slot(&self, digest: &Digest) -> Option<&Slot> {
         self.slots.get(digest)
+    }
+
+    /// Whether nothing is written, hashed or removed.
+    #[cfg(test)]
+    pub(super) fn is_idle(&self) -> bool {
+        self.running == 0 && !self.slots.values().any(|slot| matches!(slot, Slot::Leaving { .. }))
     }
 
     pub(super) fn blob(&mut self, digest: &Digest) -> Option<&mut Entry> {

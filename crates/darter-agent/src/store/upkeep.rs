@@ -188,8 +188,7 @@ fn set_modified(path: &Path, time: SystemTime) -> rustix::io::Result<()> {
     let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let modified =
         Timespec { tv_sec: i64::try_from(since.as_secs()).unwrap_or(i64::MAX), tv_nsec: since.subsec_nanos().into() };
-    let times =
-        Timestamps { last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT }, last_modification: modified };
+    let times = Timestamps { last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT }, last_modification: modified };
     utimensat(CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW)
 }
 
