@@ -237,6 +237,10 @@ enum Wanted {
 }
 
 fn wanted_span(head: &Head, digest: &Digest, size: u64) -> Wanted {
+    // RFC 9110 §14.2: a Range is for GET. containerd takes the length that a HEAD tells for the size.
+    if head.method != Method::Get {
+        return Wanted::Everything;
+    }
     let Some(range) = head.range.as_deref().and_then(ByteRange::parse) else { return Wanted::Everything };
     // If-Range with another validator than ours: what the client has is of something else.
     if head.if_range.is_some() && !matches_etag(head.if_range.as_deref(), digest) {
