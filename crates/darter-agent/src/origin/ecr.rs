@@ -3,6 +3,7 @@
 //! Hand-made, because it is one request and the ECR SDK is 200,000 lines. The credentials behind it
 //! come from the SDK's chain: environment, profile, IRSA, Pod Identity, instance metadata.
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use aws_config::default_provider::credentials::DefaultCredentialsChain;
@@ -21,12 +22,14 @@ use http_body_util::Full;
 use serde::Deserialize;
 use tokio::sync::OnceCell;
 use tokio::time::Instant;
+use tracing::warn;
 
 use super::OriginError;
 use super::credential::Basic;
 use super::send::{Wire, check, collect};
 use super::slots::Slots;
 use super::url::Place;
+use crate::log::chain;
 
 const TARGET: &str = "AmazonEC2ContainerRegistry_V20150921.GetAuthorizationToken";
 /// Regions that one node pulls from.
@@ -37,6 +40,11 @@ const ANSWER_MAX_BYTES: u64 = 256 * 1024;
 const LIFETIME: Duration = Duration::from_secs(12 * 60 * 60);
 /// A token with less left than this is used all the same, for so long.
 const LIFETIME_MIN: Duration = Duration::from_secs(2);
+/// How long an old token is used before the next try, where there is no new one.
+const AGAIN: Duration = Duration::from_secs(60);
+/// How long a chain without credentials is not asked again: off EC2 each look takes seconds, and
+/// containerd waits for it. The Pod Identity agent may start after us, so not for longer.
+const NO_CREDENTIALS: Duration = Duration::from_secs(5);
 /// The chain asks up to four places, of which most are not there.
 const CREDENTIALS_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -44,6 +52,8 @@ const CREDENTIALS_PATIENCE: Duration = Duration::from_secs(10);
 pub(super) struct Ecr {
     tokens: Slots<(String, String), Token>,
     credentials: OnceCell<SharedCredentialsProvider>,
+    /// When there were no credentials last.
+    failed: Mutex<Option<Instant>>,
     settings: crate::config::Aws,
     has_roots: bool,
     stall: Duration,
@@ -52,7 +62,10 @@ pub(super) struct Ecr {
 struct Token {
     basic: Basic,
     since: Instant,
+    /// When to ask for the next one.
     until: Instant,
+    /// When it opens nothing any more.
+    end: Instant,
 }
 
 #[derive(Deserialize)]
@@ -74,6 +87,7 @@ impl Ecr {
         Self {
             tokens: Slots::new(TOKENS_MAX, patience),
             credentials: OnceCell::new(),
+            failed: Mutex::new(None),
             settings: config.aws.clone(),
             has_roots,
             stall: config.origin.stall.0,
@@ -94,17 +108,33 @@ impl Ecr {
         let key = (region, endpoint);
         let mut slot = self.tokens.lock(&key).await?;
         let now = Instant::now();
-        if let Some(token) = &*slot
-            && token.until > now
-            && (refused != Some(&token.basic) || now.duration_since(token.since) < suspect)
-        {
-            return Ok(token.basic.clone());
+        let is_refused = |token: &Token| refused == Some(&token.basic) && now.duration_since(token.since) >= suspect;
+        match &*slot {
+            Some(token) if is_refused(token) => *slot = None,
+            Some(token) if token.until > now => return Ok(token.basic.clone()),
+            _ => {}
         }
-        *slot = None;
-        let token = self.ask(wire, &key.0, &key.1).await?;
-        let basic = token.basic.clone();
-        *slot = Some(token);
-        Ok(basic)
+        match (self.ask(wire, &key.0, &key.1).await, &mut *slot) {
+            (Ok(token), slot) => Ok(slot.insert(token).basic.clone()),
+            // AWS is away, but what it gave is good for hours.
+            (Err(error), Some(old)) if old.end > now => {
+                warn!(error = %chain(&error), "no new ECR token; using the old one for now");
+                old.until = now + AGAIN;
+                Ok(old.basic.clone())
+            }
+            (Err(error), _) => Err(error),
+        }
+    }
+
+    /// As if all tokens were older.
+    #[cfg(test)]
+    pub(super) async fn age(&self, by: Duration) {
+        for key in self.tokens.keys() {
+            let mut slot = self.tokens.lock(&key).await.unwrap();
+            let token = slot.as_mut().unwrap();
+            token.until -= by;
+            token.end -= by;
+        }
     }
 
     async fn ask(&self, wire: &Wire, region: &str, endpoint: &str) -> Result<Token, OriginError> {
@@ -125,12 +155,21 @@ impl Ecr {
     }
 
     async fn credentials(&self, region: &str) -> Result<Credentials, OriginError> {
+        if self.failed().is_some_and(|at| at.elapsed() < NO_CREDENTIALS) {
+            return Err(aws("no AWS credentials a moment ago", None));
+        }
         let found = tokio::time::timeout(CREDENTIALS_PATIENCE, async {
             let provider = self.credentials.get_or_try_init(|| self.provider(region)).await?;
             let credentials = provider.provide_credentials().await;
             credentials.map_err(|error| aws("no AWS credentials", Some(error.into())))
         });
-        found.await.unwrap_or_else(|_| Err(aws("no AWS credentials in time", None)))
+        let found = found.await.unwrap_or_else(|_| Err(aws("no AWS credentials in time", None)));
+        *self.failed() = found.is_err().then(Instant::now);
+        found
+    }
+
+    fn failed(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.failed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn provider(&self, region: &str) -> Result<SharedCredentialsProvider, OriginError> {
@@ -200,7 +239,8 @@ fn read(content: &[u8], now: Instant, clock: SystemTime) -> Result<Token, Origin
     let clock = clock.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
     let left = expires_at.and_then(|end| Duration::try_from_secs_f64(end - clock).ok()).unwrap_or(LIFETIME);
     // Half of it: there are hours to get the next one in if AWS is away.
-    Ok(Token { basic, since: now, until: now + (left.min(LIFETIME) / 2).max(LIFETIME_MIN) })
+    let left = left.min(LIFETIME);
+    Ok(Token { basic, since: now, until: now + (left / 2).max(LIFETIME_MIN), end: now + left })
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use super::challenge;
 use super::credential::{Basic, Credential};
 use super::limits::Weight;
 use super::retry::Attempts;
-use super::send::{Ask, check};
+use super::send::{Ask, check, discard};
 use super::signed::{Key, Known};
 use super::target::Target;
 use super::token::Wanted;
@@ -95,7 +95,11 @@ impl Inner {
                 self.wire.follow(ask, response).await?
             }
         };
-        Ok(Answer { response: check(&uri, response)?, permit })
+        let response = check(&uri, response)?;
+        if job.range.is_none() && response.status() == StatusCode::PARTIAL_CONTENT {
+            return Err(OriginError::Lied("206 to a request without a range"));
+        }
+        Ok(Answer { response, permit })
     }
 
     /// A blob, by the signed URL that is known for it where there is one.
@@ -121,6 +125,7 @@ impl Inner {
                     let response = self.wire.follow(ask, response).await?;
                     if refused.is_none() && is_over(response.status()) {
                         refused = Some(uri);
+                        discard(response).await;
                         continue;
                     }
                     return storage(&uri, response);
@@ -141,6 +146,7 @@ impl Inner {
                     let is_signed = ask.uri.authority() != next.uri.authority();
                     *slot = is_signed.then(|| Known::signed(next.uri.clone(), Instant::now()));
                     drop(slot);
+                    discard(response).await;
                     let uri = next.uri.clone();
                     let response = self.wire.once(&next).await?;
                     let response = self.wire.follow(next, response).await?;
@@ -179,7 +185,7 @@ impl Inner {
             None => self.another(target, who, basic.as_ref(), known.is_some(), status).await?,
         };
         let Some(another) = another else { return Ok((ask, response)) };
-        drop(response);
+        discard(response).await;
         ask.authorization = Some(another);
         let response = self.wire.once(&ask).await?;
         Ok((ask, response))

@@ -1,14 +1,14 @@
 //! One request and its redirects, followed by hand: a credential stays where it was meant to go.
 
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use darter_core::range::Span;
 use http::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, LOCATION, RANGE, USER_AGENT};
 use http::{HeaderValue, Method, Request, Response, StatusCode, Uri};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 
 use super::OriginError;
 use super::http::Http;
@@ -18,6 +18,10 @@ use crate::metrics::{Metrics, OriginLabels, RegistryLabel};
 
 /// As many as curl and Go follow, give or take: more is a loop.
 const REDIRECTS_MAX: usize = 10;
+/// Bodies of redirects and challenges that are read to save a connection.
+const DISCARD_MAX_BYTES: u64 = 16 * 1024;
+/// Such a body comes with its head, or is not worth the wait.
+const DISCARD_PATIENCE: Duration = Duration::from_millis(100);
 const AGENT: &str = concat!("darter/", env!("CARGO_PKG_VERSION"));
 
 /// One request.
@@ -99,6 +103,7 @@ impl Wire {
     ) -> Result<Response<Incoming>, OriginError> {
         for _ in 0..REDIRECTS_MAX {
             let Some(next) = self.next_hop(&ask, &answer)? else { return Ok(answer) };
+            discard(answer).await;
             ask = next;
             answer = self.once(&ask).await?;
         }
@@ -149,12 +154,18 @@ pub(super) fn check(uri: &Uri, answer: Response<Incoming>) -> Result<Response<In
     }
 }
 
+/// Reads a small body to its end, so that its connection can be used again: each blob of ECR begins
+/// with a redirect, and a TLS handshake costs more than that.
+pub(super) async fn discard(answer: Response<Incoming>) {
+    let body = answer.into_body();
+    if body.size_hint().upper().is_some_and(|bytes| bytes <= DISCARD_MAX_BYTES) {
+        // Late or broken, the connection is closed, which is right.
+        let _ = tokio::time::timeout(DISCARD_PATIENCE, body.collect()).await;
+    }
+}
+
 /// A body as a whole, if it has at most `limit` bytes and does not stop for `stall`.
-pub(super) async fn collect(
-    answer: Response<Incoming>,
-    limit: u64,
-    stall: std::time::Duration,
-) -> Result<Bytes, OriginError> {
+pub(super) async fn collect(answer: Response<Incoming>, limit: u64, stall: Duration) -> Result<Bytes, OriginError> {
     let length = answer.headers().get(http::header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
     if length.is_some_and(|length: u64| length > limit) {
         return Err(OriginError::TooLarge { limit });

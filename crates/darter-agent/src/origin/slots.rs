@@ -40,6 +40,11 @@ impl<K: Hash + Eq + Clone, V> Slots<K, V> {
         waited.map_err(|_| OriginError::TimedOut { host: "another request".to_owned(), after: self.patience })
     }
 
+    #[cfg(test)]
+    pub(super) fn keys(&self) -> Vec<K> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner).slots.keys().cloned().collect()
+    }
+
     fn slot(&self, key: &K) -> Shared<V> {
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
         table.clock += 1;

@@ -34,7 +34,14 @@ async fn helper(directory: &Path, script: &str) -> Result<Option<Basic>, OriginE
     let program = directory.join("docker-credential-test");
     std::fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
     std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
-    docker_config::helped(program.to_str().unwrap(), "reg.example").await
+    loop {
+        match docker_config::helped(program.to_str().unwrap(), "reg.example").await {
+            // A process that another test forks holds the file open for a moment.
+            Err(OriginError::Helper { source: Some(error), .. })
+                if error.kind() == std::io::ErrorKind::ExecutableFileBusy => {}
+            outcome => return outcome,
+        }
+    }
 }
 
 #[tokio::test]

@@ -11,8 +11,16 @@ use crate::imds;
 
 const REGISTRY: &str = "123456789012.dkr.ecr.eu-west-1.amazonaws.com";
 
-/// Metadata service, API and registry in one; the newest password is the one that is taken.
+/// The year 2100.
+const FAR: f64 = 4_102_444_800.5;
+
 async fn aws(refusal: u16) -> (Server, Arc<AtomicUsize>) {
+    aws_until(refusal, FAR).await
+}
+
+/// Metadata service, API and registry in one; the newest password is the one that is taken. If it
+/// is not good for long, the API gives no other.
+async fn aws_until(refusal: u16, expires: f64) -> (Server, Arc<AtomicUsize>) {
     let good = Arc::new(AtomicUsize::new(0));
     let newest = good.clone();
     let role = "/latest/meta-data/iam/security-credentials/";
@@ -32,9 +40,11 @@ async fn aws(refusal: u16) -> (Server, Arc<AtomicUsize>) {
             if seen.method != "POST" || !signature.contains("/eu-west-1/ecr/aws4_request") {
                 return Reply::new(400, r#"{"__type":"InvalidSignatureException"}"#);
             }
+            if expires < FAR && newest.load(Ordering::Relaxed) > 0 {
+                return Reply::new(500, "");
+            }
             let token = BASE64.encode(format!("AWS:p{}", newest.fetch_add(1, Ordering::Relaxed) + 1));
-            let data =
-                format!(r#"{{"authorizationData":[{{"authorizationToken":"{token}","expiresAt":4102444800.5}}]}}"#);
+            let data = format!(r#"{{"authorizationData":[{{"authorizationToken":"{token}","expiresAt":{expires}}}]}}"#);
             Reply { delay: Duration::from_millis(50), ..Reply::new(200, data) }
         }
         _ => {
@@ -88,6 +98,36 @@ async fn a_403_to_a_new_password_costs_no_other() {
     good.fetch_add(1, Ordering::Relaxed);
     assert!(matches!(head(&origin).await, Err(OriginError::Denied { status: 403 })));
     assert_eq!(server.seen().iter().filter(|seen| seen.path() == "/").count(), 1);
+}
+
+#[tokio::test]
+async fn an_old_password_is_used_while_there_is_no_new_one() {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    let (server, _) = aws_until(401, (now + Duration::from_secs(20)).as_secs_f64()).await;
+    let mut config = config();
+    config.aws.ecr_endpoint = Some(server.url());
+    config.aws.imds_endpoint = Some(server.url());
+    let shared = Shared::new(&config).await.unwrap();
+    let mut registry = registry(&server);
+    registry.name = REGISTRY.parse().unwrap();
+    let origin = Origin::new(&config, &registry, Vec::new(), &shared, metrics()).unwrap();
+    head(&origin).await.unwrap();
+    shared.ecr.age(Duration::from_secs(11)).await;
+    head(&origin).await.unwrap();
+    assert_eq!(server.seen().iter().filter(|seen| seen.path() == "/").count(), 2, "it was tried");
+    shared.ecr.age(Duration::from_secs(80)).await;
+    assert!(head(&origin).await.unwrap_err().is_away(), "over is over");
+}
+
+#[tokio::test]
+async fn without_credentials_the_origin_is_away_and_nobody_waits_twice() {
+    let server = Server::start(|_| Reply::new(404, "")).await;
+    let origin = ecr_origin(&server).await;
+    let error = head(&origin).await.unwrap_err();
+    assert!(matches!(error, OriginError::Aws { .. }) && error.is_away(), "{error:?}");
+    let asked = server.seen().len();
+    assert!(head(&origin).await.is_err());
+    assert_eq!(server.seen().len(), asked, "no second look at once");
 }
 
 #[tokio::test]
