@@ -9,7 +9,7 @@
 //! - what is pulled: [`image`], [`tls`], [`http`]
 //! - whence: [`registry`] (docker-registry), [`fake_ecr`], [`imds`], both on [`wire`]
 //! - by whom: [`containerd`] with [`cri`], [`emulator`], [`conformance`]
-//! - through what: [`agent`]
+//! - through what: [`agent`]; all of it together: [`stage`]
 
 pub mod agent;
 pub mod conformance;
@@ -24,6 +24,7 @@ pub mod net;
 pub mod process;
 pub mod registry;
 pub mod scratch;
+pub mod stage;
 pub mod tls;
 pub mod tools;
 pub mod wire;

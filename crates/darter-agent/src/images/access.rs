@@ -6,11 +6,13 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use darter_core::access::{Limits, Place, Proof, Proofs};
+use darter_core::access::{CredentialKey, Limits, Place, Proof, Proofs};
 use darter_core::manifest::Manifest;
 use darter_core::range::Span;
 use darter_core::{Digest, Reference};
 
+use super::away::Away;
+use super::turns::Turns;
 use super::{Asker, Refusal};
 use crate::config::{self, Access};
 use crate::origin::{Credential, OriginError};
@@ -32,6 +34,9 @@ pub(super) struct Proved {
 /// Lets pulls through that have a proof.
 pub(super) struct Gate {
     proofs: Mutex<Proofs>,
+    /// Proofs that are being asked for: a quota counts each of them.
+    asking: Turns<(CredentialKey, Place, Digest)>,
+    away: Away,
 }
 
 impl Gate {
@@ -43,7 +48,7 @@ impl Gate {
             places: PLACES_MAX,
             digests: DIGESTS_MAX,
         };
-        Self { proofs: Mutex::new(Proofs::new(limits)) }
+        Self { proofs: Mutex::new(Proofs::new(limits)), asking: Turns::default(), away: Away::default() }
     }
 
     /// The credential that the policy of the registry asks for.
@@ -83,6 +88,11 @@ impl Gate {
         Ok(answer?)
     }
 
+    /// What is known of origins that are away.
+    pub(super) const fn away(&self) -> &Away {
+        &self.away
+    }
+
     /// Whether a proof that is not fresh may stand in while the origin is away.
     pub(super) fn holds_while_away(&self, asker: &Asker, credential: &Credential) -> bool {
         self.proof(&asker.place(), credential) != Proof::Missing
@@ -96,19 +106,22 @@ impl Gate {
         credential: &Credential,
     ) -> Result<(), Refusal> {
         let place = asker.place();
-        let proof = self.proof(&place, credential);
-        if proof == Proof::Fresh && self.proofs().holds(&place, &digest) {
+        if self.is_open(&place, &digest, credential) {
             return Ok(());
         }
+        let _turn = self.asking.take((credential.key(), place.clone(), digest)).await;
+        if self.is_open(&place, &digest, credential) {
+            return Ok(());
+        }
+        let proof = self.proof(&place, credential);
         // Also for a manifest that this repository was not seen to hold: the origin knows.
-        let answer = asker.site.origin.head_manifest(&asker.repository, &Reference::Digest(digest), credential).await;
+        let reference = Reference::Digest(digest);
+        let question = asker.site.origin.head_manifest(&asker.repository, &reference, credential);
+        let stale_will_do = proof != Proof::Missing && self.proofs().holds(&place, &digest);
+        let answer = self.away.ask(&asker.site, stale_will_do, question).await;
         match self.learn(asker, credential, answer) {
             Ok(_) => Ok(()),
-            Err(Refusal::Origin(error))
-                if error.is_away() && proof != Proof::Missing && self.proofs().holds(&place, &digest) =>
-            {
-                Ok(())
-            }
+            Err(Refusal::Origin(error)) if error.is_away() && stale_will_do => Ok(()),
             Err(refusal) => Err(refusal),
         }
     }
@@ -121,27 +134,30 @@ impl Gate {
         credential: &Credential,
     ) -> Result<Proved, Refusal> {
         let place = asker.place();
-        if !self.proofs().holds(&place, &digest) {
-            return self.ask_for_blob(asker, digest, credential).await;
+        if !self.is_open(&place, &digest, credential) {
+            let holds = self.proofs().holds(&place, &digest);
+            let witness = if holds { self.proofs().witness(&place) } else { None };
+            match witness {
+                Some(manifest) => self.prove_manifest(asker, manifest, credential).await?,
+                None => return self.ask_for_blob(asker, digest, credential).await,
+            }
         }
-        let size = self.proofs().size(&place, &digest);
-        let witness = self.proofs().witness(&place);
-        match (self.proof(&place, credential), witness) {
-            (Proof::Fresh, _) => {}
-            (_, Some(manifest)) => self.prove_manifest(asker, manifest, credential).await?,
-            (_, None) => return self.ask_for_blob(asker, digest, credential).await,
-        }
-        Ok(Proved { size })
+        Ok(Proved { size: self.proofs().size(&place, &digest) })
     }
 
     /// No manifest seen in this repository refers to the blob (the agent was restarted in mid-pull,
     /// say): the origin itself decides, by the first byte of it. A blob GET is what a pull would
     /// send anyway; a HEAD is refused by ECR Public.
     async fn ask_for_blob(&self, asker: &Asker, digest: Digest, credential: &Credential) -> Result<Proved, Refusal> {
+        let place = asker.place();
+        let _turn = self.asking.take((credential.key(), place.clone(), digest)).await;
+        if self.is_open(&place, &digest, credential) {
+            return Ok(Proved { size: self.proofs().size(&place, &digest) });
+        }
         let first_byte = Span { start: 0, end: 1 };
         let answer = asker.site.origin.blob(&asker.repository, &digest, Some(first_byte), credential).await;
         let stream = self.learn(asker, credential, answer)?;
-        self.proofs().saw_blob(Instant::now(), &asker.place(), digest, stream.size);
+        self.proofs().saw_blob(Instant::now(), &place, digest, stream.size);
         Ok(Proved { size: stream.size })
     }
 
@@ -149,6 +165,11 @@ impl Gate {
     pub(super) fn saw_manifest(&self, asker: &Asker, digest: Digest, manifest: &Manifest) {
         let references: Vec<_> = manifest.references().iter().map(|d| (d.digest, d.size)).collect();
         self.proofs().saw_manifest(Instant::now(), &asker.place(), digest, &references);
+    }
+
+    /// Whether a fresh proof opens `digest`.
+    fn is_open(&self, place: &Place, digest: &Digest, credential: &Credential) -> bool {
+        self.proof(place, credential) == Proof::Fresh && self.proofs().holds(place, digest)
     }
 
     fn proof(&self, place: &Place, credential: &Credential) -> Proof {

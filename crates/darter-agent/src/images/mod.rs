@@ -5,14 +5,16 @@
 //! by a pull; manifests are small and come whole. Not here: HTTP (`mirror`).
 
 mod access;
+mod away;
 mod prefetch;
 mod tags;
+mod turns;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use darter_core::access::Place;
+use darter_core::access::{CredentialKey, Place};
 use darter_core::manifest::Manifest;
 use darter_core::{Digest, Reference, Repository};
 use tokio_util::sync::CancellationToken;
@@ -29,6 +31,7 @@ use crate::store::{Blob, Store};
 use access::Gate;
 use prefetch::Prefetch;
 use tags::Tags;
+use turns::Turns;
 
 /// How long a blob in containerd's content store may be hashed before a pull is the faster way.
 const CONTAINERD_PATIENCE: Duration = Duration::from_millis(500);
@@ -99,6 +102,8 @@ struct Inner {
     gate: Gate,
     tags: Tags,
     prefetch: Prefetch,
+    /// Manifests that are being fetched.
+    fetching: Turns<(CredentialKey, Place, Digest)>,
 }
 
 impl Images {
@@ -110,6 +115,7 @@ impl Images {
             gate: Gate::new(&config.mirror),
             tags: Tags::new(config.mirror.tag_ttl.0, metrics),
             prefetch: Prefetch::new(config, stop),
+            fetching: Turns::default(),
         }))
     }
 
@@ -135,6 +141,10 @@ impl Images {
             Reference::Digest(digest) => *digest,
             Reference::Tag(tag) => self.0.tags.resolve(asker, tag, credential, &self.0.gate).await?,
         };
+        if let Some(found) = self.kept_manifest(asker, digest, credential).await? {
+            return Ok(found);
+        }
+        let _turn = self.0.fetching.take((credential.key(), asker.place(), digest)).await;
         if let Some(found) = self.kept_manifest(asker, digest, credential).await? {
             return Ok(found);
         }

@@ -58,7 +58,9 @@ pub(super) async fn serve(socket: TcpStream, routes: &Routes, stop: &Cancellatio
             }
         };
         let closing = head.close || head.has_body || stop.is_cancelled();
-        match answer(&socket, &head, closing, routes, cut).await {
+        // Boxed, because a task is as large as the largest thing it may ever wait for, and 10,000 idle
+        // connections wait for none of it.
+        match Box::pin(answer(&socket, &head, closing, routes, cut)).await {
             Ok(()) if closing => break End::Done,
             Ok(()) => {}
             Err(()) => break End::Cut,

@@ -134,22 +134,30 @@ impl Ingest {
 
     async fn write_chunk(&self, offset: u64, chunk: Bytes) -> Result<u64, StoreError> {
         let end = offset + len(&chunk);
-        if lock(&self.taken).covers(Span { start: offset, end }) {
+        let span = Span { start: offset, end };
+        let is_taken = || lock(&self.taken).covers(span);
+        if is_taken() {
             return Ok(end);
         }
         let bytes = u32::try_from(chunk.len()).unwrap_or(u32::MAX);
         let budget = Arc::clone(&self.budget).acquire_many_owned(bytes).await.map_err(|_| self.ended())?;
         let budget = Arc::new(budget);
         // The queue may have less room than there are gaps to fill: one at a time, until none is left.
-        loop {
-            let slot = self.queue.reserve().await.map_err(|_| self.ended())?;
+        while !is_taken() {
+            let slot = match self.queue.reserve().await {
+                Ok(slot) => slot,
+                // Others wrote the rest, and the writer is done.
+                Err(_) if is_taken() => break,
+                Err(_) => return Err(self.ended()),
+            };
             // From taking a span to queueing it nothing waits: a caller that is dropped in between
             // would leave a hole that nobody fills.
-            let Some(part) = self.take(Span { start: offset, end })? else { return Ok(end) };
+            let Some(part) = self.take(span)? else { break };
             let at = |o: u64| usize::try_from(o - offset).unwrap_or(usize::MAX);
             let bytes = chunk.slice(at(part.start)..at(part.end));
             slot.send(Message::Write { offset: part.start, bytes, _budget: Arc::clone(&budget) });
         }
+        Ok(end)
     }
 
     /// Takes the first part of `span` that nobody has taken.

@@ -122,10 +122,7 @@ mod tests {
         let claims: Vec<_> = (0..5).map(|i| record.claim(i)).collect();
         assert_eq!(
             (record.size(), claims),
-            (
-                5 << 20,
-                vec![Claim::Missing, Claim::Unvouched, Claim::Missing, Claim::Here([7; 32]), Claim::Missing]
-            )
+            (5 << 20, vec![Claim::Missing, Claim::Unvouched, Claim::Missing, Claim::Here([7; 32]), Claim::Missing])
         );
     }
 

@@ -55,8 +55,7 @@ impl Claim {
         let (digest, size) = (self.digest, self.size);
         let open = Arc::new(Open { digest, size, file: Arc::clone(file), source: Source::Cache });
         let now = SystemTime::now();
-        let entry =
-            Entry { size, used: now, used_on_disk: now, durable: false, open: Arc::downgrade(&open) };
+        let entry = Entry { size, used: now, used_on_disk: now, durable: false, open: Arc::downgrade(&open) };
         self.shared.change(|index| index.put(digest, Slot::Blob(entry)));
         self.shared.work.notify_one();
         Blob(open)
@@ -79,7 +78,11 @@ pub(super) fn start(claim: Claim, fresh: bool, known: Option<Box<Tally>>) -> Res
     match open(&claim, fresh, known) {
         Ok((file, record, tally)) => Ok(spawn(claim, file, record, tally)),
         Err(error) => {
-            if fresh { claim.discard() } else { drop(claim) }
+            if fresh {
+                claim.discard()
+            } else {
+                drop(claim)
+            }
             shared.trouble(&error);
             tracing::debug!(%digest, error = error.reason(), "cannot start an ingest");
             Err(if error.is_full() { StoreError::Full { size, source: Some(error) } } else { error.into() })
