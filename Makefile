@@ -4,18 +4,20 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 
-# Build products and test tools live outside the checkout, so that a fresh clone starts warm.
+# Build products and test tools live outside the checkout, so that a fresh clone starts warm. PATH
+# stays as it is: the tools hold a second containerd, and tests look for both.
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/darter
 export CARGO_TARGET_DIR ?= $(CACHE)/target
 export DARTER_TOOLS ?= $(CACHE)/tools
+export DARTER_NOT_RUN ?= $(CARGO_TARGET_DIR)/not-run.txt
 export DARTER_REVISION ?= $(shell git rev-parse --short HEAD 2>/dev/null || echo unknown)
-export PATH := $(DARTER_TOOLS)/bin:$(PATH)
 
-.PHONY: help demo test test-long check bench bench-mirror tools build fuzz clean
+.PHONY: help demo test test-long check fuzz bench bench-mirror tools build clean
 
 help: ## Say what there is
-	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 24
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 24
 
+# Before every cargo command that builds more than darter-core: it brings protoc.
 tools: ## Install what builds and tests need, as far as it is missing
 	@scripts/install-tools
 
@@ -26,19 +28,25 @@ demo: build ## A containerd pulls an image through an agent from a registry with
 	cargo run --release --locked -p darter-tests --bin demo
 
 test: tools ## Every test, against real containerd and registries
+	@rm -f -- "$(DARTER_NOT_RUN)"
 	@echo "== building the agent that the tests start"
 	cargo build --locked -p darter
 	@echo "== testing"
-	cargo test --locked --workspace --no-fail-fast
+	cargo test --locked --workspace --no-fail-fast || { scripts/not-run; exit 1; }
+	@scripts/not-run
 
 test-long: test ## The same with many more random cases
 	PROPTEST_CASES=20000 cargo test --locked --release -p darter-core -p darter-agent
 
 check: tools ## Formatting, lints, purity of the core, licences
 	cargo fmt --all --check
+	cargo fmt --manifest-path fuzz/Cargo.toml --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	@scripts/check-wasm
 	@scripts/check-deny
+
+fuzz: ## Run each fuzz target for a minute (FUZZ_SECONDS=60)
+	@scripts/fuzz
 
 bench: bench-mirror ## Every benchmark, as ratios against a peer or bound measured in the same run
 
@@ -46,4 +54,5 @@ bench-mirror: build ## Local hits against nginx, cold pulls against a direct fet
 	cargo run --release --locked -p darter-benches --bin mirror
 
 clean: ## Remove build products and test tools
-	rm -rf -- "$(CARGO_TARGET_DIR)" "$(DARTER_TOOLS)"
+	cargo clean
+	rm -rf -- "$(DARTER_TOOLS)"

@@ -112,11 +112,14 @@ pub fn cache_dir() -> PathBuf {
     cache.or_else(home).unwrap_or_else(std::env::temp_dir).join("darter/tools")
 }
 
-/// A program of the distribution. /usr/sbin is looked at too: it is not on every user's PATH.
+/// A program of the distribution. /usr/sbin is looked at too: it is not on every user's PATH. Our own
+/// tools are not, though they may be on it: the containerd there is the other one.
 pub fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let system = ["/usr/sbin", "/usr/bin", "/sbin"].map(PathBuf::from);
-    std::env::split_paths(&path).chain(system).map(|dir| dir.join(program)).find(|file| file.is_file())
+    let own = cache_dir().join("bin");
+    let dirs = std::env::split_paths(&path).chain(system).filter(|dir| *dir != own);
+    dirs.map(|dir| dir.join(program)).find(|file| file.is_file())
 }
 
 /// The OCI distribution conformance suite, if installed.

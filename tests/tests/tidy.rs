@@ -20,7 +20,7 @@ fn read(path: impl AsRef<Path>) -> String {
 /// Every Rust file of the workspace, relative to the root.
 fn sources() -> Vec<PathBuf> {
     let mut found = Vec::new();
-    let mut dirs = vec![root().join("crates"), root().join("tests"), root().join("benches")];
+    let mut dirs = ["crates", "tests", "benches", "fuzz"].map(|dir| root().join(dir)).to_vec();
     while let Some(dir) = dirs.pop() {
         for entry in fs::read_dir(&dir).unwrap_or_else(|error| panic!("{}: {error}", dir.display())) {
             let path = entry.expect("a readable directory").path();

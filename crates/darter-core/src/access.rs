@@ -153,6 +153,7 @@ impl Proofs {
 }
 
 #[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "a test needs some time to count from")]
 mod tests {
     use proptest::prelude::*;
 

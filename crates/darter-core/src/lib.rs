@@ -4,6 +4,8 @@
 //! decisions go out. No clock, no disk, no network, no randomness, nothing async; the crate builds
 //! for wasm32 to prove it. `darter-agent` carries out what is decided here.
 
+#![warn(missing_docs)]
+
 pub mod access;
 pub mod containerd_config;
 pub mod digest;

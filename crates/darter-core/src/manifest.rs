@@ -2,7 +2,12 @@
 //!
 //! The raw bytes stay what is served and hashed; this reads them and never writes them again.
 
-use serde::Deserialize;
+use std::fmt;
+use std::marker::PhantomData;
+
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 
 use crate::digest::Digest;
 
@@ -113,9 +118,9 @@ pub enum Manifest {
 struct Raw {
     schema_version: Option<u64>,
     media_type: Option<String>,
-    manifests: Option<Vec<RawDescriptor>>,
-    config: Option<RawDescriptor>,
-    layers: Option<Vec<RawDescriptor>>,
+    manifests: Option<Vec<Object<RawDescriptor>>>,
+    config: Option<Object<RawDescriptor>>,
+    layers: Option<Vec<Object<RawDescriptor>>>,
 }
 
 #[derive(Deserialize)]
@@ -125,21 +130,44 @@ struct RawDescriptor {
     media_type: String,
     digest: String,
     size: u64,
-    platform: Option<Platform>,
+    platform: Option<Object<Platform>>,
 }
 
-impl RawDescriptor {
+impl Object<RawDescriptor> {
     /// `None` for a digest of another algorithm: containerd asks the registry for that one.
     fn read(self) -> Option<(Descriptor, Option<Platform>)> {
-        let digest = self.digest.parse().ok()?;
-        Some((Descriptor { media_type: self.media_type, digest, size: self.size }, self.platform))
+        let RawDescriptor { media_type, digest, size, platform } = self.0;
+        let digest = digest.parse().ok()?;
+        Some((Descriptor { media_type, digest, size }, platform.map(|Object(platform)| platform)))
+    }
+}
+
+/// A JSON object and nothing else. A struct that derives Deserialize also takes an array of its
+/// fields, and what containerd refuses must not open anything here.
+struct Object<T>(T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct OfFields<T>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for OfFields<T> {
+            type Value = T;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, fields: A) -> Result<T, A::Error> {
+                T::deserialize(MapAccessDeserializer::new(fields))
+            }
+        }
+        deserializer.deserialize_map(OfFields(PhantomData)).map(Self)
     }
 }
 
 impl Manifest {
     /// Reads a manifest.
     pub fn parse(bytes: &[u8]) -> Result<Self, ManifestError> {
-        let raw: Raw = serde_json::from_slice(bytes)?;
+        let Object(raw): Object<Raw> = serde_json::from_slice(bytes)?;
         if raw.schema_version != Some(2) {
             return Err(ManifestError::Shape);
         }
@@ -148,13 +176,13 @@ impl Manifest {
                 check_count(manifests.len())?;
                 Ok(Self::Index {
                     media_type: raw.media_type.unwrap_or_else(|| OCI_INDEX.to_owned()),
-                    manifests: manifests.into_iter().filter_map(RawDescriptor::read).collect(),
+                    manifests: manifests.into_iter().filter_map(Object::read).collect(),
                 })
             }
             (None, Some(config), Some(layers)) => {
                 check_count(layers.len())?;
                 let (config, _) = config.read().ok_or(ManifestError::Shape)?;
-                let layers = layers.into_iter().filter_map(RawDescriptor::read).map(|(layer, _)| layer);
+                let layers = layers.into_iter().filter_map(Object::read).map(|(layer, _)| layer);
                 Ok(Self::Image {
                     media_type: raw.media_type.unwrap_or_else(|| OCI_MANIFEST.to_owned()),
                     config,
@@ -248,6 +276,8 @@ mod tests {
             format!(r#"{{"schemaVersion":2,"manifests":[],"config":{{"digest":"{d}","size":1}},"layers":[]}}"#),
             r#"{"schemaVersion":2,"config":{"digest":"sha256:1","size":1},"layers":[]}"#.to_owned(),
             format!(r#"{{"schemaVersion":2,"config":{{"digest":"{d}","size":-1}},"layers":[]}}"#),
+            format!(r#"[2,null,null,{{"digest":"{d}","size":1}},[]]"#),
+            format!(r#"{{"schemaVersion":2,"manifests":[["type","{d}",1,null]]}}"#),
         ] {
             assert!(Manifest::parse(text.as_bytes()).is_err(), "{text}");
         }

@@ -197,7 +197,9 @@ fn is_registry(text: &str) -> bool {
         Some((host, port)) if !port.ends_with(']') => (host, Some(port)),
         _ => (text, None),
     };
-    let port_is_right = port.is_none_or(|port| port.parse::<u16>().is_ok_and(|p| p > 0));
+    // `str::parse` would also take a sign.
+    let is_port = |port: &str| port.bytes().all(|b| b.is_ascii_digit()) && port.parse::<u16>().is_ok_and(|p| p > 0);
+    let port_is_right = port.is_none_or(is_port);
     let host_is_right = match host.strip_prefix('[').and_then(|h| h.strip_suffix(']')) {
         Some(address) => address.parse::<std::net::Ipv6Addr>().is_ok(),
         None => host.split('.').all(is_host_label),
@@ -274,6 +276,7 @@ mod tests {
             "a:",
             "a:0",
             "a:65536",
+            "a:+80",
             "a b",
             ".",
             "-a",

@@ -73,7 +73,7 @@ impl FromStr for Size {
     fn from_str(text: &str) -> Result<Self, UnitError> {
         let wrong = || UnitError::Size(text.to_owned());
         let (unit, factor) = SIZE_UNITS.iter().find(|(unit, _)| text.ends_with(unit)).ok_or_else(wrong)?;
-        let number = whole(text.trim_end_matches(unit)).ok_or_else(wrong)?;
+        let number = whole(text.strip_suffix(unit).unwrap_or(text)).ok_or_else(wrong)?;
         number.checked_mul(*factor).map(Self).ok_or_else(wrong)
     }
 }
@@ -193,7 +193,7 @@ mod tests {
         for text in ["", "5", "-5s", "5 parsecs", "1.5s", "s", "99999999999999999999d"] {
             assert!(text.parse::<Seconds>().is_err(), "{text}");
         }
-        for text in ["", "5", "5G", "5gib", "-1B", "B", "99999999999TiB", "5MiB/s"] {
+        for text in ["", "5", "5G", "5gib", "-1B", "B", "99999999999TiB", "5MiB/s", "5GiBGiB", "5BB"] {
             assert!(text.parse::<Size>().is_err(), "{text}");
         }
         for text in ["", "5MB", "0B/s", "5/s", "5MB/m"] {
