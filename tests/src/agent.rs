@@ -175,6 +175,11 @@ impl Agent {
         format!("http://{}", self.mirror)
     }
 
+    /// Where its admin endpoint listens.
+    pub fn admin_address(&self) -> SocketAddr {
+        self.admin
+    }
+
     /// The directory of its data, configuration and log.
     pub fn dir(&self) -> &Path {
         self.dir.path()
