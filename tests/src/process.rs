@@ -122,14 +122,15 @@ impl Usage {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
         let kib = |key: &str| {
             let line = status.lines().find_map(|line| line.strip_prefix(key));
-            line.and_then(|rest| rest.split_whitespace().nth(1)?.parse::<u64>().ok()).unwrap_or(0)
+            line.and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok())
+                .with_context(|| format!("/proc/{pid}/status has no {key}"))
         };
         // proc(5): utime and stime are fields 14 and 15; the name before them may hold spaces.
         let after_name = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
         let ticks: u64 = after_name.split(' ').skip(11).take(2).filter_map(|n| n.parse::<u64>().ok()).sum();
         let per_second = rustix::param::clock_ticks_per_second();
         let cpu = Duration::from_millis(ticks * 1000 / per_second);
-        Ok(Self { resident_bytes: kib("VmRSS:\t") * 1024, peak_bytes: kib("VmHWM:\t") * 1024, cpu })
+        Ok(Self { resident_bytes: kib("VmRSS:")? * 1024, peak_bytes: kib("VmHWM:")? * 1024, cpu })
     }
 }
 

@@ -1,7 +1,8 @@
 //! The mirror against nginx (local hits) and against a direct fetch (cold pulls), and what it costs.
 //!
 //! All on this machine's loopback, client and server on the same cores. Origins generate their
-//! content, so no disk but the store's is in the way.
+//! content, so no disk but the store's is in the way. An argument (`hit`, `first-byte`, `cold`,
+//! `memory`) runs one part.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -34,13 +35,23 @@ async fn main() -> Result<()> {
 
 async fn bench() -> Result<()> {
     ensure!(can_run("bench-mirror", &[Need::Darter, Need::Nginx]), "the benchmark cannot run here");
+    let only = std::env::args().nth(1);
+    let wanted = |part: &str| only.as_deref().is_none_or(|only| only == part);
     let mut report = Report::default();
-    local_hit(&mut report).await?;
-    first_bytes(&mut report).await?;
-    cold_pull(&mut report, Some(ORIGIN_BYTES_PER_SECOND)).await?;
-    cold_pull(&mut report, None).await?;
-    memory(&mut report).await?;
-    report.finish("mirror")
+    if wanted("hit") {
+        local_hit(&mut report).await?;
+    }
+    if wanted("first-byte") {
+        first_bytes(&mut report).await?;
+    }
+    if wanted("cold") {
+        cold_pull(&mut report, Some(ORIGIN_BYTES_PER_SECOND)).await?;
+        cold_pull(&mut report, None).await?;
+    }
+    if wanted("memory") {
+        memory(&mut report).await?;
+    }
+    report.finish(only.as_deref().map_or("mirror", |_| "mirror-part"))
 }
 
 /// A registry, an agent that mirrors it, and images of these layers, each in a repository of its own.
@@ -151,27 +162,48 @@ async fn first_bytes(report: &mut Report) -> Result<()> {
     let conditions = format!("p99 {ours:.2} ms, the origin's own {origin:.2} ms, {blobs} blobs");
     report.add("first byte of a miss, over the origin's", ours - origin, "ms", Better::Lower, Some(5.0), conditions);
 
-    let readers = 64;
-    let rounds = 20;
+    let nginx = Nginx::start(stage.layer_file(0).parent().context("a blob has a directory")?).await?;
+    let hits: Vec<String> = (0..blobs).map(|number| stage.paths(number).1).collect();
+    let files: Vec<String> = stage.images.iter().map(|image| format!("/{}", image.layers[0].digest().hex())).collect();
+    for (name, pause, goal) in [
+        ("64 readers, 20 a second each", Duration::from_millis(50), Some(3.0)),
+        ("64 readers without a pause", Duration::ZERO, None),
+    ] {
+        let theirs = percentile(readers(nginx.address, &files, pause).await?, 0.99);
+        let ours = percentile(readers(stage.agent.mirror(), &hits, pause).await?, 0.99);
+        let conditions = format!("blobs of 1 MiB, connect included; nginx {theirs:.2} ms");
+        report.add(&format!("first byte of a hit, p99, {name}"), ours, "ms", Better::Lower, goal, conditions);
+    }
+    Ok(())
+}
+
+/// First bytes, in ms, of 64 readers at once, each reading one file after the other.
+async fn readers(address: SocketAddr, paths: &[String], pause: Duration) -> Result<Vec<f64>> {
+    const READERS: usize = 64;
+    const ROUNDS: usize = 40;
     let mut tasks = Vec::new();
-    for reader in 0..readers {
-        let (address, path) = (stage.agent.mirror(), stage.paths(reader % blobs).1);
+    for reader in 0..READERS {
+        let path = paths[reader % paths.len()].clone();
         tasks.push(tokio::task::spawn_blocking(move || {
-            let times = (0..rounds).map(|_| client::get(address, &path, "", Sink::Drop).map(|got| got.first_byte));
-            times.collect::<Result<Vec<_>>>()
+            // Not all at the same instant: they are nodes' containerds, not a choir.
+            std::thread::sleep(pause * u32::try_from(reader)? / u32::try_from(READERS)?);
+            let mut times = Vec::new();
+            for _ in 0..ROUNDS {
+                times.push(client::get(address, &path, "", Sink::Drop)?.first_byte.as_secs_f64() * 1e3);
+                std::thread::sleep(pause);
+            }
+            anyhow::Ok(times)
         }));
     }
     let mut times = Vec::new();
     for task in tasks {
-        times.extend(task.await??.into_iter().map(|time| time.as_secs_f64() * 1e3));
+        times.extend(task.await??);
     }
-    let conditions = format!("{readers} readers at once, {rounds} blobs of 1 MiB each, connect included");
-    report.add("first byte of a hit, p99", percentile(times, 0.99), "ms", Better::Lower, Some(3.0), conditions);
-    Ok(())
+    Ok(times)
 }
 
 async fn cold_pull(report: &mut Report, rate: Option<u64>) -> Result<()> {
-    let (bytes, repeats) = if rate.is_some() { (2 * GIB, 3) } else { (2 * GIB, 3) };
+    let (bytes, repeats) = (2 * GIB, 3);
     println!(
         "\ncold pull: a blob of 2 GiB, sha256 verified by the client, origin {}",
         match rate {

@@ -18,10 +18,11 @@ use crate::images::Images;
 use crate::imds;
 use crate::log::chain;
 use crate::metrics::Metrics;
-use crate::mirror::{self, BindError, Mirror};
+use crate::mirror::{BindError, Mirror};
 use crate::origin::{Origin, OriginError, Shared};
 use crate::prewarm::Prewarm;
 use crate::pulls::Pulls;
+use crate::self_test::SelfTest;
 use crate::sites::{Site, Sites};
 use crate::store::Store;
 
@@ -106,6 +107,7 @@ impl Agent {
         let Self { config, metrics: _metrics, store, pulls, mirror, admin, certs_d, serving, preflight, pulling } =
             self;
         let (files, serve, keep) = (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
+        let seen = mirror.seen();
         let address = mirror.address().unwrap_or(config.mirror.listen);
         info!(mirror = %address, admin = %config.admin.listen, data = %config.data_dir().display(),
             registries = config.registries.len(), "darter agent is up");
@@ -115,7 +117,8 @@ impl Agent {
         tasks.spawn(named("mirror", mirror.run(serve.clone())));
         tasks.spawn(named("admin", admin.run(keep.clone())));
         tasks.spawn(named("store", store.run(keep.clone())));
-        tasks.spawn(named("self-test", self_test(config, address, serving, passing, preflight, files.clone())));
+        let checks = SelfTest { config, address, seen, serving, passing, preflight };
+        tasks.spawn(named("self-test", checks.run(files.clone())));
         tokio::select! {
             () = stop.cancelled() => info!("stopping: hosts.toml first, then the mirror"),
             ended = tasks.join_next() => error!(task = name(ended), "a part of the agent ended; stopping all of it"),
@@ -162,39 +165,6 @@ async fn wait_for(tasks: &mut JoinSet<&'static str>, names: &[&'static str]) {
             }
             None => return,
         }
-    }
-}
-
-/// Looks at the mirror as containerd would, and at containerd's configuration, again and again.
-async fn self_test(
-    config: Config,
-    address: std::net::SocketAddr,
-    serving: watch::Sender<Result<(), String>>,
-    passing: watch::Sender<bool>,
-    preflight: watch::Sender<certs_d::Preflight>,
-    stop: CancellationToken,
-) {
-    let mut ticks = tokio::time::interval(config.certs_d.check_every.0);
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        tokio::select! {
-            _ = ticks.tick() => {}
-            () = stop.cancelled() => return,
-        }
-        let outcome = mirror::self_test(address).await.map_err(|error| chain(&error).to_string());
-        let passes = outcome.is_ok();
-        serving.send_if_modified(|before| {
-            let changed = *before != outcome;
-            match &outcome {
-                Ok(()) if changed => info!("the mirror answers its self-test"),
-                Err(reason) if changed => error!(%reason, "the mirror fails its self-test; hosts.toml is withdrawn"),
-                _ => {}
-            }
-            *before = outcome.clone();
-            changed
-        });
-        passing.send_if_modified(|before| std::mem::replace(before, passes) != passes);
-        preflight.send_replace(certs_d::preflight(&config));
     }
 }
 

@@ -16,5 +16,6 @@ pub mod mirror;
 pub mod origin;
 pub mod prewarm;
 pub mod pulls;
+pub mod self_test;
 pub mod sites;
 pub mod store;

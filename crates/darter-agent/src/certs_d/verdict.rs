@@ -49,7 +49,7 @@ impl Preflight {
     /// All that keeps containerd, or some of its pulls, from the mirror, the worst first.
     pub fn problems(&self) -> impl Iterator<Item = String> {
         let serious = self.judgement.verdicts.iter().filter(|verdict| verdict.severity > Severity::Note);
-        serious.map(|verdict| format!("{} {}", verdict.message, verdict.way_out))
+        serious.map(|verdict| format!("{}; {}", verdict.message, verdict.way_out))
     }
 
     /// The directory of containerd's blobs, where it keeps layers at all.

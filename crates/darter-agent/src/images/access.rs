@@ -11,6 +11,7 @@ use darter_core::manifest::Manifest;
 use darter_core::range::Span;
 use darter_core::{Digest, Reference};
 
+use super::away::Away;
 use super::turns::Turns;
 use super::{Asker, Refusal};
 use crate::config::{self, Access};
@@ -35,6 +36,7 @@ pub(super) struct Gate {
     proofs: Mutex<Proofs>,
     /// Proofs that are being asked for: a quota counts each of them.
     asking: Turns<(CredentialKey, Place, Digest)>,
+    away: Away,
 }
 
 impl Gate {
@@ -46,7 +48,7 @@ impl Gate {
             places: PLACES_MAX,
             digests: DIGESTS_MAX,
         };
-        Self { proofs: Mutex::new(Proofs::new(limits)), asking: Turns::default() }
+        Self { proofs: Mutex::new(Proofs::new(limits)), asking: Turns::default(), away: Away::default() }
     }
 
     /// The credential that the policy of the registry asks for.
@@ -86,6 +88,11 @@ impl Gate {
         Ok(answer?)
     }
 
+    /// What is known of origins that are away.
+    pub(super) const fn away(&self) -> &Away {
+        &self.away
+    }
+
     /// Whether a proof that is not fresh may stand in while the origin is away.
     pub(super) fn holds_while_away(&self, asker: &Asker, credential: &Credential) -> bool {
         self.proof(&asker.place(), credential) != Proof::Missing
@@ -108,14 +115,13 @@ impl Gate {
         }
         let proof = self.proof(&place, credential);
         // Also for a manifest that this repository was not seen to hold: the origin knows.
-        let answer = asker.site.origin.head_manifest(&asker.repository, &Reference::Digest(digest), credential).await;
+        let reference = Reference::Digest(digest);
+        let question = asker.site.origin.head_manifest(&asker.repository, &reference, credential);
+        let stale_will_do = proof != Proof::Missing && self.proofs().holds(&place, &digest);
+        let answer = self.away.ask(&asker.site, stale_will_do, question).await;
         match self.learn(asker, credential, answer) {
             Ok(_) => Ok(()),
-            Err(Refusal::Origin(error))
-                if error.is_away() && proof != Proof::Missing && self.proofs().holds(&place, &digest) =>
-            {
-                Ok(())
-            }
+            Err(Refusal::Origin(error)) if error.is_away() && stale_will_do => Ok(()),
             Err(refusal) => Err(refusal),
         }
     }

@@ -5,6 +5,7 @@
 //! by a pull; manifests are small and come whole. Not here: HTTP (`mirror`).
 
 mod access;
+mod away;
 mod prefetch;
 mod tags;
 mod turns;

@@ -56,12 +56,17 @@ impl Tags {
         {
             return Ok(digest);
         }
-        match gate.learn(asker, credential, ask(asker, tag, credential).await) {
+        // Only what `stale` would answer makes the wait shorter.
+        let memory_will_do = known.is_some()
+            && asker.site.config.serve_stale == ServeStale::Node
+            && gate.holds_while_away(asker, credential);
+        let answer = gate.away().ask(&asker.site, memory_will_do, ask(asker, tag, credential)).await;
+        match gate.learn(asker, credential, answer) {
             Ok(digest) => {
                 *known = Some((digest, Instant::now()));
                 Ok(digest)
             }
-            Err(Refusal::Origin(error)) if error.is_away() => self.stale(asker, tag, credential, gate, *known, error),
+            Err(Refusal::Origin(error)) if error.is_away() => self.stale(asker, tag, *known, memory_will_do, error),
             Err(refusal) => {
                 *known = None;
                 Err(refusal)
@@ -74,14 +79,12 @@ impl Tags {
         &self,
         asker: &Asker,
         tag: &Tag,
-        credential: &Credential,
-        gate: &Gate,
         known: Option<(Digest, Instant)>,
+        memory_will_do: bool,
         error: OriginError,
     ) -> Result<Digest, Refusal> {
-        let wanted = asker.site.config.serve_stale == ServeStale::Node;
         match known {
-            Some((digest, at)) if wanted && gate.holds_while_away(asker, credential) => {
+            Some((digest, at)) if memory_will_do => {
                 let labels = RegistryLabels { registry: asker.site.label.clone() };
                 self.metrics.stale_tags.get_or_create(&labels).inc();
                 warn!(registry = %asker.site.registry(), repository = %asker.repository, %tag, %digest,

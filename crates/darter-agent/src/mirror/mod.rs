@@ -8,6 +8,7 @@ mod answer;
 mod connection;
 mod head;
 mod routes;
+mod seen;
 mod send;
 
 use std::io;
@@ -27,7 +28,7 @@ use crate::metrics::Metrics;
 use crate::sites::Sites;
 
 use routes::Routes;
-pub use routes::Seen;
+pub use seen::Seen;
 
 /// containerd opens a new connection for each blob, and a node starts many pods at once: a full
 /// queue would cost each of them a dial timeout.

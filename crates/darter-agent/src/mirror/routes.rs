@@ -1,7 +1,6 @@
 //! From a request to its answer: the rules of the distribution API on top of `images`.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -13,6 +12,7 @@ use tracing::{debug, info};
 
 use super::answer::{Answer, Body};
 use super::head::{Head, Method};
+use super::seen::Seen;
 use super::send::{Patience, SendError};
 use crate::config::Config;
 use crate::images::{Asker, BlobFound, Images, ManifestFound, Refusal};
@@ -32,31 +32,6 @@ pub(super) struct Counted {
     first_byte: Duration,
 }
 
-/// When containerd asked last. Cheap to clone.
-#[derive(Debug, Clone)]
-pub struct Seen {
-    started: Instant,
-    /// Milliseconds after `started`, plus one; 0 is never.
-    at: Arc<AtomicU64>,
-}
-
-impl Seen {
-    fn new() -> Self {
-        Self { started: Instant::now(), at: Arc::default() }
-    }
-
-    fn note(&self) {
-        let now = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX - 1);
-        self.at.store(now + 1, Ordering::Relaxed);
-    }
-
-    /// How long ago; `None` if never since the start.
-    pub fn age(&self) -> Option<Duration> {
-        let at = self.at.load(Ordering::Relaxed).checked_sub(1)?;
-        Some(self.started.elapsed().saturating_sub(Duration::from_millis(at)))
-    }
-}
-
 /// All that an answer is made from.
 pub(super) struct Routes {
     sites: Arc<Sites>,
@@ -70,7 +45,7 @@ pub(super) struct Routes {
 impl Routes {
     pub(super) fn new(config: &Config, sites: Arc<Sites>, images: Images, metrics: Arc<Metrics>) -> Self {
         let patience = Patience { client: config.mirror.client_timeout.0, pull: config.mirror.stall.0 };
-        Self { sites, images, metrics, answer_within: config.mirror.answer_within.0, patience, seen: Seen::new() }
+        Self { sites, images, metrics, answer_within: config.mirror.answer_within.0, patience, seen: Seen::default() }
     }
 
     pub(super) const fn patience(&self) -> Patience {
@@ -85,9 +60,7 @@ impl Routes {
     /// ever.
     pub(super) async fn answer(&self, head: &Head) -> (Counted, Answer) {
         let started = Instant::now();
-        if head.user_agent.as_deref().is_some_and(|agent| agent.starts_with("containerd/")) {
-            self.seen.note();
-        }
+        self.seen.note(head.user_agent.as_deref());
         let (kind, registry, answer) = match self.understand(head) {
             Ok((call, site)) => {
                 let label = site.as_ref().map_or_else(RegistryLabel::other, |site| site.label.clone());
@@ -325,13 +298,5 @@ mod tests {
         assert!(matches_etag(Some("*"), &digest));
         assert!(!matches_etag(Some(&digest.to_string()), &digest));
         assert!(!matches_etag(None, &digest));
-    }
-
-    #[test]
-    fn containerd_was_never_seen_before_it_asked() {
-        let seen = Seen::new();
-        assert_eq!(seen.age(), None);
-        seen.note();
-        assert!(seen.age().is_some_and(|age| age < Duration::from_secs(60)));
     }
 }

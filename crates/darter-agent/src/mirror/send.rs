@@ -23,6 +23,9 @@ use crate::store;
 /// small enough that 64 readers on two threads wait for each other for milliseconds only.
 const TURN: u64 = 512 * 1024;
 
+/// The first turn of a body is shorter: everybody's first byte comes before anybody's second turn.
+const FIRST_TURN: u64 = 64 * 1024;
+
 /// Why a body ended before its length.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum SendError {
@@ -78,7 +81,8 @@ pub(super) async fn file(
 ) -> Result<(), SendError> {
     let mut offset = span.start;
     while offset < span.end {
-        let turn = Span { start: offset, end: span.end.min(offset + TURN) };
+        let turn = if offset == span.start { FIRST_TURN } else { TURN };
+        let turn = Span { start: offset, end: span.end.min(offset + turn) };
         store::warm(file, turn).await;
         while offset < turn.end {
             let count = usize::try_from(turn.end - offset).unwrap_or(usize::MAX);

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use darter_core::Digest;
 use rustix::fs::{FallocateFlags, FlockOperation, fallocate, flock, statvfs};
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
 
 use super::state::DiskError;
 
@@ -157,7 +157,7 @@ impl Disk {
         if size == 0 {
             return Ok((file, true));
         }
-        match fallocate(&file, FallocateFlags::empty(), 0, size) {
+        match retry_on_intr(|| fallocate(&file, FallocateFlags::empty(), 0, size)) {
             Ok(()) => Ok((file, true)),
             // zfs and network file systems cannot; there the file grows as it is written.
             Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok((file, false)),

@@ -106,6 +106,8 @@ pub(super) enum Begin {
 pub(super) struct Index {
     slots: HashMap<Digest, Slot>,
     pins: HashSet<Digest>,
+    /// The pins are not those of the journal.
+    pub(super) pins_changed: bool,
     bytes: u64,
     running: usize,
     /// Bytes that may be used, as last computed.
@@ -255,17 +257,16 @@ impl Index {
         self.slots.len().saturating_sub(SLOTS_MAX)
     }
 
-    /// Whether it was not pinned before and is now.
-    pub(super) fn pin(&mut self, digest: &Digest) -> bool {
+    pub(super) fn pin(&mut self, digest: &Digest) {
         if self.pins.len() >= PINS_MAX {
             tracing::warn!(%digest, "too many pinned blobs; this one can be evicted");
-            return false;
+        } else {
+            self.pins_changed |= self.pins.insert(*digest);
         }
-        self.pins.insert(*digest)
     }
 
-    pub(super) fn unpin(&mut self, digest: &Digest) -> bool {
-        self.pins.remove(digest)
+    pub(super) fn unpin(&mut self, digest: &Digest) {
+        self.pins_changed |= self.pins.remove(digest);
     }
 
     pub(super) const fn pins(&self) -> &HashSet<Digest> {

@@ -5,8 +5,8 @@
 //! it, costs that hashing and nothing else; hence a line is appended without a sync. The one order
 //! that matters is a loss remembered after a blob came back under its name, see `settle`.
 //!
-//! One line a change: `blob <hex> <size> <check>`, `gone <hex> <check>`, `pin <hex> <check>`,
-//! `unpin <hex> <check>`. The check is 8 hex digits of the line's BLAKE3.
+//! One line a change: `blob <hex> <size> <check>`, `gone <hex> <check>`, `pin <hex> <check>`.
+//! The check is 8 hex digits of the line's BLAKE3.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File, OpenOptions};
@@ -33,8 +33,6 @@ pub(super) enum Line {
     Gone(Digest),
     /// Eviction spares it.
     Pin(Digest),
-    /// No longer.
-    Unpin(Digest),
 }
 
 impl Line {
@@ -43,7 +41,6 @@ impl Line {
             Self::Blob(digest, size) => format!("blob {} {size}", digest.hex()),
             Self::Gone(digest) => format!("gone {}", digest.hex()),
             Self::Pin(digest) => format!("pin {}", digest.hex()),
-            Self::Unpin(digest) => format!("unpin {}", digest.hex()),
         };
         format!("{body} {}\n", check(&body))
     }
@@ -59,7 +56,6 @@ impl Line {
             ("blob", Some(size), None) => Some(Self::Blob(digest, size.parse().ok()?)),
             ("gone", None, None) => Some(Self::Gone(digest)),
             ("pin", None, None) => Some(Self::Pin(digest)),
-            ("unpin", None, None) => Some(Self::Unpin(digest)),
             _ => None,
         }
     }
@@ -89,9 +85,6 @@ impl Contents {
             }
             Line::Pin(digest) => {
                 self.pins.insert(digest);
-            }
-            Line::Unpin(digest) => {
-                self.pins.remove(&digest);
             }
         }
     }
@@ -214,7 +207,7 @@ mod tests {
 
     fn lines() -> Vec<Line> {
         let [a, b, c] = [b"a", b"b", b"c"].map(|x| Digest::of(x));
-        vec![Line::Blob(a, 7), Line::Pin(a), Line::Blob(b, 9), Line::Gone(a), Line::Pin(c), Line::Unpin(a)]
+        vec![Line::Blob(a, 7), Line::Pin(a), Line::Blob(b, 9), Line::Gone(a), Line::Pin(c)]
     }
 
     fn contents(lines: &[Line]) -> Contents {
@@ -232,7 +225,7 @@ mod tests {
         let (mut journal, before) = Journal::open(path.clone());
         assert_eq!(before, contents(&lines()));
         journal.rewrite(&before).unwrap();
-        assert_eq!(fs::read_to_string(&path).unwrap().lines().count(), 2);
+        assert_eq!(fs::read_to_string(&path).unwrap().lines().count(), 3);
         assert_eq!(Journal::open(path).1, before);
     }
 

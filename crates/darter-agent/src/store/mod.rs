@@ -198,18 +198,17 @@ impl Store {
         }
     }
 
-    /// Eviction spares the blob from now on, also across restarts; it need not be here yet.
+    /// Eviction spares the blob from now on; it need not be here yet. `run` writes it down, for
+    /// restarts.
     pub fn pin(&self, digest: &Digest) {
-        if lock(&self.shared.index).pin(digest) {
-            self.shared.append(Line::Pin(*digest));
-        }
+        self.shared.change(|index| index.pin(digest));
+        self.shared.work.notify_one();
     }
 
     /// Eviction may take it again.
     pub fn unpin(&self, digest: &Digest) {
-        if lock(&self.shared.index).unpin(digest) {
-            self.shared.append(Line::Unpin(*digest));
-        }
+        self.shared.change(|index| index.unpin(digest));
+        self.shared.work.notify_one();
     }
 
     /// Drops a blob that was found corrupt. Handles that are open stay open.

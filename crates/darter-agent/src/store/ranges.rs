@@ -74,7 +74,7 @@ mod tests {
         #[test]
         fn ranges_are_a_set_of_offsets(spans in prop::collection::vec((0u64..60, 0u64..20), 0..40), probe in 0u64..80) {
             let mut ranges = Ranges::default();
-            let mut flags = vec![false; 80];
+            let mut flags = [false; 80];
             for (start, len) in spans {
                 let span = Span { start, end: start + len };
                 let covered = (start..start + len).all(|o| flags[usize::try_from(o).unwrap()]);

@@ -23,9 +23,7 @@ use super::writer::closed;
 
 /// Fills the empty index from the disk.
 pub(super) fn scan(shared: &Shared, known: &Contents) -> Result<(), DiskError> {
-    known.pins.iter().for_each(|digest| {
-        shared.change(|index| index.pin(digest));
-    });
+    known.pins.iter().for_each(|digest| shared.change(|index| index.pin(digest)));
     let blobs = list(shared, Shelf::Blobs)?;
     for digest in &blobs.data {
         look_at_blob(shared, digest, known.blobs.get(digest).copied());

@@ -201,7 +201,12 @@ fn make_durable(shared: &Arc<Shared>) {
         let Some(blob) = shared.open_blob(&digest) else { continue };
         if let Err(error) = sync(shared, &blob) {
             warn!(%digest, error = error.reason(), "cannot sync a blob");
-            return shared.trouble_seen(&error);
+            shared.trouble_seen(&error);
+            // The kernel tells a lost page once, and calls it clean afterwards: there is no second try.
+            if !error.is_full() && !error.is_read_only() {
+                shared.drop_corrupt(&digest, "a failed sync");
+            }
+            return;
         }
         let marked = lock(&shared.index).blob(&digest).is_some_and(|entry| {
             let same = std::ptr::eq(entry.open.as_ptr(), Arc::as_ptr(&blob.0));
@@ -228,9 +233,12 @@ fn sync(shared: &Shared, blob: &super::Blob) -> Result<(), DiskError> {
 fn keep_journal(shared: &Shared) -> Result<(), DiskError> {
     let Some(mount) = shared.mount.get() else { return Ok(()) };
     let mut journal = lock(&mount.journal);
+    let repinned = std::mem::take(&mut lock(&shared.index).pins_changed);
     let contents = shared.contents();
-    if journal.wants_rewrite(contents.blobs.len() + contents.pins.len()) {
-        journal.rewrite(&contents)?;
+    if repinned || journal.wants_rewrite(contents.blobs.len() + contents.pins.len()) {
+        let written = journal.rewrite(&contents);
+        lock(&shared.index).pins_changed |= repinned && written.is_err();
+        return written;
     }
     Ok(())
 }

@@ -1,0 +1,232 @@
+//! One thing from one registry: its origins in order, its credentials, its redirects, its patience.
+
+use darter_core::Digest;
+use darter_core::range::Span;
+use http::{HeaderValue, Method, Response, StatusCode, Uri};
+use hyper::body::Incoming;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Instant;
+
+use super::challenge;
+use super::credential::{Basic, Credential};
+use super::limits::Weight;
+use super::retry::Attempts;
+use super::send::{Ask, check};
+use super::signed::{Key, Known};
+use super::target::Target;
+use super::token::Wanted;
+use super::url::shown;
+use super::{Inner, OriginError};
+
+/// What is wanted of a registry.
+pub(super) struct Job<'a> {
+    pub(super) method: Method,
+    /// What follows `/v2/`.
+    pub(super) path: String,
+    /// The repository that tokens are for.
+    pub(super) repository: &'a str,
+    pub(super) kind: &'static str,
+    pub(super) accept: Option<&'static str>,
+    pub(super) range: Option<Span>,
+    pub(super) weight: Weight,
+    /// The blob, whose redirect may be known already.
+    pub(super) blob: Option<Digest>,
+}
+
+/// A good response head, and the right to read its body.
+pub(super) struct Answer {
+    pub(super) response: Response<Incoming>,
+    pub(super) permit: Option<OwnedSemaphorePermit>,
+}
+
+impl Inner {
+    /// Asks until there is a good answer, or none to be had.
+    pub(super) async fn fetch(&self, job: &Job<'_>, who: &Credential) -> Result<Answer, OriginError> {
+        let mut attempts = Attempts::new(self.attempts, &self.wire.metrics);
+        loop {
+            match self.walk(job, who).await {
+                Ok(answer) => return Ok(answer),
+                Err(error) => attempts.pause(error).await?,
+            }
+        }
+    }
+
+    /// Each origin once, in order. What the registry itself says is what counts.
+    async fn walk(&self, job: &Job<'_>, who: &Credential) -> Result<Answer, OriginError> {
+        let (own, others) = self.targets.split_last().ok_or(OriginError::NotFound)?;
+        for (index, target) in others.iter().enumerate() {
+            // That a mirror gives something to everybody proves nothing of this caller.
+            if matches!(who, Credential::Caller(_)) && !target.is_own {
+                continue;
+            }
+            match self.at(index, target, job, who).await {
+                Ok(answer) => return Ok(answer),
+                Err(error) => {
+                    let (host, error) = (&target.place, crate::log::chain(&error));
+                    tracing::debug!(%host, %error, "an origin does not give it; asking the next");
+                }
+            }
+        }
+        self.at(others.len(), own, job, who).await
+    }
+
+    /// One attempt at one origin.
+    async fn at(&self, index: usize, target: &Target, job: &Job<'_>, who: &Credential) -> Result<Answer, OriginError> {
+        let permit = self.slots.take(job.weight).await;
+        let uri: Uri =
+            format!("{}/{}", target.root, job.path).parse().map_err(|_| OriginError::Lied("no such path"))?;
+        let ask = Ask {
+            method: job.method.clone(),
+            uri: uri.clone(),
+            kind: job.kind,
+            accept: job.accept,
+            range: job.range,
+            authorization: None,
+        };
+        let response = match job.blob {
+            Some(digest) => {
+                let repository = job.repository.to_owned();
+                let credential = if target.is_own { who.key() } else { Credential::Anonymous.key() };
+                let key = Key { origin: index, repository, digest, credential };
+                self.blob_at(target, ask, job, who, &key).await?
+            }
+            None => {
+                let (ask, response) = self.authorized(target, ask, job.repository, who).await?;
+                self.wire.follow(ask, response).await?
+            }
+        };
+        Ok(Answer { response: check(&uri, response)?, permit })
+    }
+
+    /// A blob, by the signed URL that is known for it where there is one.
+    async fn blob_at(
+        &self,
+        target: &Target,
+        ask: Ask,
+        job: &Job<'_>,
+        who: &Credential,
+        key: &Key,
+    ) -> Result<Response<Incoming>, OriginError> {
+        let mut refused = None;
+        loop {
+            // Held while the registry is asked: the other ranges of the blob wait for its answer.
+            let mut slot = self.signed.lock(key).await?;
+            let known = slot.clone().filter(|known| known.is_good(Instant::now(), refused.as_ref()));
+            match known {
+                Some(Known::Signed { uri, .. }) => {
+                    drop(slot);
+                    let mut ask = ask.clone();
+                    ask.uri = uri.clone();
+                    let response = self.wire.once(&ask).await?;
+                    let response = self.wire.follow(ask, response).await?;
+                    if refused.is_none() && is_over(response.status()) {
+                        refused = Some(uri);
+                        continue;
+                    }
+                    return storage(&uri, response);
+                }
+                Some(Known::Direct) => {
+                    drop(slot);
+                    let (ask, response) = self.authorized(target, ask, job.repository, who).await?;
+                    return self.wire.follow(ask, response).await;
+                }
+                None => {
+                    *slot = None;
+                    let (ask, response) = self.authorized(target, ask, job.repository, who).await?;
+                    let Some(next) = self.wire.next_hop(&ask, &response)? else {
+                        *slot = response.status().is_success().then_some(Known::Direct);
+                        return Ok(response);
+                    };
+                    // Without a credential it is the URL itself that opens the blob.
+                    let is_signed = ask.uri.authority() != next.uri.authority();
+                    *slot = is_signed.then(|| Known::signed(next.uri.clone(), Instant::now()));
+                    drop(slot);
+                    let uri = next.uri.clone();
+                    let response = self.wire.once(&next).await?;
+                    let response = self.wire.follow(next, response).await?;
+                    return if is_signed { storage(&uri, response) } else { Ok(response) };
+                }
+            }
+        }
+    }
+
+    /// The first answer of an origin that is no challenge, and the request it answers.
+    async fn authorized(
+        &self,
+        target: &Target,
+        mut ask: Ask,
+        repository: &str,
+        who: &Credential,
+    ) -> Result<(Ask, Response<Incoming>), OriginError> {
+        let basic = if target.is_own { self.basic(who).await? } else { None };
+        let known = target.bearer();
+        let wanted = |bearer| Wanted { from: &target.place, bearer, repository, basic: basic.as_ref() };
+        ask.authorization = match &known {
+            Some(bearer) => Some(self.tokens.get(&self.wire, &wanted(bearer), None).await?),
+            None => basic.as_ref().and_then(Basic::header),
+        };
+        let response = self.wire.once(&ask).await?;
+        let status = response.status();
+        if status != StatusCode::UNAUTHORIZED && status != StatusCode::FORBIDDEN {
+            return Ok((ask, response));
+        }
+        let named = challenge::bearer(response.headers()).filter(|_| status == StatusCode::UNAUTHORIZED);
+        let another = match &named {
+            Some(bearer) => {
+                target.learn(named.clone());
+                Some(self.tokens.get(&self.wire, &wanted(bearer), ask.authorization.as_ref()).await?)
+            }
+            None => self.another(target, who, basic.as_ref(), known.is_some(), status).await?,
+        };
+        let Some(another) = another else { return Ok((ask, response)) };
+        drop(response);
+        ask.authorization = Some(another);
+        let response = self.wire.once(&ask).await?;
+        Ok((ask, response))
+    }
+
+    async fn basic(&self, who: &Credential) -> Result<Option<Basic>, OriginError> {
+        match who {
+            Credential::Anonymous => Ok(None),
+            Credential::Caller(basic) => Ok(Some(basic.clone())),
+            Credential::Node => self.node.get(&self.wire, None).await,
+        }
+    }
+
+    /// What else could be shown to an origin that took neither token nor password.
+    async fn another(
+        &self,
+        target: &Target,
+        who: &Credential,
+        basic: Option<&Basic>,
+        showed_token: bool,
+        status: StatusCode,
+    ) -> Result<Option<HeaderValue>, OriginError> {
+        let Some(basic) = basic else { return Ok(None) };
+        if showed_token && status == StatusCode::UNAUTHORIZED {
+            // It wants Basic now.
+            target.learn(None);
+            return Ok(basic.header());
+        }
+        if !matches!(who, Credential::Node) || showed_token {
+            return Ok(None);
+        }
+        let another = self.node.another(&self.wire, basic, status.as_u16()).await?;
+        Ok(another.as_ref().and_then(Basic::header))
+    }
+}
+
+/// Whether a storage says that a signed URL is no longer good. S3 says 400 where the session behind
+/// the signature is over (`ExpiredToken`).
+fn is_over(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 400 | 401 | 403 | 410)
+}
+
+/// A storage that refuses a URL which the registry has just signed says nothing about the credential.
+fn storage(uri: &Uri, response: Response<Incoming>) -> Result<Response<Incoming>, OriginError> {
+    if is_over(response.status()) {
+        let status = response.status().as_u16();
+        return Err(OriginError::Status { host: shown(uri), status, retry_after: None });
+    }
+    Ok(response)
+}

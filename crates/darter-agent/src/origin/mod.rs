@@ -1,0 +1,281 @@
+//! The registries that own the images: asking them for manifests and blobs as containerd would.
+//!
+//! One `Origin` for each mirrored registry: its connections, credentials, tokens and limits.
+//! `fetch` is the way of a request; `send` follows redirects; `http` connects, and `guard` says where
+//! to. Not here: what was asked before (`images`), and resuming a body that broke (`pulls`).
+
+mod blob;
+mod challenge;
+mod credential;
+mod docker_config;
+mod ecr;
+mod error;
+mod fetch;
+mod guard;
+mod http;
+mod limits;
+mod node;
+mod retry;
+mod send;
+mod signed;
+mod slots;
+mod target;
+#[cfg(test)]
+mod tests;
+mod token;
+mod url;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ::http::header::{CONTENT_TYPE, HeaderName, LINK};
+use ::http::{HeaderMap, Method};
+use bytes::Bytes;
+use darter_core::manifest::{ACCEPT, MANIFEST_MAX_BYTES};
+use darter_core::range::Span;
+use darter_core::{Digest, Reference, Repository};
+use rustls::RootCertStore;
+
+use crate::config::{Config, RegistryConfig};
+use crate::metrics::{Metrics, RegistryLabel};
+
+pub use blob::BlobStream;
+pub use credential::{Basic, Credential};
+pub use error::OriginError;
+
+use ecr::Ecr;
+use fetch::{Answer, Job};
+use guard::Guard;
+use limits::{Slots as Connections, Throttle, Weight};
+use node::NodeCredential;
+use send::{Wire, collect};
+use signed::SIGNED_MAX;
+use slots::Slots;
+use target::{Target, place, targets};
+use token::Tokens;
+
+/// Lists of tags and referrers that are passed on: registries page them, by 1,000 at most.
+const LIST_MAX_BYTES: u64 = 4 * 1024 * 1024;
+/// The headers of such a list that a client needs.
+static LIST_HEADERS: [HeaderName; 3] = [CONTENT_TYPE, LINK, HeaderName::from_static("oci-filters-applied")];
+const DOCKER_CONTENT_DIGEST: &str = "docker-content-digest";
+
+/// One registry to ask. Cheap to clone.
+#[derive(Clone)]
+pub struct Origin(Arc<Inner>);
+
+struct Inner {
+    targets: Vec<Target>,
+    wire: Wire,
+    slots: Connections,
+    tokens: Tokens,
+    node: NodeCredential,
+    signed: Slots<signed::Key, signed::Known>,
+    body: blob::Settings,
+    attempts: u32,
+}
+
+/// What all registries have in common: the system's certificates and the tokens of AWS.
+pub struct Shared {
+    roots: RootCertStore,
+    ecr: Arc<Ecr>,
+}
+
+/// What a registry says of a manifest without sending it.
+#[derive(Debug)]
+pub struct Described {
+    /// Its digest, where the registry told it.
+    pub digest: Option<Digest>,
+}
+
+/// A manifest.
+#[derive(Debug)]
+pub struct Fetched {
+    /// Its bytes.
+    pub content: Bytes,
+    /// Its Content-Type, without parameters.
+    pub media_type: String,
+    /// The digest of the bytes, computed here.
+    pub digest: Digest,
+}
+
+/// An answer that is passed on as it came.
+#[derive(Debug)]
+pub struct Passed {
+    /// 200 or 404.
+    pub status: u16,
+    /// The headers that matter to clients.
+    pub headers: Vec<(String, String)>,
+    /// The body.
+    pub content: Bytes,
+}
+
+impl Shared {
+    /// Reads the system's certificates.
+    pub async fn new(config: &Config) -> Result<Self, OriginError> {
+        // Files are read: some hundred, on a slow disk at boot.
+        let roots = tokio::task::spawn_blocking(http::system_roots).await.unwrap_or_else(|_| RootCertStore::empty());
+        let ecr = Arc::new(Ecr::new(config, !roots.is_empty()));
+        Ok(Self { roots, ecr })
+    }
+}
+
+impl Origin {
+    /// The origin of a registry. `foreign` are hosts that its hosts.toml named before us.
+    pub fn new(
+        config: &Config,
+        registry: &RegistryConfig,
+        foreign: Vec<String>,
+        shared: &Shared,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, OriginError> {
+        let settings = &config.origin;
+        let targets = targets(registry, &foreign)?;
+        let api = config.aws.ecr_endpoint.as_deref().map(place).transpose()?;
+        let guard = Guard::new(targets.iter().map(|target| &target.place).chain(&api), &settings.allow_local);
+        let roots = http::roots(&shared.roots, registry.ca.as_deref())?;
+        let connections = registry.connections.unwrap_or(settings.connections);
+        let label = RegistryLabel::of(&registry.name);
+        let http = http::Http::new(settings, connections, roots, guard)?;
+        let throttle = registry.bandwidth.or(settings.bandwidth).map(|rate| Arc::new(Throttle::new(rate)));
+        // Whoever is waited for makes up to three requests: with an old token, for a new one, with it.
+        let patience = settings.header_timeout.0 * 3;
+        Ok(Self(Arc::new(Inner {
+            targets,
+            wire: Wire { http, plain_http: registry.plain_http, metrics: metrics.clone(), label: label.clone() },
+            slots: Connections::new(connections),
+            tokens: Tokens::new(patience, settings.stall.0),
+            node: NodeCredential::of(registry, &shared.ecr),
+            signed: Slots::new(SIGNED_MAX, patience),
+            body: blob::Settings { stall: settings.stall.0, throttle, metrics, label },
+            attempts: settings.attempts,
+        })))
+    }
+
+    /// Whether `Credential::Node` is more than `Credential::Anonymous` here.
+    pub fn has_node_credential(&self) -> bool {
+        !self.0.node.is_none()
+    }
+
+    /// HEAD of a manifest: proves access, and tells the digest of a tag.
+    pub async fn head_manifest(
+        &self,
+        repository: &Repository,
+        reference: &Reference,
+        credential: &Credential,
+    ) -> Result<Described, OriginError> {
+        let Answer { response, .. } = self.0.fetch(&manifest(Method::HEAD, repository, reference), credential).await?;
+        let digest = told(response.headers());
+        if let (Reference::Digest(asked), Some(told)) = (reference, digest)
+            && *asked != told
+        {
+            return Err(OriginError::Lied("another manifest than was asked for"));
+        }
+        Ok(Described { digest })
+    }
+
+    /// A manifest, checked against every digest that is known of it.
+    pub async fn manifest(
+        &self,
+        repository: &Repository,
+        reference: &Reference,
+        credential: &Credential,
+    ) -> Result<Fetched, OriginError> {
+        let job = manifest(Method::GET, repository, reference);
+        let Answer { response, permit: _permit } = self.0.fetch(&job, credential).await?;
+        let (media_type, told) = (media_type(response.headers()), told(response.headers()));
+        let content = collect(response, MANIFEST_MAX_BYTES, self.stall()).await?;
+        self.0.body.count(content.len());
+        let digest = Digest::of(&content);
+        let asked = match reference {
+            Reference::Digest(asked) => Some(*asked),
+            Reference::Tag(_) => None,
+        };
+        if [asked, told].into_iter().flatten().any(|wanted| wanted != digest) {
+            return Err(OriginError::Lied("a manifest with another digest"));
+        }
+        Ok(Fetched { content, media_type, digest })
+    }
+
+    /// A blob, or a range of it. An origin that knows no ranges sends all of it, from offset 0.
+    pub async fn blob(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        span: Option<Span>,
+        credential: &Credential,
+    ) -> Result<BlobStream, OriginError> {
+        let job = Job {
+            method: Method::GET,
+            path: format!("{repository}/blobs/{digest}"),
+            repository: repository.as_str(),
+            kind: "blob",
+            accept: None,
+            range: span.filter(|span| !span.is_empty()),
+            weight: Weight::Body,
+            blob: Some(*digest),
+        };
+        let Answer { response, permit } = self.0.fetch(&job, credential).await?;
+        BlobStream::new(response, job.range, self.0.body.clone(), permit)
+    }
+
+    /// A list of tags or referrers: `path_and_query` is what follows `/v2/`.
+    pub async fn pass(&self, path_and_query: &str, credential: &Credential) -> Result<Passed, OriginError> {
+        let repository = ["/tags/list", "/referrers/"].iter().find_map(|end| path_and_query.rsplit_once(end));
+        let job = Job {
+            method: Method::GET,
+            path: path_and_query.to_owned(),
+            repository: repository.map_or("", |(repository, _)| repository),
+            kind: "list",
+            accept: None,
+            range: None,
+            weight: Weight::Small,
+            blob: None,
+        };
+        let Answer { response, permit: _permit } = match self.0.fetch(&job, credential).await {
+            Err(OriginError::NotFound) => return Ok(not_found()),
+            answer => answer?,
+        };
+        let headers = LIST_HEADERS.iter().filter_map(|name| {
+            let value = response.headers().get(name)?.to_str().ok()?;
+            Some((name.as_str().to_owned(), value.to_owned()))
+        });
+        let (status, headers) = (response.status().as_u16(), headers.collect());
+        let content = collect(response, LIST_MAX_BYTES, self.stall()).await?;
+        self.0.body.count(content.len());
+        Ok(Passed { status, headers, content })
+    }
+
+    fn stall(&self) -> Duration {
+        self.0.body.stall
+    }
+}
+
+fn manifest<'a>(method: Method, repository: &'a Repository, reference: &Reference) -> Job<'a> {
+    Job {
+        method,
+        path: format!("{repository}/manifests/{reference}"),
+        repository: repository.as_str(),
+        kind: "manifest",
+        accept: Some(ACCEPT),
+        range: None,
+        weight: Weight::Small,
+        blob: None,
+    }
+}
+
+/// The digest that a registry tells. Of an algorithm that we do not know: as if it told none.
+fn told(headers: &HeaderMap) -> Option<Digest> {
+    headers.get(DOCKER_CONTENT_DIGEST)?.to_str().ok()?.parse().ok()
+}
+
+fn media_type(headers: &HeaderMap) -> String {
+    let text = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    text.split(';').next().unwrap_or_default().trim().to_owned()
+}
+
+fn not_found() -> Passed {
+    let content =
+        Bytes::from_static(br#"{"errors":[{"code":"NAME_UNKNOWN","message":"the origin does not have it"}]}"#);
+    Passed { status: 404, headers: vec![("content-type".to_owned(), "application/json".to_owned())], content }
+}

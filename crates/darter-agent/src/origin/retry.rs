@@ -1,0 +1,99 @@
+//! When a request is repeated, and after which pause.
+//!
+//! Exponential with full jitter: a thousand nodes that were throttled together must not come back
+//! together. What breaks after the response head is not repeated here; a pull resumes it.
+
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::time::{Duration, SystemTime};
+
+use http::HeaderMap;
+
+use super::OriginError;
+use crate::metrics::{Metrics, ReasonLabels};
+
+/// The first pause is up to this long, each next one up to twice as long.
+const FIRST: Duration = Duration::from_millis(200);
+/// No pause of our own is longer: by then containerd has gone to the origin itself.
+const LONGEST: Duration = Duration::from_secs(10);
+/// A registry that asks for more is not waited for any longer than containerd would wait for us.
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(30);
+
+/// The attempts of one request.
+pub(super) struct Attempts<'a> {
+    left: u32,
+    made: u32,
+    metrics: &'a Metrics,
+}
+
+impl<'a> Attempts<'a> {
+    /// `all` attempts, of which the first is about to be made.
+    pub(super) const fn new(all: u32, metrics: &'a Metrics) -> Self {
+        Self { left: all.saturating_sub(1), made: 0, metrics }
+    }
+
+    /// Waits before the next attempt, or gives the error back where there is none.
+    pub(super) async fn pause(&mut self, error: OriginError) -> Result<(), OriginError> {
+        let Some(reason) = error.retry_reason() else { return Err(error) };
+        if self.left == 0 {
+            return Err(error);
+        }
+        self.left -= 1;
+        let pause = pause(self.made, error.retry_after(), RandomState::new().build_hasher().finish());
+        self.made += 1;
+        self.metrics.origin_retries.get_or_create(&ReasonLabels { reason }).inc();
+        tokio::time::sleep(pause).await;
+        Ok(())
+    }
+}
+
+/// The pause after attempt number `made` (from 0), where `dice` is any number.
+fn pause(made: u32, asked: Option<Duration>, dice: u64) -> Duration {
+    let ceiling = FIRST.saturating_mul(1 << made.min(16)).min(LONGEST);
+    let millis = u64::try_from(ceiling.as_millis()).unwrap_or(u64::MAX).max(1);
+    let own = Duration::from_millis(dice % millis);
+    // Whoever names a time is not asked before it, and not by everybody at once.
+    asked.map_or(own, |asked| asked.min(RETRY_AFTER_MAX) + own.min(FIRST))
+}
+
+/// The pause that a Retry-After header asks for: seconds, or a date.
+pub(super) fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
+    let text = headers.get(http::header::RETRY_AFTER)?.to_str().ok()?.trim();
+    if let Ok(seconds) = text.parse::<u64>() {
+        return Some(Duration::from_secs(seconds).min(RETRY_AFTER_MAX));
+    }
+    let date = httpdate::parse_http_date(text).ok()?;
+    Some(date.duration_since(now).unwrap_or_default().min(RETRY_AFTER_MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn retry_after_is_seconds_or_a_date_and_capped() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
+        let read = |text: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert("retry-after", text.parse().unwrap());
+            retry_after(&headers, now)
+        };
+        assert_eq!(read("7"), Some(Duration::from_secs(7)));
+        assert_eq!(read("86400"), Some(RETRY_AFTER_MAX));
+        assert_eq!(read(&httpdate::fmt_http_date(now + Duration::from_secs(9))), Some(Duration::from_secs(9)));
+        assert_eq!(read(&httpdate::fmt_http_date(now - Duration::from_secs(9))), Some(Duration::ZERO));
+        assert_eq!(read("soon"), None);
+        assert_eq!(retry_after(&HeaderMap::new(), now), None);
+    }
+
+    proptest! {
+        #[test]
+        fn pauses_are_bounded_and_never_before_the_time_that_was_named(made: u32, dice: u64, asked in 0u64..100) {
+            prop_assert!(pause(made, None, dice) <= LONGEST);
+            let asked = Duration::from_secs(asked);
+            let named = pause(made, Some(asked), dice);
+            prop_assert!(named >= asked.min(RETRY_AFTER_MAX) && named <= RETRY_AFTER_MAX + FIRST);
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! ECR: credentials of the metadata service, a signed request, a password, and another when it is over.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use futures_util::future::join_all;
+
+use super::*;
+use crate::imds;
+
+const REGISTRY: &str = "123456789012.dkr.ecr.eu-west-1.amazonaws.com";
+
+/// Metadata service, API and registry in one; the newest password is the one that is taken.
+async fn aws(refusal: u16) -> (Server, Arc<AtomicUsize>) {
+    let good = Arc::new(AtomicUsize::new(0));
+    let newest = good.clone();
+    let role = "/latest/meta-data/iam/security-credentials/";
+    let server = Server::start(move |seen| match seen.path() {
+        "/latest/api/token" => Reply::new(200, "imds").header("x-aws-ec2-metadata-token-ttl-seconds", "60"),
+        "/latest/dynamic/instance-identity/document" if seen.header("x-aws-ec2-metadata-token") == Some("imds") => {
+            Reply::new(200, r#"{"accountId":"123456789012","region":"eu-west-1","version":"2017-09-30"}"#)
+        }
+        path if path == role || path == role.trim_end_matches('/') => Reply::new(200, "node"),
+        path if path.starts_with(role) => Reply::new(
+            200,
+            r#"{"Code":"Success","Type":"AWS-HMAC","AccessKeyId":"ASIAEXAMPLE","SecretAccessKey":"hunter2",
+               "Token":"session","LastUpdated":"2026-01-01T00:00:00Z","Expiration":"2099-01-01T00:00:00Z"}"#,
+        ),
+        "/" => {
+            let signature = seen.header("authorization").unwrap_or_default();
+            if seen.method != "POST" || !signature.contains("/eu-west-1/ecr/aws4_request") {
+                return Reply::new(400, r#"{"__type":"InvalidSignatureException"}"#);
+            }
+            let token = BASE64.encode(format!("AWS:p{}", newest.fetch_add(1, Ordering::Relaxed) + 1));
+            let data =
+                format!(r#"{{"authorizationData":[{{"authorizationToken":"{token}","expiresAt":4102444800.5}}]}}"#);
+            Reply { delay: Duration::from_millis(50), ..Reply::new(200, data) }
+        }
+        _ => {
+            let wanted = format!("Basic {}", BASE64.encode(format!("AWS:p{}", newest.load(Ordering::Relaxed))));
+            let challenge =
+                r#"Basic realm="https://123456789012.dkr.ecr.eu-west-1.amazonaws.com/",service="ecr.amazonaws.com""#;
+            if seen.header("authorization") == Some(&wanted) {
+                Reply::new(200, "{}")
+            } else {
+                Reply::new(refusal, "").header("www-authenticate", challenge)
+            }
+        }
+    })
+    .await;
+    (server, good)
+}
+
+async fn ecr_origin(server: &Server) -> Origin {
+    let mut config = config();
+    config.aws.ecr_endpoint = Some(server.url());
+    config.aws.imds_endpoint = Some(server.url());
+    let mut registry = registry(server);
+    registry.name = REGISTRY.parse().unwrap();
+    origin_with(&config, &registry).await
+}
+
+async fn head(origin: &Origin) -> Result<Described, OriginError> {
+    origin.head_manifest(&repository(), &tag(), &Credential::Node).await
+}
+
+#[tokio::test]
+async fn one_password_serves_many_requests_and_is_replaced_once_when_it_is_over() {
+    let (server, good) = aws(401).await;
+    let origin = ecr_origin(&server).await;
+    assert!(origin.has_node_credential());
+    for answer in join_all((0..8).map(|_| head(&origin))).await {
+        answer.unwrap();
+    }
+    let tokens = || server.seen().iter().filter(|seen| seen.path() == "/").count();
+    assert_eq!(tokens(), 1);
+    good.fetch_add(1, Ordering::Relaxed);
+    head(&origin).await.unwrap();
+    assert_eq!(tokens(), 2);
+}
+
+#[tokio::test]
+async fn a_403_to_a_new_password_costs_no_other() {
+    let (server, good) = aws(403).await;
+    let origin = ecr_origin(&server).await;
+    head(&origin).await.unwrap();
+    good.fetch_add(1, Ordering::Relaxed);
+    assert!(matches!(head(&origin).await, Err(OriginError::Denied { status: 403 })));
+    assert_eq!(server.seen().iter().filter(|seen| seen.path() == "/").count(), 1);
+}
+
+#[tokio::test]
+async fn the_metadata_service_tells_account_and_region() {
+    let (server, _) = aws(401).await;
+    let mut aws = config().aws;
+    aws.imds_endpoint = Some(server.url());
+    let identity = imds::identity(&aws).await.unwrap();
+    assert_eq!((identity.account.as_str(), identity.region.as_str()), ("123456789012", "eu-west-1"));
+}
+
+#[tokio::test]
+async fn a_metadata_service_that_says_nothing_holds_nobody_up() {
+    let server = Server::start(|_| Reply { delay: Duration::from_secs(20), ..Reply::new(200, "") }).await;
+    let mut aws = config().aws;
+    aws.imds_endpoint = Some(server.url());
+    let start = std::time::Instant::now();
+    assert!(matches!(imds::identity(&aws).await, Err(imds::ImdsError::TimedOut)));
+    assert!(start.elapsed() < Duration::from_secs(3));
+}

@@ -1,0 +1,81 @@
+//! What is asked again, and what is not.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+use super::*;
+
+/// Answers `first` so many times, and then as it should.
+async fn after(times: usize, first: Reply) -> Server {
+    let made = AtomicUsize::new(0);
+    Server::start(move |seen| {
+        if made.fetch_add(1, Ordering::Relaxed) < times { first.clone() } else { Reply::ranged(seen, CONTENT) }
+    })
+    .await
+}
+
+async fn try_three_times(server: &Server) -> (Result<Vec<u8>, OriginError>, Origin) {
+    let mut config = config();
+    config.origin.attempts = 3;
+    let origin = origin_with(&config, &registry(server)).await;
+    (blob(&origin, None, &Credential::Anonymous).await, origin)
+}
+
+#[tokio::test]
+async fn an_origin_that_is_busy_is_asked_again() {
+    let server = after(2, Reply::new(503, "")).await;
+    let (bytes, origin) = try_three_times(&server).await;
+    assert_eq!(bytes.unwrap(), CONTENT);
+    let text = origin.0.wire.metrics.render();
+    assert!(text.contains(r#"darter_origin_retries_total{reason="server_error"} 2"#), "{text}");
+}
+
+#[tokio::test]
+async fn retry_after_is_waited_for() {
+    let server = after(1, Reply::new(429, "").header("retry-after", "1")).await;
+    let start = Instant::now();
+    assert_eq!(try_three_times(&server).await.0.unwrap(), CONTENT);
+    assert!(start.elapsed() >= Duration::from_secs(1));
+}
+
+#[tokio::test]
+async fn attempts_come_to_an_end() {
+    let server = after(usize::MAX, Reply::new(500, "")).await;
+    let error = try_three_times(&server).await.0.unwrap_err();
+    assert!(matches!(error, OriginError::Status { status: 500, .. }) && error.is_away(), "{error:?}");
+    assert_eq!(server.seen().len(), 3);
+}
+
+#[tokio::test]
+async fn no_is_an_answer() {
+    for (status, is_denied) in [(404, false), (401, true), (403, true)] {
+        let server = after(usize::MAX, Reply::new(status, "")).await;
+        let error = try_three_times(&server).await.0.unwrap_err();
+        assert_eq!(matches!(error, OriginError::Denied { .. }), is_denied, "{error:?}");
+        assert_eq!(matches!(error, OriginError::NotFound), !is_denied, "{error:?}");
+        assert!(!error.is_retryable() && !error.is_away());
+        assert_eq!(server.seen().len(), 1, "{status}");
+    }
+}
+
+#[tokio::test]
+async fn nobody_there_is_code_0_and_away() {
+    let server = Server::start(|_| Reply::new(200, "")).await;
+    let registry = registry(&server);
+    drop(server);
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let origin = origin_with(&config(), &registry).await;
+    let error = blob(&origin, None, &Credential::Anonymous).await.unwrap_err();
+    assert!(matches!(error, OriginError::Unreachable { .. }) && error.is_away(), "{error:?}");
+    assert!(origin.0.wire.metrics.render().contains(r#"kind="blob",code="0"} 1"#));
+}
+
+#[tokio::test]
+async fn an_origin_that_says_nothing_is_given_up() {
+    let server = Server::start(|_| Reply { delay: Duration::from_secs(20), ..Reply::new(200, "") }).await;
+    let mut config = config();
+    config.origin.header_timeout = Seconds(Duration::from_millis(200));
+    let origin = origin_with(&config, &registry(&server)).await;
+    let error = blob(&origin, None, &Credential::Anonymous).await.unwrap_err();
+    assert!(matches!(error, OriginError::TimedOut { .. }) && error.is_away(), "{error:?}");
+}

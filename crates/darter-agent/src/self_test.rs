@@ -1,0 +1,74 @@
+//! Looks again and again at what containerd meets: the mirror's answer, and its own configuration.
+//!
+//! hosts.toml is there only while the mirror passes.
+
+use std::net::SocketAddr;
+
+use tokio::sync::watch;
+use tokio::time::{MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info};
+
+use crate::certs_d::{Preflight, preflight_for};
+use crate::config::Config;
+use crate::log::chain;
+use crate::mirror::{self, Seen};
+
+/// The task, and whom it tells.
+pub struct SelfTest {
+    /// How often (`certs_d.check_every`), and where containerd's configuration is.
+    pub config: Config,
+    /// The mirror.
+    pub address: SocketAddr,
+    /// Which containerd asked last: some traps are of some versions only.
+    pub seen: Seen,
+    /// Why the mirror fails, for people.
+    pub serving: watch::Sender<Result<(), String>>,
+    /// Whether it passes, for hosts.toml.
+    pub passing: watch::Sender<bool>,
+    /// What containerd's configuration says.
+    pub preflight: watch::Sender<Preflight>,
+}
+
+impl SelfTest {
+    /// Looks until `stop`.
+    pub async fn run(self, stop: CancellationToken) {
+        let mut ticks = interval(self.config.certs_d.check_every.0);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                _ = ticks.tick() => {}
+                () = stop.cancelled() => return,
+            }
+            self.mirror().await;
+            self.containerd().await;
+        }
+    }
+
+    async fn mirror(&self) {
+        let outcome = mirror::self_test(self.address).await.map_err(|error| chain(&error).to_string());
+        let passes = outcome.is_ok();
+        self.serving.send_if_modified(|before| {
+            let changed = *before != outcome;
+            match &outcome {
+                Ok(()) if changed => info!("the mirror answers its self-test"),
+                Err(reason) if changed => error!(%reason, "the mirror fails its self-test; hosts.toml is withdrawn"),
+                _ => {}
+            }
+            *before = outcome;
+            changed
+        });
+        self.passing.send_if_modified(|before| std::mem::replace(before, passes) != passes);
+    }
+
+    async fn containerd(&self) {
+        let (config, version) = (self.config.clone(), self.seen.version());
+        // It reads files, which may be on a slow disk.
+        match tokio::task::spawn_blocking(move || preflight_for(&config, version)).await {
+            Ok(found) => {
+                self.preflight.send_replace(found);
+            }
+            Err(error) => error!(%error, "cannot look at containerd's configuration"),
+        }
+    }
+}
