@@ -291,5 +291,6 @@ async fn a_blob_that_is_cut_under_its_reader_ends_in_a_fin_and_is_fetched_again(
     assert_eq!(reader.read(None, |_| ()).await?, End::Fin);
     assert_eq!(pair.metric("darter_mirror_handovers_total", &[("reason", "store")]).await?, 1.0);
     assert_eq!(pair.get_with(&path, &[("Range", "bytes=4194304-")]).await?.status, 404);
-    eventually("it is fetched again", async || Ok(get(&pair, &layer).await? == RIGHT)).await
+    let again = async || Ok(get(&pair, &layer).await.with_context(|| pair.agent.log())? == RIGHT);
+    eventually("it is fetched again", again).await
 }
