@@ -78,6 +78,8 @@ impl Options {
         self.put_default("certs_d.path", at("certs.d"));
         self.put_default("containerd.config", at("containerd.toml"));
         self.put_default("aws.discover", "off");
+        // The default leaves 18 % of the disk alone: that is for nodes, not for where tests run.
+        self.put_default("store.min_free", "64MiB");
         self.put_default("log.level", "debug");
         let (mirror, admin) = match &self.place {
             // The addresses of the default configuration: each namespace has its own loopback.
@@ -173,6 +175,11 @@ impl Agent {
     /// `http://` and where its mirror listens.
     pub fn mirror_url(&self) -> String {
         format!("http://{}", self.mirror)
+    }
+
+    /// Where its admin endpoint listens.
+    pub fn admin_address(&self) -> SocketAddr {
+        self.admin
     }
 
     /// The directory of its data, configuration and log.

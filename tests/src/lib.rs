@@ -5,7 +5,7 @@
 //! Everything that is started here ends with its owner, also when the test is killed, and any number
 //! of runs can go on at once on one machine.
 //!
-//! - where things run: [`net`], [`process`], [`scratch`], [`tools`]
+//! - where things run: [`net`], [`process`], [`scratch`], [`tmpfs`], [`tools`]
 //! - what is pulled: [`image`], [`tls`], [`http`]
 //! - whence: [`registry`] (docker-registry), [`fake_ecr`], [`imds`], both on [`wire`]
 //! - by whom: [`containerd`] with [`cri`], [`emulator`], [`conformance`]
@@ -26,5 +26,6 @@ pub mod registry;
 pub mod scratch;
 pub mod stage;
 pub mod tls;
+pub mod tmpfs;
 pub mod tools;
 pub mod wire;

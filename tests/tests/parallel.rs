@@ -78,10 +78,9 @@ async fn an_abort_with_chunks_in_flight_leaves_the_agent_serving() -> Result<()>
     let mut chunks = Vec::new();
     for number in 0..8 {
         let range = format!("bytes={}-", number * MIB);
-        let mut chunk = pair.open(&path, &[("Range", range.as_str())]).await?;
+        // The head is there and the rest on its way: sockets hold less than 8 MiB.
+        let chunk = pair.open(&path, &[("Range", range.as_str())]).await?;
         assert_eq!(chunk.exchange.status, Some(206));
-        // Some of it, and more is on its way: sockets hold less than 8 MiB.
-        chunk.read(Some(4096), |_| ()).await?;
         chunks.push(chunk);
     }
     drop(chunks);

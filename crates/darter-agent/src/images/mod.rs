@@ -273,6 +273,11 @@ impl Images {
         self.0.gate.or_challenge(asker, passed)
     }
 
+    /// Drops a blob that could not be read to its end.
+    pub fn forget(&self, digest: &Digest) {
+        self.0.store.forget(digest);
+    }
+
     /// The pulls, for handing over.
     pub fn pulls(&self) -> &Pulls {
         &self.0.pulls

@@ -218,8 +218,11 @@ impl Routes {
             SendError::Client(_) | SendError::Slow(_) => return,
         };
         self.metrics.mirror_handovers.get_or_create(&ReasonLabels { reason }).inc();
-        if let Some(digest) = digest {
-            self.images.pulls().hand_over(digest);
+        let Some(digest) = digest else { return };
+        self.images.pulls().hand_over(digest);
+        if let SendError::Store(_) = error {
+            // Whoever comes next must not get the same broken file.
+            self.images.forget(&digest);
         }
     }
 

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use darter_core::range::Span;
+use rustix::io::Errno;
 use rustix::net::SendFlags;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
@@ -90,7 +91,8 @@ pub(super) async fn file(
             let moved = writable(socket, patience, || {
                 Ok(rustix::fs::sendfile(socket.as_fd(), file.as_fd(), Some(&mut offset), count)?)
             })
-            .await?;
+            .await
+            .map_err(whose)?;
             if moved == 0 {
                 let gone = io::Error::new(io::ErrorKind::UnexpectedEof, "the file is shorter than the blob");
                 return Err(SendError::Store(gone));
@@ -101,6 +103,15 @@ pub(super) async fn file(
         tokio::task::yield_now().await;
     }
     Ok(())
+}
+
+/// sendfile fails for either end. A disk that cannot be read is not a client that left: taken for
+/// one, containerd would come back to it until it gives the pull up.
+fn whose(error: SendError) -> SendError {
+    match error {
+        SendError::Client(error) if Errno::from_io_error(&error) == Some(Errno::IO) => SendError::Store(error),
+        error => error,
+    }
 }
 
 /// Sends a blob while it is fetched, in order, as it becomes readable.

@@ -1,0 +1,260 @@
+//! hosts.toml and containerd's configuration, with the real agent, the real commands and a real
+//! containerd: whether the mirror is asked, what preflight says about it, what is left afterwards.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use darter_tests::agent::{Agent, Options};
+use darter_tests::containerd::{self, ConfigPath, hosts_toml};
+use darter_tests::fake_ecr::{Auth, Kind};
+use darter_tests::image::{Format, Image};
+use darter_tests::net::Place;
+use darter_tests::on_each_release;
+use darter_tests::process::{self, Output};
+use darter_tests::scratch::Scratch;
+use darter_tests::stage::{MIB, REPOSITORY, Stage, TAG, ecr, eventually, pair_options};
+use darter_tests::tools;
+use serde_json::Value;
+
+/// Runs a command of darter with the configuration of an agent.
+async fn darter(place: &Place, agent_dir: &Path, arguments: &[&str]) -> Result<Output> {
+    let mut command = place.command(tools::darter()?);
+    command.args(arguments).arg("--config").arg(agent_dir.join("darter.toml"));
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("DARTER_")) {
+        command.env_remove(name);
+    }
+    process::run(arguments[0], command, Duration::from_secs(30)).await
+}
+
+/// A check of `/readyz`, as state and reason.
+async fn check(agent: &Agent, name: &str) -> Result<(String, String)> {
+    let json: Value = serde_json::from_slice(&agent.admin("/readyz").await?.body)?;
+    let checks = json["checks"].as_array().context("no checks")?;
+    let check = checks.iter().find(|check| check["check"] == name).context("no such check")?;
+    let text = |key: &str| check[key].as_str().unwrap_or_default().to_owned();
+    Ok((text("state"), text("reason")))
+}
+
+/// Every file and directory below one, with its bytes.
+fn tree(dir: &Path) -> Result<BTreeMap<PathBuf, Option<Vec<u8>>>> {
+    let mut found = BTreeMap::new();
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            found.extend(tree(&path)?);
+            found.insert(path, None);
+        } else {
+            found.insert(path.clone(), Some(fs::read(path)?));
+        }
+    }
+    Ok(found)
+}
+
+fn file_of(stage: &Stage) -> PathBuf {
+    stage.containerd.certs_d().join(stage.ecr.name()).join("hosts.toml")
+}
+
+on_each_release! {
+    preflight_says_what_containerd_does(release) {
+        use ConfigPath::{One, Two, Unset};
+        // The discard setting chooses the pull path on 2.x, and that how config_path is read.
+        let cases: &[(bool, ConfigPath, Option<&str>)] = match release {
+            Release::V1 => &[(true, Two, None), (true, Unset, Some("no_config_path"))],
+            Release::V2 => &[
+                (true, Two, None),
+                (false, One, None),
+                (false, Two, Some("transfer_two_directories")),
+                (true, Unset, Some("no_config_path")),
+            ],
+        };
+        for (discard_unpacked_layers, config_path, problem) in cases.iter().copied() {
+            let expected = problem.is_none();
+            let options = containerd::Options { discard_unpacked_layers, config_path, ..Default::default() };
+            let case = format!("{release:?}, discard {discard_unpacked_layers}, {config_path:?}");
+            let mut stage = Stage::with(release, &[4096], Auth::Public, &options).await?;
+            stage.start_default().await?;
+            let place = stage.network.node(0);
+            let output = darter(&place, stage.agent().dir(), &["preflight", "--json"]).await?;
+            let said: Value = serde_json::from_str(&output.stdout).with_context(|| format!("{output:?}"))?;
+            // Where it is not asked the image's own host is, which does not exist here.
+            let pulled = stage.containerd.cri().pull(&stage.reference(), None).await;
+            let metrics = stage.agent().metrics().await?;
+            let asked = metrics.series().iter().any(|(name, _)| name.starts_with("darter_containerd_seen_seconds"));
+            assert_eq!(asked, expected, "{case}: containerd itself\n{}", stage.story());
+            assert_eq!(pulled.is_ok(), expected, "{case}");
+            let reasons = &said["verdicts"];
+            if let Some(problem) = problem {
+                // `honoured` itself may be true: without the version of containerd preflight cannot
+                // tell, and says so with the reason and its status.
+                ensure!(reasons[0]["reason"] == problem && reasons[0]["severity"] != "note", "{case}: {reasons}");
+                let (state, reason) = check(stage.agent(), "containerd").await?;
+                assert_eq!(state, "degraded", "{case}: {reason}");
+            } else {
+                assert_eq!(said["honoured"], true, "{case}: {reasons}");
+            }
+            assert_eq!(output.status.code(), Some(i32::from(!expected)), "{case}: {reasons}");
+        }
+        Ok(())
+    }
+
+    what_dragonfly_and_spegel_left_is_taken_out_and_put_back(release) {
+        let mut stage = Stage::new(release, &[MIB]).await?;
+        let file = file_of(&stage);
+        let real = hosts_toml(&stage.ecr.url(), None, &[]);
+        let dragonfly = "\n[host.\"http://127.0.0.1:4001\"]\n  capabilities = [\"pull\", \"resolve\"]\n\n\
+            [host.\"http://127.0.0.1:4001\".header]\n  X-Dragonfly-Registry = [\"https://registry.example\"]\n";
+        let spegel = "\n[host.\"http://10.77.1.1:30020\"]\n  capabilities = [\"pull\", \"resolve\"]\n  \
+            dial_timeout = \"200ms\"\n\n[host.\"http://10.77.1.1:30021\"]\n  capabilities = [\"pull\", \"resolve\"]\n  \
+            dial_timeout = \"200ms\"\n";
+        for (who, entry) in [("dragonfly", dragonfly), ("spegel", spegel)] {
+            let text = format!("{real}{entry}");
+            stage.containerd.write_hosts(&stage.ecr.name(), &text)?;
+            stage.ecr.reset_counts();
+            let mut agent = Agent::start(stage.options("public").set("certs_d.adopt", true)).await?;
+            let adopted = fs::read_to_string(&file)?;
+            ensure!(!adopted.contains("30020") && !adopted.to_lowercase().contains("dragonfly"), "{who}:\n{adopted}");
+            let ours = adopted.lines().filter(|line| *line == "[host.\"http://127.0.0.1:4001\"]").count();
+            assert_eq!(ours, 1, "{who}:\n{adopted}");
+            stage.pull().await.with_context(|| agent.log())?;
+            assert_eq!(stage.read_by_containerd(), 0, "{who}: past the mirror");
+            ensure!(stage.ecr.blob_bytes() > MIB, "{who}: nothing came");
+            agent.stop().await?;
+            assert_eq!(fs::read_to_string(&file)?, text, "{who}: not put back");
+            stage.containerd.forget().await?;
+        }
+        // Without being told so, darter does not take Dragonfly's place at an address that is both's.
+        stage.containerd.write_hosts(&stage.ecr.name(), &format!("{real}{dragonfly}"))?;
+        let agent = Agent::start_unready(stage.options("public")).await?;
+        eventually("it is said", async || {
+            let (state, reason) = check(&agent, "hosts_toml").await?;
+            Ok(state == "degraded" && reason.contains("Dragonfly") && reason.contains("certs_d.adopt"))
+        })
+        .await?;
+        assert_eq!(fs::read_to_string(&file)?, format!("{real}{dragonfly}"));
+        Ok(())
+    }
+
+    where_darter_may_not_write_readyz_says_what_the_file_should_be(release) {
+        let mut stage = Stage::new(release, &[MIB]).await?;
+        let certs_d = stage.containerd.certs_d();
+        stage.containerd.write_hosts("docker.io", "server = \"https://registry-1.docker.io\"\n")?;
+        let before = tree(&certs_d)?;
+        let agent = Agent::start(stage.options("public").set("certs_d.write", false)).await?;
+        let (state, reason) = check(&agent, "hosts_toml").await?;
+        assert_eq!(state, "degraded");
+        let (_, should_be) = reason.split_once("it should be:\n").context(reason.clone())?;
+        ensure!(tree(&certs_d)? == before, "something was written");
+        // Whoever owns the host puts it there, and it works.
+        stage.containerd.write_hosts(&stage.ecr.name(), should_be)?;
+        stage.agent = Some(agent);
+        stage.pull().await?;
+        assert_eq!(stage.read_by_containerd(), 0, "{}", stage.story());
+        eventually("it is seen", async || Ok(check(stage.agent(), "hosts_toml").await?.0 == "ok")).await?;
+        let in_force = tree(&certs_d)?;
+        stage.agent.as_mut().context("started")?.stop().await?;
+        ensure!(tree(&certs_d)? == in_force, "the file was not darter's to take away");
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn uninstall_after_a_kill_leaves_certs_d_byte_for_byte_as_it_was() -> Result<()> {
+    let test = "uninstall_after_a_kill_leaves_certs_d_byte_for_byte_as_it_was";
+    if !tools::can_run(test, &[tools::Need::Darter]) {
+        return Ok(());
+    }
+    let ecr = ecr(Auth::Public)?;
+    let dir = Scratch::new()?;
+    let certs_d = dir.dir("containerd/certs.d")?;
+    let put = |path: &str, text: &str| -> Result<()> {
+        let path = certs_d.join(path);
+        fs::create_dir_all(path.parent().context("a file is in a directory")?)?;
+        Ok(fs::write(path, text)?)
+    };
+    let harbor = "# ours; ask Mia\nserver = \"https://x.example\" # yes\n\n[host.\"https://harbor.example\"]\n\
+        \tcapabilities = [ 'pull' ]\n[host.\"https://harbor.example\".header]\nX-Team = \"ml\"\n# end";
+    put(&format!("{}/hosts.toml", ecr.name()), harbor)?;
+    put("_default/hosts.toml", "# everybody's\n[host.\"https://cache.example\"]\n")?;
+    put("ghcr.io/ca.crt", "CA")?;
+    let others = [("second.example", "https://second.example"), ("third.example:5000", "https://third.example:5000")];
+    let mut options = pair_options(&ecr, &[]).set("certs_d.path", certs_d.display().to_string());
+    for (name, url) in others {
+        options = options.registry(name, &[("endpoint", url.into())]);
+    }
+    let before = tree(&certs_d)?;
+    let mut agent = Agent::start(options).await?;
+    for name in [ecr.name().as_str(), others[0].0, others[1].0] {
+        let text = fs::read_to_string(certs_d.join(name).join("hosts.toml"))?;
+        ensure!(text.contains(&agent.mirror_url()), "{name}:\n{text}");
+    }
+    agent.kill().await?;
+    ensure!(tree(&certs_d)? != before);
+    let output = darter(&Place::Host, agent.dir(), &["uninstall"]).await?;
+    ensure!(output.status.success(), "{output:?}");
+    ensure!(output.stdout.contains(&ecr.name()) && output.stdout.contains("is back"), "{output:?}");
+    ensure!(tree(&certs_d)? == before, "{:#?}", tree(&certs_d)?.keys());
+    let output = darter(&Place::Host, agent.dir(), &["uninstall"]).await?;
+    ensure!(output.status.success() && output.stdout.contains("nothing to do"), "{output:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_mirror_that_answers_nobody_is_withdrawn_and_comes_back() -> Result<()> {
+    if !tools::can_run("a_mirror_that_answers_nobody_is_withdrawn_and_comes_back", &[tools::Need::Darter]) {
+        return Ok(());
+    }
+    let ecr = ecr(Auth::Public)?;
+    let options = pair_options(&ecr, &[]).set("mirror.max_connections", 2).set("mirror.client_timeout", "60s");
+    let agent = Agent::start(options).await?;
+    let file = agent.dir().join("certs.d").join(ecr.name()).join("hosts.toml");
+    ensure!(file.exists());
+    // All places are taken by clients that say nothing: the self-test is not even accepted.
+    let mut idle = Vec::new();
+    for _ in 0..2 {
+        idle.push(Place::Host.connect(agent.mirror()).await?);
+    }
+    eventually("the file is withdrawn", async || Ok(!file.exists())).await?;
+    let answer = agent.admin("/readyz").await?;
+    assert_eq!(answer.status, 503);
+    let (state, reason) = check(&agent, "mirror").await?;
+    assert_eq!(state, "failed");
+    ensure!(reason.contains("gives no answer"), "{reason}");
+    drop(idle);
+    eventually("the file is back", async || Ok(file.exists())).await?;
+    eventually("it is ready again", async || Ok(agent.admin("/readyz").await?.status == 200)).await
+}
+
+#[tokio::test]
+async fn a_foreign_host_is_asked_before_the_registry_itself() -> Result<()> {
+    if !tools::can_run("a_foreign_host_is_asked_before_the_registry_itself", &[tools::Need::Darter]) {
+        return Ok(());
+    }
+    // A Harbor in front of the registry, as the user's own hosts.toml names it.
+    let (harbor, registry) = (ecr(Auth::Public)?, ecr(Auth::Public)?);
+    let image = Image::index(Format::Oci, 7, &[4096])?;
+    let second = Image::index(Format::Oci, 8, &[4096])?;
+    for (at, image, tag) in [(&harbor, &image, TAG), (&registry, &image, TAG), (&registry, &second, "v2")] {
+        at.push(image, REPOSITORY, tag);
+    }
+    let dir = Scratch::new()?;
+    let certs_d = dir.dir("containerd/certs.d")?;
+    fs::create_dir_all(certs_d.join(registry.name()))?;
+    let text = format!("[host.{:?}]\n  capabilities = [\"pull\", \"resolve\"]\n", harbor.url());
+    fs::write(certs_d.join(registry.name()).join("hosts.toml"), text)?;
+    let options = |options: Options| options.set("certs_d.path", certs_d.display().to_string());
+    let agent = Agent::start(options(pair_options(&registry, &[("access", "public".into())]))).await?;
+    let client = agent.client();
+    let url = |path: &str| format!("{}/v2/{REPOSITORY}/{path}?ns={}", agent.mirror_url(), registry.name());
+    assert_eq!(client.get(&url(&format!("manifests/{TAG}"))).await?.status, 200);
+    let layer = client.get(&url(&format!("blobs/{}", image.layers[0].digest()))).await?;
+    assert_eq!(layer.status, 200);
+    ensure!(harbor.count(Kind::Blob).bytes > 0, "the foreign host was not asked");
+    assert_eq!(registry.log().len(), 0, "the registry was asked before it");
+    // What it does not have, the registry has.
+    assert_eq!(client.get(&url("manifests/v2")).await?.status, 200);
+    ensure!(!registry.log().is_empty());
+    Ok(())
+}

@@ -1,0 +1,223 @@
+//! `darter prewarm`, the real command against a running agent: an image is here before anybody asks.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use darter_tests::agent::Agent;
+use darter_tests::fake_ecr::{Auth, Kind};
+use darter_tests::image::Item;
+use darter_tests::net::Place;
+use darter_tests::process::{self, Output, Process};
+use darter_tests::scratch::Scratch;
+use darter_tests::stage::{MIB, Pair, REPOSITORY, Stage, TAG, eventually};
+use darter_tests::tools::{self, Need, Release, can_run};
+use rustix::process::Signal;
+use serde_json::Value;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn command(place: &Place, config: &Path, arguments: &[&str]) -> Result<std::process::Command> {
+    let mut command = place.command(tools::darter()?);
+    command.arg("prewarm").arg("--config").arg(config).args(arguments);
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("DARTER_")) {
+        command.env_remove(name);
+    }
+    Ok(command)
+}
+
+/// Runs `darter prewarm` with the configuration of an agent, to its end.
+async fn prewarm(place: &Place, agent: &Agent, arguments: &[&str]) -> Result<Output> {
+    process::run("darter prewarm", command(place, &agent.dir().join("darter.toml"), arguments)?, PATIENCE).await
+}
+
+async fn pair(layers: &[u64]) -> Result<Pair> {
+    Pair::with(layers, Auth::Public, &[("access", "public".into())], |options| options).await
+}
+
+fn reference(pair: &Pair) -> String {
+    format!("{}/{REPOSITORY}:{TAG}", pair.ecr.name())
+}
+
+fn events(output: &Output) -> Result<Vec<Value>> {
+    output.stdout.lines().map(|line| serde_json::from_str(line).with_context(|| line.to_owned())).collect()
+}
+
+#[tokio::test]
+async fn an_image_is_in_the_store_and_every_step_is_told() -> Result<()> {
+    if !can_run("an_image_is_in_the_store_and_every_step_is_told", &[Need::Darter]) {
+        return Ok(());
+    }
+    let pair = pair(&[3 * MIB, 4096, 2 * MIB]).await?;
+    let output = prewarm(&Place::Host, &pair.agent, &["--json", &reference(&pair)]).await?;
+    ensure!(output.status.success(), "{output:?}");
+    let events = events(&output)?;
+    let [first, .., last] = events.as_slice() else { anyhow::bail!("{}", output.stdout) };
+    assert_eq!((&first["event"], &last["event"]), (&"image".into(), &"done".into()));
+    assert_eq!(first["digest"], pair.image.manifests[0].digest().to_string());
+    let wanted: Vec<(String, u64)> =
+        pair.image.pulled_blobs().map(|blob| (blob.digest().to_string(), blob.size())).collect();
+    let told = first["blobs"].as_array().context("no blobs")?.iter();
+    let told: Vec<_> = told.map(|blob| (blob["digest"].as_str(), blob["size"].as_u64())).collect();
+    assert_eq!(told, wanted.iter().map(|(digest, size)| (Some(digest.as_str()), Some(*size))).collect::<Vec<_>>());
+    for (digest, size) in &wanted {
+        let whole = |event: &&Value| event["digest"] == **digest && event["bytes"] == *size;
+        ensure!(events.iter().filter(|event| event["event"] == "blob").any(|event| whole(&event)), "{digest}");
+    }
+    assert_eq!(last["bytes"], pair.image.pulled_blobs().map(Item::size).sum::<u64>());
+    ensure!(last["image_ref"].is_null(), "there is no containerd here: {last}");
+    for blob in pair.image.pulled_blobs() {
+        eventually("the blob is complete", async || Ok(pair.blob_file(blob.digest()).exists())).await?;
+        assert_eq!(pair.ecr.count_of(Kind::Blob, blob.digest()).bytes, blob.size());
+    }
+    // The second time it costs nothing, and a person reads plain lines.
+    pair.ecr.reset_counts();
+    let output = prewarm(&Place::Host, &pair.agent, &[&reference(&pair)]).await?;
+    ensure!(output.status.success() && output.stdout.contains("in the store"), "{output:?}");
+    ensure!(!output.stdout.contains('\u{1b}') && !output.stderr.contains('\u{1b}'), "{output:?}");
+    assert_eq!(pair.ecr.blob_bytes(), 0);
+    Ok(())
+}
+
+#[tokio::test]
+async fn with_a_containerd_the_image_is_pulled_and_unpacked_and_kubelet_finds_it() -> Result<()> {
+    for release in Release::ALL {
+        let name = format!("with_a_containerd_the_image_is_pulled_and_unpacked_and_kubelet_finds_it on {release:?}");
+        if !can_run(&name, &[Need::Containerd(release), Need::Darter]) {
+            continue;
+        }
+        let mut stage = Stage::new(release, &[2 * MIB, MIB]).await?;
+        let options = stage.options("public");
+        stage.start(options.set("containerd.socket", stage.containerd.socket().display().to_string())).await?;
+        let (place, image) = (stage.network.node(0), stage.reference());
+        // Only where that was not ruled out.
+        let output = prewarm(&place, stage.agent(), &["--store-only", &image]).await?;
+        ensure!(output.status.success(), "{output:?}");
+        ensure!(stage.containerd.cri().status(&image).await?.is_none(), "pulled in spite of --store-only");
+        let bytes = stage.ecr.blob_bytes();
+        let output = prewarm(&place, stage.agent(), &["--json", &image]).await?;
+        ensure!(output.status.success(), "{output:?}\n{}", stage.story());
+        let steps: Vec<_> = events(&output)?.iter().map(|event| event["event"].clone()).collect();
+        ensure!(steps.contains(&"unpacking".into()), "{steps:?}");
+        let status = stage.containerd.cri().status(&image).await?.context("kubelet does not find the image")?;
+        assert_eq!(events(&output)?.last().context("no event")?["image_ref"], status.id);
+        ensure!(stage.containerd.ctr(&["snapshots", "ls"]).await?.lines().count() > 2, "nothing was unpacked");
+        assert_eq!(stage.ecr.blob_bytes(), bytes, "containerd's pull came from the store");
+        assert_eq!(stage.read_by_containerd(), 0);
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_cannot_be_brought_is_said_and_the_command_fails() -> Result<()> {
+    if !can_run("what_cannot_be_brought_is_said_and_the_command_fails", &[Need::Darter]) {
+        return Ok(());
+    }
+    let pair = pair(&[4096]).await?;
+    let name = pair.ecr.name();
+    for (image, words) in [
+        ("other.example/team/app:v1".to_owned(), "other.example is not mirrored here: add a [[registry]]"),
+        (format!("{name}/team/app:never"), "cannot get the manifest never: the origin was asked"),
+        (format!("{name}/team/none:v1"), "cannot get the manifest v1"),
+        ("not a name".to_owned(), "not a name"),
+        ("no-registry:v1".to_owned(), "no-registry"),
+    ] {
+        let output = prewarm(&Place::Host, &pair.agent, &[&image]).await?;
+        assert_eq!(output.status.code(), Some(1), "{image}: {output:?}");
+        ensure!(output.stderr.contains(words), "{image}: {output:?}");
+        assert_eq!(output.stdout, "");
+    }
+    // One that fails does not keep the others from coming, and is not forgotten.
+    let (bad, good) = (format!("{name}/team/app:never"), reference(&pair));
+    let output = prewarm(&Place::Host, &pair.agent, &[&bad, &good]).await?;
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    ensure!(output.stdout.contains("in the store"), "{output:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn without_an_agent_the_error_says_what_to_do() -> Result<()> {
+    if !can_run("without_an_agent_the_error_says_what_to_do", &[Need::Darter]) {
+        return Ok(());
+    }
+    let dir = Scratch::new()?;
+    let config = dir.join("darter.toml");
+    std::fs::write(&config, format!("[admin]\nsocket = {:?}\n", dir.join("admin.sock")))?;
+    for has_dead_socket in [false, true] {
+        if has_dead_socket {
+            // As a killed agent leaves it.
+            drop(std::os::unix::net::UnixListener::bind(dir.join("admin.sock"))?);
+        }
+        let output =
+            process::run("darter prewarm", command(&Place::Host, &config, &["a.example/b:c"])?, PATIENCE).await?;
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        ensure!(output.stderr.contains("start `darter agent` first"), "{output:?}");
+        ensure!(output.stderr.contains("admin.sock"), "{output:?}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn ctrl_c_leaves_what_has_arrived_and_an_agent_that_goes_on() -> Result<()> {
+    if !can_run("ctrl_c_leaves_what_has_arrived_and_an_agent_that_goes_on", &[Need::Darter]) {
+        return Ok(());
+    }
+    // More than comes in the 15 s that a pull waits for somebody to come back.
+    let pair = pair(&[48 * MIB]).await?;
+    let layer = pair.layer();
+    pair.ecr.set_rate(Some(2 * MIB), None);
+    let dir = Scratch::new()?;
+    let config = pair.agent.dir().join("darter.toml");
+    let command = command(&Place::Host, &config, &[&reference(&pair)])?;
+    let mut running = Process::start("darter prewarm", command, &dir.join("log"))?;
+    eventually("some of it came", async || Ok(pair.ecr.blob_bytes() > 5 * MIB)).await?;
+    running.signal(Signal::INT)?;
+    let status = running.exit(PATIENCE).await?;
+    assert_eq!(status.code(), Some(1), "{}", running.log());
+    ensure!(running.log().contains("what has arrived is kept"), "{}", running.log());
+    // The pull itself goes on a little, for whoever comes back; then it stops.
+    let stopped = async || Ok(pair.metric("darter_pulls_total", &[("outcome", "abandoned")]).await? == 1.0);
+    eventually("the pull is stopped", stopped).await?;
+    ensure!(pair.ingest_file(layer.digest()).exists(), "nothing is kept");
+    let before = pair.ecr.blob_bytes();
+    pair.ecr.set_rate(None, None);
+    pair.ecr.reset_counts();
+    let output = prewarm(&Place::Host, &pair.agent, &[&reference(&pair)]).await?;
+    ensure!(output.status.success(), "{output:?}");
+    let again = pair.ecr.blob_bytes();
+    ensure!(again <= layer.size() - before + 4 * MIB, "{before} bytes came before, {again} again");
+    Ok(())
+}
+
+#[tokio::test]
+async fn only_the_owner_of_the_unix_socket_can_order() -> Result<()> {
+    if !can_run("only_the_owner_of_the_unix_socket_can_order", &[Need::Darter]) {
+        return Ok(());
+    }
+    let pair = pair(&[4096]).await?;
+    let mode = std::fs::metadata(pair.agent.admin_socket())?.permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    let order = serde_json::json!({"image": reference(&pair)}).to_string();
+    let url = format!("http://{}/v1/prewarm", pair.agent.admin_address());
+    let answer = pair.client().send_bytes(http::Method::POST, &url, "application/json", order.into()).await?;
+    assert_eq!(answer.status, 403, "{}", answer.text());
+    ensure!(answer.text().contains("unix socket"), "{}", answer.text());
+    ensure!(pair.ecr.log().is_empty(), "it was carried out all the same");
+    // An order that is none is refused with what is wrong with it.
+    for (order, words) in [("{", "EOF"), (r#"{"image":"a","force":true}"#, "unknown field `force`")] {
+        let answer = by_socket(&pair.agent.admin_socket(), order).await?;
+        ensure!(answer.starts_with("HTTP/1.0 400") && answer.contains(words), "{order}: {answer}");
+    }
+    Ok(())
+}
+
+async fn by_socket(socket: &Path, body: &str) -> Result<String> {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let mut stream = tokio::net::UnixStream::connect(socket).await?;
+    let request = format!("POST /v1/prewarm HTTP/1.0\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+    stream.write_all(request.as_bytes()).await?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await?;
+    Ok(answer)
+}
