@@ -101,7 +101,7 @@ on_each_release! {
     }
 
     what_dragonfly_and_spegel_left_is_taken_out_and_put_back(release) {
-        let mut stage = Stage::new(release, &[MIB]).await?;
+        let stage = Stage::new(release, &[MIB]).await?;
         let file = file_of(&stage);
         let real = hosts_toml(&stage.ecr.url(), None, &[]);
         let dragonfly = "\n[host.\"http://127.0.0.1:4001\"]\n  capabilities = [\"pull\", \"resolve\"]\n\n\

@@ -64,7 +64,7 @@ impl Scene {
     }
 
     /// Bytes of the layer that the origin sent.
-    fn from_origin(&self) -> u64 {
+    fn sent_by_origin(&self) -> u64 {
         self.origin.count_of(Kind::Object, self.layer()).bytes
     }
 }
@@ -76,7 +76,7 @@ on_each_release! {
             let scene = Scene::open(release).await?;
             scene.breaks_off(fault);
             scene.pull(None).await?;
-            assert_eq!(scene.from_origin(), scene.image.layers[0].size() - HALF);
+            assert_eq!(scene.sent_by_origin(), scene.image.layers[0].size() - HALF);
             let log = scene.mirror.log();
             let asked = log.iter().filter(|seen| seen.digest == Some(scene.layer())).map(|seen| seen.range.as_str());
             // It came back to the mirror first: the fast 404 there is what sends it on.
@@ -89,7 +89,7 @@ on_each_release! {
         let scene = Scene::open(release).await?;
         scene.mirror.inject(Rule::on(Kind::Blob).digest(scene.layer()), Fault::Truncate(HALF));
         scene.pull(None).await?;
-        assert_eq!(scene.from_origin(), 0);
+        assert_eq!(scene.sent_by_origin(), 0);
         Ok(())
     }
 
@@ -99,7 +99,7 @@ on_each_release! {
         scene.breaks_off(Fault::Reset(HALF));
         let error = scene.pull(None).await.err().map(|error| format!("{error:#}")).unwrap_or_default();
         ensure!(error.contains("connection reset by peer"), "{error:?}");
-        assert_eq!(scene.from_origin(), 0, "the origin was asked");
+        assert_eq!(scene.sent_by_origin(), 0, "the origin was asked");
         Ok(())
     }
 
@@ -109,7 +109,7 @@ on_each_release! {
             let scene = Scene::open(release).await?;
             scene.mirror.inject(Rule::any().always(), Fault::Status(status, Some(1)));
             scene.pull(None).await?;
-            assert_eq!(scene.from_origin(), scene.image.layers[0].size(), "{status}");
+            assert_eq!(scene.sent_by_origin(), scene.image.layers[0].size(), "{status}");
             assert_eq!(scene.mirror.count_of(Kind::Blob, scene.layer()).requests, layer_requests, "{status}");
         }
         Ok(())
@@ -119,14 +119,14 @@ on_each_release! {
         let scene = Scene::new(release, Auth::Ecr, &containerd::Options::default()).await?;
         // Without one the pull goes on to the origin.
         scene.pull(None).await?;
-        assert_eq!(scene.from_origin(), scene.image.layers[0].size());
+        assert_eq!(scene.sent_by_origin(), scene.image.layers[0].size());
         ensure!(scene.mirror.log().iter().all(|seen| seen.status == 401 && seen.authorization.is_empty()));
         scene.containerd.forget().await?;
         scene.mirror.reset_counts();
         scene.origin.reset_counts();
         let password = scene.mirror.password();
         scene.pull(Some(("AWS", &password))).await?;
-        assert_eq!(scene.from_origin(), 0);
+        assert_eq!(scene.sent_by_origin(), 0);
         assert_eq!(scene.mirror.count(Kind::Blob).bytes, scene.image.pulled_blobs().map(Item::size).sum::<u64>());
         ensure!(scene.origin.log().is_empty(), "the origin got a credential that was not asked for there");
         Ok(())
@@ -146,7 +146,7 @@ async fn a_chunk_that_fails_fails_the_pull() -> Result<()> {
         let scene = Scene::new(Release::V2, Auth::Public, &options).await?;
         scene.mirror.inject(Rule::on(Kind::Blob).digest(scene.layer()).after(2).always(), fault.clone());
         ensure!(scene.pull(None).await.is_err(), "{fault:?} was survived");
-        assert_eq!(scene.from_origin(), 0, "{fault:?}");
+        assert_eq!(scene.sent_by_origin(), 0, "{fault:?}");
     }
     Ok(())
 }
