@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
@@ -20,13 +19,14 @@ use crate::log::chain;
 use crate::metrics::Metrics;
 use crate::mirror::{BindError, Mirror};
 use crate::origin::{Origin, OriginError, Shared};
+use crate::parts::{Part, first_end};
 use crate::prewarm::Prewarm;
 use crate::pulls::Pulls;
 use crate::self_test::SelfTest;
 use crate::sites::{Site, Sites};
 use crate::store::Store;
 
-/// How long the pulls and the store get to put away what they hold after the stop.
+/// How long each part gets to put away what it holds after the stop.
 const DRAIN: Duration = Duration::from_secs(5);
 
 /// Why the agent cannot start.
@@ -46,6 +46,12 @@ pub enum AgentError {
         /// Why.
         #[source]
         source: OriginError,
+    },
+    /// A part that was to run for ever ended.
+    #[error("the part `{part}` of the agent ended by itself; the log says why")]
+    Ended {
+        /// Which part.
+        part: &'static str,
     },
     /// What all registries share: certificates and credentials.
     #[error("cannot set up connections to registries")]
@@ -103,68 +109,47 @@ impl Agent {
 
     /// Serves until `stop`, then drains. An agent of which one part ends early stops as a whole:
     /// half an agent would be worse than none, because containerd goes around none.
-    pub async fn run(self, stop: CancellationToken) {
+    pub async fn run(self, stop: CancellationToken) -> Result<(), AgentError> {
         let Self { config, metrics: _metrics, store, pulls, mirror, admin, certs_d, serving, preflight, pulling } =
             self;
         let (files, serve, keep) = (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
         let seen = mirror.seen();
         let address = mirror.address().unwrap_or(config.mirror.listen);
+        let drain = config.agent.drain.0 + DRAIN;
         info!(mirror = %address, admin = %config.admin.listen, data = %config.data_dir().display(),
             registries = config.registries.len(), "darter agent is up");
-        let mut tasks = JoinSet::new();
         let (passing, passes) = watch::channel(false);
-        tasks.spawn(named("hosts.toml", certs_d.run(passes, files.clone())));
-        tasks.spawn(named("mirror", mirror.run(serve.clone())));
-        tasks.spawn(named("admin", admin.run(keep.clone())));
-        tasks.spawn(named("store", store.run(keep.clone())));
+        let mut hosts = Part::start("hosts.toml", certs_d.run(passes, files.clone()));
+        let mut mirror = Part::start("mirror", mirror.run(serve.clone()));
+        let mut admin = Part::start("admin", admin.run(keep.clone()));
+        let mut store = Part::start("store", store.run(keep.clone()));
         let checks = SelfTest { config, address, seen, serving, passing, preflight };
-        tasks.spawn(named("self-test", checks.run(files.clone())));
-        tokio::select! {
-            () = stop.cancelled() => info!("stopping: hosts.toml first, then the mirror"),
-            ended = tasks.join_next() => error!(task = name(ended), "a part of the agent ended; stopping all of it"),
-        }
+        let mut checks = Part::start("self-test", checks.run(files.clone()));
+        let outcome = tokio::select! {
+            () = stop.cancelled() => {
+                info!("stopping: hosts.toml first, then the mirror");
+                Ok(())
+            }
+            part = first_end([&mut hosts, &mut mirror, &mut admin, &mut store, &mut checks]) => {
+                error!(part, "a part of the agent ended; stopping all of it");
+                Err(AgentError::Ended { part })
+            }
+        };
         // hosts.toml goes before the mirror does.
         files.cancel();
-        wait_for(&mut tasks, &["hosts.toml", "self-test"]).await;
+        hosts.finish(DRAIN).await;
+        checks.finish(DRAIN).await;
         serve.cancel();
-        wait_for(&mut tasks, &["mirror"]).await;
+        mirror.finish(drain).await;
         pulling.cancel();
         if tokio::time::timeout(DRAIN, pulls.drained()).await.is_err() {
             warn!("pulls did not end in time; what they hold is checked at the next start");
         }
         keep.cancel();
-        wait_for(&mut tasks, &["admin", "store"]).await;
+        admin.finish(DRAIN).await;
+        store.finish(DRAIN).await;
         info!("stopped");
-    }
-}
-
-type Ended = Option<Result<&'static str, tokio::task::JoinError>>;
-
-async fn named(name: &'static str, task: impl Future<Output = ()>) -> &'static str {
-    task.await;
-    name
-}
-
-fn name(ended: Ended) -> String {
-    match ended {
-        Some(Ok(name)) => name.to_owned(),
-        Some(Err(error)) => error.to_string(),
-        None => "none".to_owned(),
-    }
-}
-
-/// Waits until these tasks have ended; one that panicked has ended too.
-async fn wait_for(tasks: &mut JoinSet<&'static str>, names: &[&'static str]) {
-    let mut left: Vec<_> = names.to_vec();
-    while !left.is_empty() {
-        match tasks.join_next().await {
-            Some(Ok(name)) => left.retain(|left| *left != name),
-            Some(Err(error)) => {
-                error!(%error, "a part of the agent panicked");
-                return;
-            }
-            None => return,
-        }
+        outcome
     }
 }
 

@@ -14,6 +14,7 @@ pub mod log;
 pub mod metrics;
 pub mod mirror;
 pub mod origin;
+pub mod parts;
 pub mod prewarm;
 pub mod pulls;
 pub mod self_test;

@@ -5,11 +5,13 @@ mod prewarm;
 mod show;
 
 use std::process::ExitCode;
+use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::Parser;
 use darter_agent::agent::Agent;
 use darter_agent::{certs_d, config, log};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use args::{Args, Command, ConfigCommand};
@@ -44,49 +46,64 @@ fn run(args: Args) -> Result<ExitCode> {
     }
 }
 
+/// sendfile and one hash per pull saturate the fastest network card with these; more, as on a node
+/// of 192 cores, only cost memory and wake-ups.
+const WORKERS_MAX: usize = 8;
+
 fn runtime() -> Result<tokio::runtime::Runtime> {
-    tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start the runtime")
+    let workers = std::thread::available_parallelism().map_or(1, usize::from).min(WORKERS_MAX);
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    builder.worker_threads(workers).enable_all().build().context("cannot start the runtime")
 }
 
 fn agent(config: config::Config) -> Result<ExitCode> {
     log::init(&config.log)?;
-    runtime()?.block_on(async {
-        let stop = CancellationToken::new();
-        let signals = signals()?;
-        let agent = tokio::select! {
-            agent = Agent::bind(config, VERSION, REVISION.unwrap_or("unknown")) => agent.context("cannot start the agent")?,
-            // Nothing is written before the agent runs.
-            () = signals.wait() => return Ok(ExitCode::SUCCESS),
-        };
-        let signals = signals_task(stop.clone())?;
-        agent.run(stop).await;
-        signals.abort();
-        Ok(ExitCode::SUCCESS)
-    })
+    let runtime = runtime()?;
+    let outcome = runtime.block_on(serve(config));
+    // A file operation that hangs must not keep the process.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    outcome
+}
+
+async fn serve(config: config::Config) -> Result<ExitCode> {
+    // One listener from the start: a signal between two of them would be lost.
+    let mut signals = Signals::listen()?;
+    let agent = tokio::select! {
+        agent = Agent::bind(config, VERSION, REVISION.unwrap_or("unknown")) => agent.context("cannot start the agent")?,
+        // Nothing is written before the agent runs.
+        () = signals.next() => return Ok(ExitCode::SUCCESS),
+    };
+    let stop = CancellationToken::new();
+    let mut running = Box::pin(agent.run(stop.clone()));
+    tokio::select! {
+        ended = &mut running => ended?,
+        () = signals.next() => {
+            stop.cancel();
+            tokio::select! {
+                ended = &mut running => ended?,
+                () = signals.next() => bail!("stopped at once by a second signal; `darter uninstall` puts hosts.toml back"),
+            }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 /// SIGTERM and SIGINT.
-struct Signals(tokio::signal::unix::Signal, tokio::signal::unix::Signal);
-
-fn signals() -> Result<Signals> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let listen = |kind| signal(kind).context("cannot listen for signals");
-    Ok(Signals(listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?))
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
 }
 
 impl Signals {
-    async fn wait(mut self) {
+    fn listen() -> Result<Self> {
+        let listen = |kind| signal(kind).context("cannot listen for signals");
+        Ok(Self { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
+    }
+
+    async fn next(&mut self) {
         tokio::select! {
-            _ = self.0.recv() => {}
-            _ = self.1.recv() => {}
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
         }
     }
-}
-
-fn signals_task(stop: CancellationToken) -> Result<tokio::task::JoinHandle<()>> {
-    let signals = signals()?;
-    Ok(tokio::spawn(async move {
-        signals.wait().await;
-        stop.cancel();
-    }))
 }

@@ -24,8 +24,8 @@ pub(super) struct Keeper {
     mirror_url: String,
     write: bool,
     sites: Vec<Site>,
-    /// Registries that get no file whatever happens, and why.
-    closed: Vec<(Registry, String)>,
+    /// Registries that get no file whatever happens.
+    closed: Vec<Registry>,
     pub(super) metrics: Arc<Metrics>,
     last: BTreeMap<Registry, HostsState>,
 }
@@ -51,7 +51,7 @@ impl Keeper {
             later_roots: later_roots.clone(),
             wanted: wanted(config, registry, mirror),
         };
-        let closed = off.iter().map(|registry| (registry.name.clone(), "access = \"off\"".to_owned()));
+        let closed = off.iter().map(|registry| registry.name.clone());
         Self {
             root: config.certs_d.path.clone(),
             mirror_url: mirror_url(mirror),
@@ -199,7 +199,7 @@ impl Keeper {
     fn settle(&mut self, state: impl Fn(&Self, &Site) -> HostsState) -> Round {
         let repairs = self.metrics.hosts_toml_repairs.get();
         let found = self.sites.iter().map(|site| (site.wanted.registry.clone(), state(self, site)));
-        let closed = self.closed.iter().cloned().map(|(registry, reason)| (registry, HostsState::Absent { reason }));
+        let closed = self.closed.iter().cloned().map(|registry| (registry, HostsState::Closed));
         let states: States = found.chain(closed).collect();
         for (registry, state) in &states {
             let before = self.last.insert(registry.clone(), state.clone());
@@ -222,6 +222,7 @@ impl Keeper {
         self.metrics.hosts_toml.get_or_create(&label(state)).set(1);
         match state {
             HostsState::Written => info!(%registry, "containerd asks the mirror"),
+            HostsState::Closed => info!(%registry, "not mirrored: access = \"off\""),
             HostsState::Absent { reason } => info!(%registry, reason, "containerd does not ask the mirror"),
             HostsState::NotWritten { should_be } => {
                 info!(%registry, should_be, "hosts.toml is not ours to write; it should be this");

@@ -83,6 +83,8 @@ pub enum CertsDError {
 pub enum HostsState {
     /// In force.
     Written,
+    /// Not there because the operator closed the registry: `access = "off"`.
+    Closed,
     /// Not there, on purpose.
     Absent {
         /// What is missing for it to be there.
@@ -112,6 +114,7 @@ impl HostsState {
     pub const fn label(&self) -> &'static str {
         match self {
             Self::Written => "written",
+            Self::Closed => "closed",
             Self::Absent { .. } => "absent",
             Self::Drifted => "drifted",
             Self::NotWritten { .. } => "not_written",

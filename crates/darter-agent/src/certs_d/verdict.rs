@@ -16,7 +16,7 @@ impl HostsState {
     /// How the check `hosts_toml` stands for this registry.
     pub const fn check(&self) -> ready::State {
         match self {
-            Self::Written => ready::State::Ok,
+            Self::Written | Self::Closed => ready::State::Ok,
             // What somebody chose, or what will be over in a moment.
             Self::Drifted | Self::NotWritten { .. } | Self::Foreign { .. } => ready::State::Degraded,
             // Pulls of this node go past us.
@@ -29,6 +29,7 @@ impl fmt::Display for HostsState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Written => f.write_str("in force"),
+            Self::Closed => f.write_str("closed: access = \"off\""),
             Self::Absent { reason } => write!(f, "absent: {reason}"),
             Self::Drifted => f.write_str("changed by somebody, and about to be put right"),
             Self::NotWritten { should_be } => {

@@ -16,6 +16,12 @@ pub(super) fn check(config: &Config) -> Result<(), Fault> {
     require(mirror.listen.port() == 0 || mirror.listen != admin.listen, "admin.listen", || {
         format!("{} is the mirror's address already (mirror.listen)", admin.listen)
     })?;
+    require(mirror.listen.ip().is_loopback() || mirror.allow_remote, "mirror.listen", || {
+        format!(
+            "{} is not loopback: whoever reaches it reads what this node may read; say mirror.allow_remote = true if that is meant",
+            mirror.listen
+        )
+    })?;
     for (key, wait) in [
         ("mirror.answer_within", mirror.answer_within),
         ("mirror.stall", mirror.stall),

@@ -66,6 +66,7 @@ pub enum LogFormat {
 #[serde(deny_unknown_fields)]
 pub struct Mirror {
     pub listen: SocketAddr,
+    pub allow_remote: bool,
     #[serde(with = "optional")]
     pub default_registry: Option<Registry>,
     pub answer_within: Seconds,

@@ -62,6 +62,9 @@ fn an_impossible_combination_is_named_with_its_line() {
     assert!(error.starts_with("darter.toml:5: registry[1].endpoint") && error.contains("plain_http"), "{error}");
     let error = refused("[[registry]]\nname = \"a.example\"\n[[registry]]\nname = \"a.example\"\n");
     assert!(error.starts_with("darter.toml:4: registry[1].name"), "{error}");
+    let error = refused("[mirror]\nlisten = \"0.0.0.0:4001\"\n");
+    assert!(error.starts_with("darter.toml:2: mirror.listen") && error.contains("allow_remote"), "{error}");
+    assert!(file("[mirror]\nlisten = \"0.0.0.0:4001\"\nallow_remote = true\n").is_ok());
     let error = refused("[mirror]\nanswer_within = \"31s\"\n");
     assert!(error.starts_with("darter.toml:2: mirror.answer_within"), "{error}");
 }
@@ -88,6 +91,19 @@ fn later_layers_win_and_are_blamed_for_their_own_faults() {
     assert!(error.contains("mirror.lissten") && error.contains("darter config default"), "{error}");
     let error = Layers::embedded().set("mirror.stall=8").unwrap_err().to_string();
     assert!(error.starts_with("--set mirror.stall=8: "), "{error}");
+    let links = [
+        "SERVICE_HOST",
+        "SERVICE_PORT",
+        "SCALER_SERVICE_HOST",
+        "SCALER_SERVICE_PORT_GRPC",
+        "PORT",
+        "SCALER_PORT",
+        "SCALER_PORT_4010_TCP",
+        "SCALER_PORT_4010_TCP_ADDR",
+        "PORT_4004_TCP_PROTO",
+    ];
+    let links = links.map(|name| (format!("DARTER_{name}"), "tcp://10.0.0.1:4010".to_owned()));
+    assert!(Layers::embedded().environment(links).is_ok(), "Kubernetes' own variables keep no agent from starting");
     let typo = vec![("DARTER_MIROR_LISTEN".to_owned(), "x".to_owned())];
     assert!(Layers::embedded().environment(typo).is_err(), "a misspelt variable is not ignored");
 }

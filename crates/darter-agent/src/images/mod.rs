@@ -17,6 +17,7 @@ use bytes::Bytes;
 use darter_core::access::{CredentialKey, Place};
 use darter_core::manifest::Manifest;
 use darter_core::{Digest, Reference, Repository};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
@@ -35,6 +36,13 @@ use turns::Turns;
 
 /// How long a blob in containerd's content store may be hashed before a pull is the faster way.
 const CONTAINERD_PATIENCE: Duration = Duration::from_millis(500);
+
+/// How long an answer waits for its manifest to be on disk: usually a millisecond, and then the
+/// next request finds it there.
+const KEEP_PATIENCE: Duration = Duration::from_millis(300);
+
+/// Manifests being written at once. Past it the disk is far behind, and they are fetched again.
+const KEEPING_MAX: usize = 32;
 
 /// Why a request gets nothing here.
 #[derive(Debug, thiserror::Error)]
@@ -102,6 +110,7 @@ struct Inner {
     gate: Gate,
     tags: Tags,
     prefetch: Prefetch,
+    keeping: Arc<Semaphore>,
     /// Manifests that are being fetched.
     fetching: Turns<(CredentialKey, Place, Digest)>,
 }
@@ -115,6 +124,7 @@ impl Images {
             gate: Gate::new(&config.mirror),
             tags: Tags::new(config.mirror.tag_ttl.0, metrics),
             prefetch: Prefetch::new(config, stop),
+            keeping: Arc::new(Semaphore::new(KEEPING_MAX)),
             fetching: Turns::default(),
         }))
     }
@@ -198,16 +208,32 @@ impl Images {
             Ok(manifest) => {
                 self.0.gate.saw_manifest(asker, digest, &manifest);
                 // Kept only if its media type can be told again from its bytes.
-                if manifest.media_type() == fetched.media_type
-                    && let Err(error) = self.0.store.put(&digest, content.clone()).await
-                {
-                    debug!(%digest, error = %chain(&error), "a manifest was not kept");
+                if manifest.media_type() == fetched.media_type {
+                    self.keep(digest, content.clone()).await;
                 }
             }
             // An artifact of a kind we do not know: served, and not kept.
             Err(error) => debug!(%digest, error = %chain(&error), "passing a manifest on unread"),
         }
         Ok(ManifestFound { digest, media_type: fetched.media_type, content, source: Source::Origin })
+    }
+
+    /// Keeps a manifest. It is in hand already, so a slow disk holds up the answer for a moment at
+    /// most, and the keeping goes on behind it.
+    async fn keep(&self, digest: Digest, content: Bytes) {
+        let Ok(place) = self.0.keeping.clone().try_acquire_owned() else {
+            debug!(%digest, "a manifest was not kept: the disk is behind");
+            return;
+        };
+        let store = self.0.store.clone();
+        let kept = tokio::spawn(async move {
+            if let Err(error) = store.put(&digest, content).await {
+                debug!(%digest, error = %chain(&error), "a manifest was not kept");
+            }
+            drop(place);
+        });
+        // Past the wait nobody listens any more: the task itself tells how it ended.
+        let _ = tokio::time::timeout(KEEP_PATIENCE, kept).await;
     }
 
     /// A blob: from the store, from containerd, or on its way from the origin.

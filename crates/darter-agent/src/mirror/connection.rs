@@ -101,7 +101,8 @@ async fn read_head(socket: &TcpStream, buffer: &mut Vec<u8>, patience: Duration)
         match tokio::time::timeout_at(deadline, socket.readable()).await {
             Ok(Ok(())) => {}
             Ok(Err(_)) => return Ok(None),
-            Err(_) => return Err(Broken { status: Some(408), reason: "slow_head" }),
+            // No 408: containerd would repeat it at once.
+            Err(_) => return Err(Broken { status: None, reason: "slow_head" }),
         }
         buffer.reserve(1024.min(HEAD_MAX + 1 - buffer.len().min(HEAD_MAX)));
         match socket.try_read_buf(buffer) {

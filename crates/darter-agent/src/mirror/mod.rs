@@ -99,12 +99,12 @@ impl Mirror {
         loop {
             // Without a place a connection waits in the kernel's queue, where containerd waits for
             // it at most as long as for a dial.
-            let Ok(place) = places.clone().acquire_owned().await else { break };
-            let socket = tokio::select! {
-                accepted = self.listener.accept() => accepted,
-                () = stop.cancelled() => break,
+            let next = async {
+                let place = places.clone().acquire_owned().await;
+                (place, self.listener.accept().await)
             };
-            let socket: TcpStream = match socket {
+            let Some((Ok(place), accepted)) = stop.run_until_cancelled(next).await else { break };
+            let socket: TcpStream = match accepted {
                 Ok((socket, _)) => socket,
                 Err(error) => {
                     warn!(%error, "cannot accept a connection");
