@@ -96,8 +96,9 @@ async fn a_read_only_disk_serves_what_is_there_and_takes_nothing_new() -> Result
     }
     let tmpfs = Tmpfs::new(48 * MIB)?;
     let data = tmpfs.path().join("data");
-    let small = |options: Options| options.set("store.min_free", "1MiB");
-    let mut pair = pair(&[2 * MIB, 4096], |o| small(o).set("agent.data_dir", data.display().to_string())).await?;
+    let here =
+        |options: Options| options.set("agent.data_dir", data.display().to_string()).set("store.min_free", "1MiB");
+    let mut pair = pair(&[2 * MIB, 4096], here).await?;
     let [here, absent] = [pair.image.layers[0].clone(), pair.image.layers[1].clone()];
     assert_eq!(get(&pair, &here).await?, RIGHT);
     let kept = async || Ok(data.join("blobs").join(here.digest().hex()).exists());
