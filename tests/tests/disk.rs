@@ -51,6 +51,10 @@ async fn pair(layers: &[u64], change: impl FnOnce(Options) -> Options) -> Result
 /// GET of a blob: its status, and whether a 200 had the right bytes.
 async fn get(pair: &Pair, blob: &Item) -> Result<(u16, bool)> {
     let answer = pair.get(&format!("blobs/{}", blob.digest())).await?;
+    if answer.status != 200 {
+        // Shown where the test fails, hidden where this was expected.
+        println!("{}: {}", answer.status, answer.text());
+    }
     Ok((answer.status.as_u16(), Digest::of(&answer.body) == blob.digest()))
 }
 

@@ -22,7 +22,10 @@ async fn prefetching(layers: &[u64]) -> Result<Pair> {
 /// Reads a whole blob as containerd does, and checks it.
 async fn read(pair: &Pair, blob: &Item) -> Result<()> {
     let mut answer = pair.open(&format!("blobs/{}", blob.digest()), &[]).await?;
-    ensure!(answer.exchange.status == Some(200), "{:?}", answer.exchange);
+    if answer.exchange.status != Some(200) {
+        let reason = String::from_utf8_lossy(&answer.body().await?).into_owned();
+        anyhow::bail!("{:?}: {reason}", answer.exchange.status);
+    }
     let mut hash = Sha256::new();
     let end = answer.read(None, |bytes| hash.update(bytes)).await?;
     ensure!(end == End::Complete, "{:?}", answer.exchange);

@@ -69,7 +69,8 @@ impl Account {
     }
 }
 
-/// Fetches the blob that is wanted. Tells `state` as soon as there is something to read.
+/// Fetches the blob that is wanted, until `ended`. Tells `state` as soon as there is something to
+/// read.
 pub(super) async fn fetch(
     store: &Store,
     metrics: &Metrics,
@@ -77,16 +78,15 @@ pub(super) async fn fetch(
     wanted: &Wanted,
     state: &watch::Sender<State>,
     account: &Account,
+    ended: impl Future<Output = ()>,
 ) -> Result<Blob, PullError> {
-    // Without a manifest's word for the size, the first response tells it, and is read on.
-    let (size, first) = match wanted.size {
-        Some(size) => (size, None),
-        None => {
-            let stream = open(wanted, None).await?;
-            (stream.size.ok_or(PullError::NoLength)?, Some(stream))
-        }
+    tokio::pin!(ended);
+    let begun = tokio::select! {
+        begun = begin(store, wanted) => begun,
+        () = &mut ended => Err(PullError::Abandoned),
     };
-    let ingest = store.ingest(&wanted.digest, size).await?;
+    let (ingest, first) = begun?;
+    let size = ingest.layout().size();
     state.send_replace(State::Coming(ingest.reader()));
     let missing = missing(&ingest);
     let resumed = size - missing.iter().map(Span::len).sum::<u64>();
@@ -95,8 +95,29 @@ pub(super) async fn fetch(
     let plan = Plan::new(ingest.layout(), missing, settings.attempts);
     let work = Work { ingest: &ingest, metrics, wanted, account, plan: Mutex::new(plan), changed: Notify::new() };
     let mut firsts = std::iter::once(first).chain(std::iter::repeat_with(|| None));
-    try_join_all((0..workers).map(|_| work.worker(firsts.next().flatten()))).await?;
-    Ok(ingest.finish().await?)
+    let workers = try_join_all((0..workers).map(|_| work.worker(firsts.next().flatten())));
+    let fetched = tokio::select! {
+        fetched = workers => fetched.map(drop),
+        () = &mut ended => Err(PullError::Abandoned),
+    };
+    // Also where it did not come: once this returns, what has arrived is put away for the next pull.
+    match (fetched, ingest.finish().await) {
+        (_, Ok(blob)) => Ok(blob),
+        (Err(error), Err(_)) => Err(error),
+        (Ok(()), Err(error)) => Err(error.into()),
+    }
+}
+
+async fn begin(store: &Store, wanted: &Wanted) -> Result<(Ingest, Option<BlobStream>), PullError> {
+    // Without a manifest's word for the size, the first response tells it, and is read on.
+    let (size, first) = match wanted.size {
+        Some(size) => (size, None),
+        None => {
+            let stream = open(wanted, None).await?;
+            (stream.size.ok_or(PullError::NoLength)?, Some(stream))
+        }
+    };
+    Ok((store.ingest(&wanted.digest, size).await?, first))
 }
 
 fn missing(ingest: &Ingest) -> Vec<Span> {

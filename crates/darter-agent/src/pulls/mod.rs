@@ -8,7 +8,7 @@ mod fetch;
 mod reader;
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -135,6 +135,8 @@ struct Pull {
     state: watch::Sender<State>,
     readers: AtomicUsize,
     left: Notify,
+    /// Nobody came back: it is putting away what has arrived. Set under the lock of `running`.
+    ending: AtomicBool,
 }
 
 #[derive(Debug, Clone)]
@@ -167,9 +169,13 @@ impl Pulls {
     /// The blob if it is here, else the running pull of it, else a new one. Waits for the first
     /// bytes, so that a failure before them is still an error and not a broken body.
     pub async fn join(&self, wanted: Wanted) -> Result<Joined, PullError> {
-        let pull = match self.enter(wanted)? {
-            Entered::Here(blob) => return Ok(Joined::Complete(blob)),
-            Entered::Pull(pull) => pull,
+        let pull = loop {
+            match self.enter(&wanted)? {
+                Entered::Here(blob) => return Ok(Joined::Complete(blob)),
+                Entered::Pull(pull) => break pull,
+                // Its ingest is not free before it is put away; then the next pull goes on with it.
+                Entered::Ending(mut state) => drop(state.wait_for(State::is_last).await),
+            }
         };
         let mut state = pull.0.state.subscribe();
         let ingest = loop {
@@ -215,11 +221,13 @@ impl Pulls {
         self.0.tasks.wait().await;
     }
 
-    fn enter(&self, wanted: Wanted) -> Result<Entered, PullError> {
+    fn enter(&self, wanted: &Wanted) -> Result<Entered, PullError> {
         let digest = wanted.digest;
         let mut running = lock(&self.0.running);
         if let Some(pull) = running.get(&digest) {
-            return Ok(Entered::Pull(Interest::new(pull)));
+            let is_ending = pull.ending.load(Ordering::Relaxed);
+            let ending = || Entered::Ending(pull.state.subscribe());
+            return Ok(if is_ending { ending() } else { Entered::Pull(Interest::new(pull)) });
         }
         // Looked up under the lock: a pull that just ended has left the map only after the store
         // had its blob.
@@ -230,21 +238,25 @@ impl Pulls {
             return Err(PullError::Busy);
         }
         let state = watch::Sender::new(State::Asking);
-        let pull = Arc::new(Pull { state, readers: AtomicUsize::new(0), left: Notify::new() });
+        let pull =
+            Arc::new(Pull { state, readers: AtomicUsize::new(0), left: Notify::new(), ending: AtomicBool::new(false) });
         let interest = Interest::new(&pull);
         running.insert(digest, pull.clone());
-        self.0.tasks.spawn(self.clone().run(pull, wanted));
+        self.0.tasks.spawn(self.clone().run(pull, wanted.clone()));
         Ok(Entered::Pull(interest))
     }
 
     async fn run(self, pull: Arc<Pull>, wanted: Wanted) {
         let started = Instant::now();
         let account = fetch::Account::default();
-        let outcome = tokio::select! {
-            outcome = fetch::fetch(&self.0.store, &self.0.metrics, self.0.settings, &wanted, &pull.state, &account) => outcome,
-            () = pull.abandoned() => Err(PullError::Abandoned),
-            () = self.0.stop.cancelled() => Err(PullError::Abandoned),
+        let ended = async {
+            tokio::select! {
+                () = self.abandoned(&pull) => {}
+                () = self.0.stop.cancelled() => {}
+            }
         };
+        let Inner { store, metrics, settings, .. } = &*self.0;
+        let outcome = fetch::fetch(store, metrics, *settings, &wanted, &pull.state, &account, ended).await;
         self.log(&wanted, &outcome, &account, started.elapsed());
         let last = match outcome {
             Ok(blob) => State::Done(blob),
@@ -252,6 +264,20 @@ impl Pulls {
         };
         lock(&self.0.running).remove(&wanted.digest);
         pull.state.send_replace(last);
+    }
+
+    /// Resolves when nobody has waited for this pull for `LINGER`; nobody can join it from then on.
+    async fn abandoned(&self, pull: &Pull) {
+        loop {
+            pull.left.notified().await;
+            tokio::time::sleep(LINGER).await;
+            // Who joins does so under this lock.
+            let _running = lock(&self.0.running);
+            if pull.readers.load(Ordering::Acquire) == 0 {
+                pull.ending.store(true, Ordering::Relaxed);
+                return;
+            }
+        }
     }
 
     /// The one line of a pull: what came, from where, how fast.
@@ -284,6 +310,14 @@ impl Pulls {
 enum Entered {
     Here(Blob),
     Pull(Interest),
+    /// A pull that ends now, and nobody can join.
+    Ending(watch::Receiver<State>),
+}
+
+impl State {
+    const fn is_last(&self) -> bool {
+        matches!(self, Self::Done(_) | Self::Failed(_))
+    }
 }
 
 /// Somebody waits for this pull. When the last of them is gone the pull stops after `LINGER`.
@@ -301,19 +335,6 @@ impl Drop for Interest {
     fn drop(&mut self) {
         if self.0.readers.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.0.left.notify_one();
-        }
-    }
-}
-
-impl Pull {
-    /// Resolves when nobody has waited for this pull for `LINGER`.
-    async fn abandoned(&self) {
-        loop {
-            self.left.notified().await;
-            tokio::time::sleep(LINGER).await;
-            if self.readers.load(Ordering::Acquire) == 0 {
-                return;
-            }
         }
     }
 }

@@ -58,7 +58,7 @@ impl Reader {
 
     /// Waits for the end of the pull and says how it ended.
     async fn end_of(state: &mut watch::Receiver<State>) -> Result<Joined, PullError> {
-        let ended = state.wait_for(|state| matches!(state, State::Done(_) | State::Failed(_))).await;
+        let ended = state.wait_for(State::is_last).await;
         match ended.as_deref() {
             Ok(State::Done(blob)) => Ok(Joined::Complete(blob.clone())),
             Ok(State::Failed(error)) => Err(error.clone()),
