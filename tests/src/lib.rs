@@ -7,7 +7,7 @@
 //!
 //! - where things run: [`net`], [`process`], [`scratch`], [`tmpfs`], [`tools`]
 //! - what is pulled: [`image`], [`tls`], [`http`]
-//! - whence: [`registry`] (docker-registry), [`fake_ecr`], [`imds`], both on [`wire`]
+//! - whence: [`registry`] (docker-registry), [`nginx`], [`fake_ecr`], [`imds`], both on [`wire`]
 //! - by whom: [`containerd`] with [`cri`], [`emulator`], [`conformance`]
 //! - through what: [`agent`]; all of it together: [`stage`]
 
@@ -21,6 +21,7 @@ pub mod http;
 pub mod image;
 pub mod imds;
 pub mod net;
+pub mod nginx;
 pub mod process;
 pub mod registry;
 pub mod scratch;

@@ -5,7 +5,7 @@
 //! `memory`) runs one part.
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -15,9 +15,8 @@ use darter_tests::agent::{Agent, Options};
 use darter_tests::fake_ecr::{self, Auth, FakeEcr};
 use darter_tests::image::{Format, Image};
 use darter_tests::net::Place;
-use darter_tests::process::Process;
-use darter_tests::scratch::Scratch;
-use darter_tests::tools::{self, Need, can_run};
+use darter_tests::nginx::Nginx;
+use darter_tests::tools::{Need, can_run};
 
 const GIB: u64 = 1 << 30;
 const MIB: u64 = 1 << 20;
@@ -124,13 +123,13 @@ async fn local_hit(report: &mut Report) -> Result<()> {
     stage.manifest(0).await?;
     stage.mirrored(0, Sink::Hash).await.context("the blob does not come")?;
     let file = stage.layer_file(0);
-    let nginx = Nginx::start(file.parent().context("a blob has a directory")?).await?;
+    let nginx = Nginx::start(file.parent().context("a blob has a directory")?, "").await?;
     let name = format!("/{}", file.file_name().context("a blob has a name")?.to_string_lossy());
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
     let (mut our_cpu, mut their_cpu) = (Vec::new(), Vec::new());
     for _ in 0..REPEATS {
         let before = nginx.cpu()?;
-        let got = fetch(nginx.address, name.clone(), Sink::Drop).await?;
+        let got = fetch(nginx.address(), name.clone(), Sink::Drop).await?;
         theirs.push(megabytes_per_second(got.bytes, got.took));
         their_cpu.push((nginx.cpu()? - before).as_secs_f64() / gib(got.bytes));
         let before = stage.agent.usage()?.cpu;
@@ -162,14 +161,14 @@ async fn first_bytes(report: &mut Report) -> Result<()> {
     let conditions = format!("p99 {ours:.2} ms, the origin's own {origin:.2} ms, {blobs} blobs");
     report.add("first byte of a miss, over the origin's", ours - origin, "ms", Better::Lower, Some(5.0), conditions);
 
-    let nginx = Nginx::start(stage.layer_file(0).parent().context("a blob has a directory")?).await?;
+    let nginx = Nginx::start(stage.layer_file(0).parent().context("a blob has a directory")?, "").await?;
     let hits: Vec<String> = (0..blobs).map(|number| stage.paths(number).1).collect();
     let files: Vec<String> = stage.images.iter().map(|image| format!("/{}", image.layers[0].digest().hex())).collect();
     for (name, pause, goal) in [
         ("64 readers, 20 a second each", Duration::from_millis(50), Some(3.0)),
         ("64 readers without a pause", Duration::ZERO, None),
     ] {
-        let theirs = percentile(readers(nginx.address, &files, pause).await?, 0.99);
+        let theirs = percentile(readers(nginx.address(), &files, pause).await?, 0.99);
         let ours = percentile(readers(stage.agent.mirror(), &hits, pause).await?, 0.99);
         let conditions = format!("blobs of 1 MiB, connect included; nginx {theirs:.2} ms");
         report.add(&format!("first byte of a hit, p99, {name}"), ours, "ms", Better::Lower, goal, conditions);
@@ -261,36 +260,4 @@ async fn memory(report: &mut Report) -> Result<()> {
         conditions,
     );
     Ok(())
-}
-
-/// nginx with one worker, serving a directory by sendfile.
-struct Nginx {
-    address: SocketAddr,
-    master: Process,
-    _dir: Scratch,
-}
-
-impl Nginx {
-    async fn start(root: &Path) -> Result<Self> {
-        let dir = Scratch::new()?;
-        let address = SocketAddr::new(Place::Host.address(), Place::Host.free_port()?);
-        let at = dir.path().display();
-        let text = format!(
-            "daemon off; master_process off; pid {at}/pid; error_log {at}/error;\nevents {{ worker_connections 512; }}\n\
-             http {{ access_log off; sendfile on; tcp_nopush on; sendfile_max_chunk 2m; default_type application/octet-stream;\n\
-             client_body_temp_path {at}/a; proxy_temp_path {at}/b; fastcgi_temp_path {at}/c; uwsgi_temp_path {at}/d; scgi_temp_path {at}/e;\n\
-             server {{ listen {address}; root {}; }} }}\n",
-            root.display()
-        );
-        std::fs::write(dir.join("nginx.conf"), text)?;
-        let mut command = Place::Host.command(tools::find("nginx").context("no nginx")?);
-        command.arg("-c").arg(dir.join("nginx.conf")).args(["-g", "user root;"]);
-        let master = Process::start("nginx", command, &dir.join("log"))?;
-        Place::Host.wait_for(address, Duration::from_secs(10)).await.with_context(|| master.log())?;
-        Ok(Self { address, master, _dir: dir })
-    }
-
-    fn cpu(&self) -> Result<Duration> {
-        Ok(self.master.usage()?.cpu)
-    }
 }

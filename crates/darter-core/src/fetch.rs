@@ -95,11 +95,19 @@ impl Plan {
         self.failures < self.failures_max
     }
 
-    /// The origin answered the request for `rest` with the whole blob: ask on one connection only.
-    pub fn no_ranges(&mut self, rest: Span) {
+    /// The origin answered the request for `rest` with the whole blob: ask on one connection only,
+    /// whose worker skips what is not asked for. False: it was told already, so give the blob up.
+    pub fn no_ranges(&mut self, rest: Span) -> bool {
+        let again = std::mem::replace(&mut self.sequential, true);
         self.in_flight = self.in_flight.saturating_sub(1);
-        self.sequential = true;
+        self.failures += u32::from(again);
         self.give_back(rest);
+        self.failures < self.failures_max
+    }
+
+    /// Whether an answer that starts before its span is read up to it rather than refused.
+    pub const fn is_sequential(&self) -> bool {
+        self.sequential
     }
 
     fn give_back(&mut self, rest: Span) {
@@ -162,9 +170,18 @@ mod tests {
         let mut plan = plan(20);
         assert_eq!(plan.take(), Next::Fetch(span(0, 8)));
         assert_eq!(plan.take(), Next::Fetch(span(8, 16)));
-        plan.no_ranges(span(8, 16));
+        assert!(plan.no_ranges(span(8, 16)) && plan.is_sequential());
         assert_eq!(plan.take(), Next::Wait);
         assert_eq!(plan.extend(8 * MIB), Some(span(8, 16)), "the first worker reads on");
+    }
+
+    #[test]
+    fn an_origin_that_never_sends_what_is_asked_is_given_up() {
+        let mut plan = plan(20);
+        for go_on in [true, true, true, false] {
+            assert!(matches!(plan.take(), Next::Fetch(_)));
+            assert_eq!(plan.no_ranges(span(0, 8)), go_on);
+        }
     }
 
     #[test]

@@ -7,10 +7,11 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
-use darter_tests::agent::{Agent, Metrics, Options};
+use darter_tests::agent::{Agent, Options};
 use darter_tests::containerd::{self, Containerd};
 use darter_tests::image::{Format, Image};
-use darter_tests::net::Network;
+use darter_tests::net::{Network, Place};
+use darter_tests::process;
 use darter_tests::registry::{self, Registry};
 use darter_tests::tools::{Need, Release, can_run};
 
@@ -62,12 +63,17 @@ async fn demo() -> Result<()> {
 
     println!("3. pulls of {REGISTRY}/team/model:v1, all layers gone from containerd before each\n");
     let reference = format!("{REGISTRY}/team/model:v1");
-    println!("  {:<28} {:>12} {:>12} {:>12} {:>9}", "", "seconds", "origin MiB", "cache MiB", "images");
+    println!(
+        "  {:<26} {:>8} {:>18} {:>18} {:>18}",
+        "", "seconds", "from registry MiB", "network card MiB", "from store MiB"
+    );
+    let mut counts = Vec::new();
     for (who, by_ctr) in [("first pull, CRI (kubelet)", false), ("second pull, CRI", false), ("third pull, ctr", true)]
     {
         containerd.forget().await?;
-        pull(who, &containerd, &agent, &reference, by_ctr).await?;
+        counts.push(pull(who, &node, &containerd, &agent, &reference, by_ctr).await?);
     }
+    check(counts[0], &counts[1..], image.layer_bytes())?;
     println!(
         "\n  The registry's link is limited to {} MB/s. Seconds include unpacking.",
         ORIGIN_BYTES_PER_SECOND / 1_000_000
@@ -75,7 +81,7 @@ async fn demo() -> Result<()> {
     stop(agent, &containerd).await
 }
 
-async fn start_agent(node: &darter_tests::net::Place, containerd: &Containerd, origin: &Registry) -> Result<Agent> {
+async fn start_agent(node: &Place, containerd: &Containerd, origin: &Registry) -> Result<Agent> {
     // Outside the agent's own directory, as on a real node: a file that only its owner reads.
     let password = containerd.root().join("demo-password");
     std::fs::write(&password, PASSWORD).context("cannot write the password file")?;
@@ -97,34 +103,88 @@ async fn start_agent(node: &darter_tests::net::Place, containerd: &Containerd, o
     Agent::start(options).await
 }
 
+/// What was counted up to a moment.
+#[derive(Clone, Copy)]
+struct Counts {
+    /// Read from the registry, says darter.
+    origin: u64,
+    /// Received by the node's network card, says the kernel: a witness of its own.
+    network: u64,
+    /// Given to containerd out of darter's store.
+    cache: u64,
+    /// Given to containerd in all.
+    given: u64,
+}
+
+impl Counts {
+    async fn now(node: &Place, agent: &Agent) -> Result<Self> {
+        let metrics = agent.metrics().await?;
+        let given = |labels: &[(&str, &str)]| whole(metrics.sum("darter_mirror_bytes_total", labels));
+        let mut command = node.command("cat");
+        command.arg("/proc/net/dev");
+        let devices = process::run_ok("cat /proc/net/dev", command, Duration::from_secs(10)).await?;
+        let card = devices.lines().find_map(|line| line.trim().strip_prefix("eth0:")).context("no eth0")?;
+        let network = card.split_whitespace().next().context("no counter")?.parse()?;
+        let origin = whole(metrics.sum("darter_origin_bytes_total", &[]));
+        Ok(Self { origin, network, cache: given(&[("source", "cache")]), given: given(&[]) })
+    }
+
+    const fn since(self, before: Self) -> Self {
+        Self {
+            origin: self.origin - before.origin,
+            network: self.network - before.network,
+            cache: self.cache - before.cache,
+            given: self.given - before.given,
+        }
+    }
+}
+
 /// One pull, as a line of the table.
-async fn pull(who: &str, containerd: &Containerd, agent: &Agent, reference: &str, by_ctr: bool) -> Result<()> {
-    let before = agent.metrics().await?;
+async fn pull(
+    who: &str,
+    node: &Place,
+    containerd: &Containerd,
+    agent: &Agent,
+    reference: &str,
+    by_ctr: bool,
+) -> Result<Counts> {
+    let before = Counts::now(node, agent).await?;
     let started = Instant::now();
     if by_ctr {
         containerd.ctr_pull(reference, None).await?;
     } else {
         containerd.cri().pull(reference, None).await?;
     }
-    let seconds = started.elapsed();
-    let after = agent.metrics().await?;
+    let seconds = started.elapsed().as_secs_f64();
+    let counts = Counts::now(node, agent).await?.since(before);
     let images = containerd.ctr(&["images", "ls", "--quiet"]).await?;
     ensure!(images.lines().any(|line| line == reference), "containerd does not have the image after the pull");
     println!(
-        "  {who:<28} {:>12.1} {:>12} {:>12} {:>9}",
-        seconds.as_secs_f64(),
-        mib(bytes(&before, &after, "origin")),
-        mib(bytes(&before, &after, "cache")),
-        1,
+        "  {who:<26} {seconds:>8.1} {:>18.1} {:>18.1} {:>18.1}",
+        mib(counts.origin),
+        mib(counts.network),
+        mib(counts.cache)
     );
+    Ok(counts)
+}
+
+/// What the demo is to show: the registry is read once, and never again.
+fn check(first: Counts, later: &[Counts], image: u64) -> Result<()> {
+    let slack = image / 50;
+    ensure!(first.origin.abs_diff(image) < slack, "the first pull read {} bytes of {image}", first.origin);
+    ensure!(first.network < image + image / 10, "{} bytes came in for an image of {image}", first.network);
+    for counts in later.iter().chain([&first]) {
+        ensure!(counts.given >= image, "containerd got {} of {image} bytes from darter", counts.given);
+    }
+    for counts in later {
+        ensure!(counts.network < slack, "{} bytes came in though all were here", counts.network);
+    }
     Ok(())
 }
 
-/// Bytes that the mirror gave to containerd between two looks, from one source.
-fn bytes(before: &Metrics, after: &Metrics, source: &str) -> u64 {
-    let read = |metrics: &Metrics| metrics.sum("darter_mirror_bytes_total", &[("source", source)]);
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a difference of byte counters")]
-    let bytes = (read(after) - read(before)) as u64;
+fn whole(bytes: f64) -> u64 {
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a counter of bytes")]
+    let bytes = bytes as u64;
     bytes
 }
 
@@ -144,8 +204,10 @@ fn name(release: Release) -> &'static str {
     }
 }
 
-const fn mib(bytes: u64) -> u64 {
-    bytes >> 20
+fn mib(bytes: u64) -> f64 {
+    #[expect(clippy::cast_precision_loss, reason = "a size for people")]
+    let bytes = bytes as f64;
+    bytes / f64::from(1 << 20)
 }
 
 fn indent(text: &str) -> String {

@@ -137,9 +137,16 @@ impl Gate {
         if !self.is_open(&place, &digest, credential) {
             let holds = self.proofs().holds(&place, &digest);
             let witness = if holds { self.proofs().witness(&place) } else { None };
-            match witness {
-                Some(manifest) => self.prove_manifest(asker, manifest, credential).await?,
+            let proved = match witness {
+                Some(manifest) => self.prove_manifest(asker, manifest, credential).await,
                 None => return self.ask_for_blob(asker, digest, credential).await,
+            };
+            match proved {
+                // The manifest is gone, by a lifecycle rule say; the blob may belong to another image.
+                Err(Refusal::Origin(OriginError::NotFound)) => {
+                    return self.ask_for_blob(asker, digest, credential).await;
+                }
+                proved => proved?,
             }
         }
         Ok(Proved { size: self.proofs().size(&place, &digest) })
@@ -163,7 +170,12 @@ impl Gate {
 
     /// Notes what a manifest of the asker's repository refers to.
     pub(super) fn saw_manifest(&self, asker: &Asker, digest: Digest, manifest: &Manifest) {
-        let references: Vec<_> = manifest.references().iter().map(|d| (d.digest, d.size)).collect();
+        let references: Vec<_> = match manifest {
+            Manifest::Image { .. } => manifest.references().iter().map(|d| (d.digest, d.size)).collect(),
+            // A registry need not check what an index names (sparse indexes are legal), so whoever can
+            // push one could name the manifest of somebody else's image. Each is proved by itself.
+            Manifest::Index { .. } => Vec::new(),
+        };
         self.proofs().saw_manifest(Instant::now(), &asker.place(), digest, &references);
     }
 

@@ -241,22 +241,21 @@ impl Images {
         let credential = self.0.gate.credential(asker)?;
         let proved = self.0.gate.prove_blob(asker, digest, &credential).await;
         let proved = self.0.gate.or_challenge(asker, proved)?;
+        self.not_handed_over(&digest)?;
         if let Some(blob) = self.kept_blob(&digest).await {
             return Ok(BlobFound::Complete(blob));
-        }
-        if self.0.pulls.is_handed_over(&digest) {
-            return Err(Refusal::NotHere("this blob was cut short a moment ago"));
         }
         self.pull(asker, digest, credential, proved.size).await
     }
 
     /// A blob only if all of it is here: for ranges that start later, which never make a pull.
     pub async fn complete_blob(&self, asker: &Asker, digest: Digest) -> Result<BlobFound, Refusal> {
-        // Looked up first: an unproven, absent blob must not cost a request at the origin.
+        let credential = self.0.gate.credential(asker)?;
+        self.not_handed_over(&digest)?;
+        // Looked up before it is proved: an absent blob must not cost a request at the origin.
         let Some(blob) = self.kept_blob(&digest).await else {
             return Err(Refusal::NotHere("this blob is not complete here"));
         };
-        let credential = self.0.gate.credential(asker)?;
         let proved = self.0.gate.prove_blob(asker, digest, &credential).await;
         self.0.gate.or_challenge(asker, proved)?;
         Ok(BlobFound::Complete(blob))
@@ -269,6 +268,14 @@ impl Images {
         let proved = self.0.gate.or_challenge(asker, proved)?;
         let kept = self.kept_blob(&digest).await.map(|blob| blob.size());
         kept.or(proved.size).ok_or(Refusal::NotHere("the size of this blob is not known"))
+    }
+
+    /// A blob that was cut short goes on at the origin for a while, wherever it was cut.
+    fn not_handed_over(&self, digest: &Digest) -> Result<(), Refusal> {
+        if self.0.pulls.is_handed_over(digest) {
+            return Err(Refusal::NotHere("this blob was cut short a moment ago"));
+        }
+        Ok(())
     }
 
     async fn kept_blob(&self, digest: &Digest) -> Option<Blob> {

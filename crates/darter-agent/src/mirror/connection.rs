@@ -22,8 +22,6 @@ use crate::log::chain;
 
 /// How long a closed connection is read until the client closes too.
 const LINGER: Duration = Duration::from_secs(2);
-/// Bytes a client may still be sending when we close: a request body that nobody asked for.
-const LINGER_BYTES: usize = 256 * 1024;
 
 /// The connection is over, and how.
 enum End {
@@ -191,11 +189,10 @@ async fn close(socket: TcpStream) {
     }
     let drained = async {
         let mut scrap = [0; 4096];
-        let mut left = LINGER_BYTES;
-        while left > 0 && socket.readable().await.is_ok() {
+        while socket.readable().await.is_ok() {
             match socket.try_read(&mut scrap) {
                 Ok(0) => return,
-                Ok(count) => left = left.saturating_sub(count),
+                Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(_) => return,
             }

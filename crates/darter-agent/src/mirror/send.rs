@@ -11,7 +11,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use darter_core::range::Span;
-use rustix::io::Errno;
 use rustix::net::SendFlags;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
@@ -109,9 +108,19 @@ pub(super) async fn file(
 /// one, containerd would come back to it until it gives the pull up.
 fn whose(error: SendError) -> SendError {
     match error {
-        SendError::Client(error) if Errno::from_io_error(&error) == Some(Errno::IO) => SendError::Store(error),
+        SendError::Client(error) if !is_of_the_socket(&error) => SendError::Store(error),
         error => error,
     }
+}
+
+/// Whatever is not one of these came from the file: EIO, or what a damaged file system makes up.
+fn is_of_the_socket(error: &io::Error) -> bool {
+    use io::ErrorKind::{
+        BrokenPipe, ConnectionAborted, ConnectionReset, HostUnreachable, NetworkUnreachable, NotConnected, TimedOut,
+    };
+    let kinds =
+        [BrokenPipe, ConnectionAborted, ConnectionReset, HostUnreachable, NetworkUnreachable, NotConnected, TimedOut];
+    kinds.contains(&error.kind())
 }
 
 /// Sends a blob while it is fetched, in order, as it becomes readable.

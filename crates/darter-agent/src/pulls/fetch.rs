@@ -7,8 +7,9 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use darter_core::fetch::{Next, Plan};
+use darter_core::pieces::Layout;
 use darter_core::range::Span;
 use futures_util::future::try_join_all;
 use tokio::sync::{Notify, watch};
@@ -109,15 +110,19 @@ pub(super) async fn fetch(
 }
 
 async fn begin(store: &Store, wanted: &Wanted) -> Result<(Ingest, Option<BlobStream>), PullError> {
-    // Without a manifest's word for the size, the first response tells it, and is read on.
-    let (size, first) = match wanted.size {
-        Some(size) => (size, None),
-        None => {
-            let stream = open(wanted, None).await?;
-            (stream.size.ok_or(PullError::NoLength)?, Some(stream))
-        }
+    // The origin is asked before the store makes room: a manifest may lie about the size, and whoever
+    // can push one must not be able to empty this node's cache with it.
+    let span = wanted.size.filter(|size| *size > 0).map(|size| Layout::new(size).segment(0));
+    let stream = open(wanted, span).await?;
+    let size = match (wanted.size, stream.size) {
+        (Some(wanted), Some(told)) if told != wanted => return Err(PullError::OtherLength { told, wanted }),
+        (Some(size), _) | (None, Some(size)) => size,
+        (None, None) => return Err(PullError::NoLength),
     };
-    Ok((store.ingest(&wanted.digest, size).await?, first))
+    let ingest = store.ingest(&wanted.digest, size).await?;
+    // A resumed ingest begins elsewhere.
+    let is_first = ingest.next_missing(0).is_some_and(|missing| missing.start == stream.start);
+    Ok((ingest, is_first.then_some(stream)))
 }
 
 fn missing(ingest: &Ingest) -> Vec<Span> {
@@ -179,7 +184,11 @@ impl Work<'_> {
     fn settle(&self, span: Span, outcome: Result<(), Broken>) -> Result<(), PullError> {
         match outcome {
             Ok(()) => self.plan().finished(),
-            Err(Broken::NoRanges) => self.plan().no_ranges(span),
+            Err(Broken::NoRanges) => {
+                if !self.plan().no_ranges(span) {
+                    return Err(OriginError::Lied("it never sends the range that is asked for").into());
+                }
+            }
             Err(Broken::Origin(rest, error)) => {
                 self.account.retries.fetch_add(1, Ordering::Relaxed);
                 debug!(digest = %self.wanted.digest, ?rest, error = %chain(&error), "a range broke off");
@@ -200,9 +209,13 @@ impl Work<'_> {
             None => open(self.wanted, Some(span)).await.map_err(|error| Broken::Origin(span, error))?,
         };
         self.check(&stream, span)?;
-        let mut at = stream.start;
+        let mut skip = span.start - stream.start;
+        let mut at = span.start;
         while let Some(chunk) = stream.next().await {
             let mut chunk = chunk.map_err(|error| Broken::Origin(Span { start: at, end: span.end }, error))?;
+            let skipped = chunk.len().min(usize::try_from(skip).unwrap_or(usize::MAX));
+            chunk.advance(skipped);
+            skip -= skipped as u64;
             while !chunk.is_empty() {
                 if at == span.end {
                     match self.plan().extend(at) {
@@ -228,7 +241,8 @@ impl Work<'_> {
             Some(told) if told != wanted => return Err(Broken::Fatal(PullError::OtherLength { told, wanted })),
             _ => {}
         }
-        if stream.start == span.start { Ok(()) } else { Err(Broken::NoRanges) }
+        let skips = stream.start < span.start && self.plan().is_sequential();
+        if stream.start == span.start || skips { Ok(()) } else { Err(Broken::NoRanges) }
     }
 
     async fn write(&self, at: u64, bytes: Bytes) -> Result<u64, Broken> {

@@ -249,6 +249,7 @@ impl Pulls {
     async fn run(self, pull: Arc<Pull>, wanted: Wanted) {
         let started = Instant::now();
         let account = fetch::Account::default();
+        let leave = Leave { pulls: &self, pull: &pull, digest: wanted.digest };
         let ended = async {
             tokio::select! {
                 () = self.abandoned(&pull) => {}
@@ -262,15 +263,15 @@ impl Pulls {
             Ok(blob) => State::Done(blob),
             Err(error) => State::Failed(error),
         };
-        lock(&self.0.running).remove(&wanted.digest);
-        pull.state.send_replace(last);
+        leave.with(last);
     }
 
     /// Resolves when nobody has waited for this pull for `LINGER`; nobody can join it from then on.
     async fn abandoned(&self, pull: &Pull) {
         loop {
             pull.left.notified().await;
-            tokio::time::sleep(LINGER).await;
+            // Whoever leaves later starts the wait again.
+            while tokio::time::timeout(LINGER, pull.left.notified()).await.is_ok() {}
             // Who joins does so under this lock.
             let _running = lock(&self.0.running);
             if pull.readers.load(Ordering::Acquire) == 0 {
@@ -304,6 +305,33 @@ impl Pulls {
             }
         }
         debug!(%digest, retries = account.retries(), "pull ended");
+    }
+}
+
+/// Takes a pull out of the map, also when its task panics: a digest must not stay blocked by it.
+struct Leave<'a> {
+    pulls: &'a Pulls,
+    pull: &'a Pull,
+    digest: Digest,
+}
+
+impl Leave<'_> {
+    fn with(self, last: State) {
+        lock(&self.pulls.0.running).remove(&self.digest);
+        self.pull.state.send_replace(last);
+    }
+}
+
+impl Drop for Leave<'_> {
+    fn drop(&mut self) {
+        lock(&self.pulls.0.running).remove(&self.digest);
+        self.pull.state.send_if_modified(|state| {
+            let is_open = matches!(state, State::Asking | State::Coming(_));
+            if is_open {
+                *state = State::Failed(PullError::Abandoned);
+            }
+            is_open
+        });
     }
 }
 
