@@ -233,6 +233,19 @@ impl Shared {
         result
     }
 
+    /// Makes room and takes the slot. Whoever only has to wait changed nothing, and wakes nobody: not
+    /// even itself.
+    fn admit(&self, digest: &Digest, size: u64, limits: &Limits) -> Result<(Begin, Vec<(Shelf, Digest)>), StoreError> {
+        let mut index = lock(&self.index);
+        let admitted = admit(&mut index, digest, size, limits)?;
+        self.metrics.store_bytes.set(i64::try_from(index.bytes()).unwrap_or(i64::MAX));
+        drop(index);
+        if !matches!(admitted.0, Begin::Wait) {
+            self.changed.notify_waiters();
+        }
+        Ok(admitted)
+    }
+
     /// The handle of a blob that is here, without counting as a use of it.
     fn open_blob(self: &Arc<Self>, digest: &Digest) -> Option<Blob> {
         let size = {
@@ -295,7 +308,11 @@ impl Shared {
         if size > limits.most() {
             return Err(StoreError::TooLarge { size, limit: limits.most() });
         }
-        let (begun, victims) = self.change(|index| admit(index, digest, size, &limits))?;
+        if self.mount.get().is_none() {
+            let reason = "its directory is not ours yet".to_owned();
+            return Err(StoreError::Unavailable { reason });
+        }
+        let (begun, victims) = self.admit(digest, size, &limits)?;
         self.evict(&victims, "ingest");
         let claim = || Claim::new(Arc::clone(self), *digest, size);
         match begun {

@@ -128,6 +128,7 @@ impl Tally {
     pub(super) fn resume(layout: Layout, file: &File, record: &Record, stop: &AtomicBool) -> io::Result<Self> {
         let mut tally = Self::new(layout);
         let mut buffer = vec![0; READ_BYTES];
+        let vouched = (0..layout.pieces()).all(|index| record.claim(index) != Claim::Unvouched);
         for index in 0..layout.pieces() {
             if stop.load(Ordering::Relaxed) {
                 return Err(io::ErrorKind::Interrupted.into());
@@ -136,6 +137,12 @@ impl Tally {
                 Claim::Missing => continue,
                 claim => tally.check(index, claim, file, record, &mut buffer)?,
             }
+        }
+        // Pieces without a hash of their own count only as a whole, by its sha256: with a gap between
+        // them they could reach a reader before anything has vouched for them.
+        if !vouched && !tally.is_full() {
+            (0..layout.pieces()).try_for_each(|index| record.set(index, Claim::Missing))?;
+            return Ok(Self::new(layout));
         }
         Ok(tally)
     }
@@ -287,6 +294,22 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn pieces_that_nothing_vouches_for_reach_no_reader_where_one_is_missing() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::new(2 << 20);
+        let path = dir.path().join("d");
+        std::fs::write(&path, vec![7; 2 << 20]).unwrap();
+        let file = File::open(&path).unwrap();
+        let record = Record::create(&dir.path().join("r"), layout.size()).unwrap();
+        let resume = || Tally::resume(layout, &file, &record, &AtomicBool::new(false)).unwrap();
+        record.set(0, Claim::Unvouched).unwrap();
+        assert_eq!(resume().readable(), 0, "torn bytes could be among them");
+        record.set(0, Claim::Unvouched).unwrap();
+        record.set(1, Claim::Unvouched).unwrap();
+        assert!(resume().is_full(), "the sha256 of the whole will tell");
+    }
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(24))]

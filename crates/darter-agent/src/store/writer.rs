@@ -116,7 +116,9 @@ fn open(claim: &Claim, fresh: bool, known: Option<Box<Tally>>) -> Result<(Arc<Fi
 
 fn spawn(claim: Claim, file: Arc<File>, record: Record, tally: Box<Tally>) -> Ingest {
     let (queue, messages) = mpsc::channel(QUEUE);
-    let (progress, watching) = watch::channel(Progress::Readable(tally.readable()));
+    // What is found whole is hashed at once; until then nothing says that these are its bytes.
+    let readable = if tally.is_full() { 0 } else { tally.readable() };
+    let (progress, watching) = watch::channel(Progress::Readable(readable));
     let (outcome, waiting) = oneshot::channel();
     let reader = IngestReader::new(claim.digest, claim.size, Arc::clone(&file), watching);
     let ingest = Ingest::new(Layout::new(claim.size), tally.written().clone(), queue, reader, waiting);
