@@ -168,7 +168,7 @@ impl Images {
         digest: Digest,
         credential: &Credential,
     ) -> Result<Option<ManifestFound>, Refusal> {
-        let Some(blob) = self.0.store.get(&digest) else { return Ok(None) };
+        let Some(blob) = self.0.store.look_up(&digest).await else { return Ok(None) };
         // A layer asked for as a manifest is not read into memory.
         if blob.size() > darter_core::manifest::MANIFEST_MAX_BYTES {
             return Ok(None);
@@ -279,7 +279,7 @@ impl Images {
     }
 
     async fn kept_blob(&self, digest: &Digest) -> Option<Blob> {
-        if let Some(blob) = self.0.store.get(digest) {
+        if let Some(blob) = self.0.store.look_up(digest).await {
             return Some(blob);
         }
         tokio::time::timeout(CONTAINERD_PATIENCE, self.0.store.get_from_containerd(digest)).await.ok().flatten()

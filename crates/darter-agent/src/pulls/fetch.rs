@@ -110,6 +110,9 @@ pub(super) async fn fetch(
 }
 
 async fn begin(store: &Store, wanted: &Wanted) -> Result<(Ingest, Option<BlobStream>), PullError> {
+    if let Some(size) = wanted.size {
+        store.may_take(size)?;
+    }
     // The origin is asked before the store makes room: a manifest may lie about the size, and whoever
     // can push one must not be able to empty this node's cache with it.
     let span = wanted.size.filter(|size| *size > 0).map(|size| Layout::new(size).segment(0));

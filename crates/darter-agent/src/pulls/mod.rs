@@ -75,6 +75,9 @@ pub enum PullError {
     /// Nobody wants it any more.
     #[error("nobody wants the blob any more")]
     Abandoned,
+    /// The store has the blob and cannot open it.
+    #[error("the stored blob cannot be opened")]
+    Unreadable,
     /// More pulls than `RUNNING_MAX`.
     #[error("too many pulls at once")]
     Busy,
@@ -88,6 +91,7 @@ impl PullError {
             Self::Store(_) => "store_failed",
             Self::NoLength | Self::OtherLength { .. } => "bad_length",
             Self::Abandoned => "abandoned",
+            Self::Unreadable => "unreadable",
             Self::Busy => "busy",
         }
     }
@@ -171,7 +175,11 @@ impl Pulls {
     pub async fn join(&self, wanted: Wanted) -> Result<Joined, PullError> {
         let pull = loop {
             match self.enter(&wanted)? {
-                Entered::Here(blob) => return Ok(Joined::Complete(blob)),
+                // It came just now; if it cannot be opened, asking again would not help either.
+                Entered::Here => {
+                    let blob = self.0.store.look_up(&wanted.digest).await;
+                    return blob.map(Joined::Complete).ok_or(PullError::Unreadable);
+                }
                 Entered::Pull(pull) => break pull,
                 // Its ingest is not free before it is put away; then the next pull goes on with it.
                 Entered::Ending(mut state) => drop(state.wait_for(State::is_last).await),
@@ -231,8 +239,8 @@ impl Pulls {
         }
         // Looked up under the lock: a pull that just ended has left the map only after the store
         // had its blob.
-        if let Some(blob) = self.0.store.get(&digest) {
-            return Ok(Entered::Here(blob));
+        if self.0.store.holds(&digest) {
+            return Ok(Entered::Here);
         }
         if running.len() >= RUNNING_MAX {
             return Err(PullError::Busy);
@@ -336,7 +344,8 @@ impl Drop for Leave<'_> {
 }
 
 enum Entered {
-    Here(Blob),
+    /// The store has it.
+    Here,
     Pull(Interest),
     /// A pull that ends now, and nobody can join.
     Ending(watch::Receiver<State>),

@@ -161,6 +161,28 @@ impl Store {
         self.shared.content.get(digest).await
     }
 
+    /// As `get`, off the async threads: a disk that hangs in an open must not hold them up, or no
+    /// deadline of theirs would fire.
+    pub async fn look_up(&self, digest: &Digest) -> Option<Blob> {
+        let (store, digest) = (self.clone(), *digest);
+        tokio::task::spawn_blocking(move || store.get(&digest)).await.ok().flatten()
+    }
+
+    /// Whether an ingest of so many bytes could succeed at all: asked before the origin is.
+    pub fn may_take(&self, size: u64) -> Result<(), StoreError> {
+        match self.state() {
+            State::Ok | State::Full { .. } => {}
+            state => return Err(StoreError::Unavailable { reason: state.to_string() }),
+        }
+        let limit = self.usage().limit_bytes;
+        if size > limit { Err(StoreError::TooLarge { size, limit }) } else { Ok(()) }
+    }
+
+    /// Whether a complete blob is here, as far as memory knows.
+    pub fn holds(&self, digest: &Digest) -> bool {
+        lock(&self.shared.index).blob(digest).is_some()
+    }
+
     /// Whether containerd's content store lists a blob: then nobody on this node will ask for it.
     pub fn contains_in_containerd(&self, digest: &Digest) -> bool {
         self.shared.content.lists(digest)
