@@ -2,6 +2,7 @@
 //!
 //! Labels never carry a peer, a digest, a repository or a tag: their number has no bound.
 
+use std::fmt;
 use std::sync::atomic::AtomicU64;
 
 use darter_core::Registry;
@@ -43,7 +44,7 @@ impl Source {
 }
 
 impl EncodeLabelValue for Source {
-    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), fmt::Error> {
         self.as_str().encode(encoder)
     }
 }
@@ -65,8 +66,14 @@ impl RegistryLabel {
     }
 }
 
+impl fmt::Display for RegistryLabel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
 impl EncodeLabelValue for RegistryLabel {
-    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), fmt::Error> {
         self.0.as_str().encode(encoder)
     }
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use darter_core::Registry;
-use darter_core::hosts_toml::{HostsTomlError, Wanted, own_server};
+use darter_core::hosts_toml::{ForeignOrigin, HostsTomlError, LeftOut, Wanted, own_server};
 use tracing::{info, warn};
 
 use super::site::{Installed, Site};
@@ -63,15 +63,20 @@ impl Keeper {
         }
     }
 
-    pub(super) fn foreign_origins(&self, registry: &Registry) -> Vec<String> {
+    pub(super) fn foreign_origins(&self, registry: &Registry) -> Vec<ForeignOrigin> {
         let site = self.sites.iter().find(|site| site.wanted.registry == *registry);
-        site.map(Site::foreign_origins)
+        let (origins, left_out) = site
+            .map(Site::foreign_origins)
             .transpose()
             .unwrap_or_else(|error| {
                 warn!(%registry, error = %chain(&error), "cannot look for other hosts of this registry");
                 None
             })
-            .unwrap_or_default()
+            .unwrap_or_default();
+        for LeftOut { host, key } in &left_out {
+            warn!(%registry, %host, key, "containerd alone asks this host: darter cannot honour the key");
+        }
+        origins
     }
 
     /// The directories whose changes matter.

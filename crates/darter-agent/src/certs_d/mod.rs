@@ -23,7 +23,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use darter_core::Registry;
-use darter_core::hosts_toml::{Foreign, Wanted, own_server};
+use darter_core::hosts_toml::{Foreign, ForeignOrigin, Wanted, own_server};
 use tokio::sync::watch as channel;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
@@ -147,7 +147,7 @@ impl CertsD {
 
     /// What others want asked for this registry, found in the existing file, in their order. `/v2`
     /// belongs after each that has no such segment.
-    pub fn foreign_origins(&self, registry: &Registry) -> Vec<String> {
+    pub fn foreign_origins(&self, registry: &Registry) -> Vec<ForeignOrigin> {
         self.keeper.foreign_origins(registry)
     }
 

@@ -7,7 +7,7 @@
 use std::path::{Path, PathBuf};
 
 use darter_core::Registry;
-use darter_core::hosts_toml::{self, Certificates, Foreign, HostsTomlError, Merged, Wanted};
+use darter_core::hosts_toml::{self, Certificates, Foreign, ForeignOrigin, HostsTomlError, LeftOut, Merged, Wanted};
 use tracing::warn;
 
 use super::CertsDError;
@@ -331,10 +331,11 @@ impl Site {
     }
 
     /// What others want asked for this registry.
-    pub(super) fn foreign_origins(&self) -> Result<Vec<String>, CertsDError> {
+    pub(super) fn foreign_origins(&self) -> Result<(Vec<ForeignOrigin>, Vec<LeftOut>), CertsDError> {
         let dir = self.dir();
         let base = self.base(&dir, &Found::read(&dir)?)?;
-        Ok(merged_anyway(base.text.as_deref(), &self.wanted).map(|merged| merged.foreign_origins).unwrap_or_default())
+        let merged = merged_anyway(base.text.as_deref(), &self.wanted);
+        Ok(merged.map(|merged| (merged.foreign_origins, merged.left_out)).unwrap_or_default())
     }
 }
 

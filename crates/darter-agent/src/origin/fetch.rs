@@ -7,6 +7,7 @@ use hyper::body::Incoming;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
+use super::away::PATIENCE;
 use super::challenge;
 use super::credential::{Basic, Credential};
 use super::limits::Weight;
@@ -29,6 +30,8 @@ pub(super) struct Job<'a> {
     pub(super) accept: Option<&'static str>,
     pub(super) range: Option<Span>,
     pub(super) weight: Weight,
+    /// Whether it says what a tag means.
+    pub(super) by_tag: bool,
     /// The blob, whose redirect may be known already.
     pub(super) blob: Option<Digest>,
 }
@@ -40,27 +43,36 @@ pub(super) struct Answer {
 }
 
 impl Inner {
-    /// Asks until there is a good answer, or none to be had.
+    /// Asks until there is a good answer, or none to be had. The registry itself is asked again where
+    /// that may help, the others once.
     pub(super) async fn fetch(&self, job: &Job<'_>, who: &Credential) -> Result<Answer, OriginError> {
         let mut attempts = Attempts::new(self.attempts, &self.wire.metrics);
+        let mut is_first = true;
         loop {
-            match self.walk(job, who).await {
+            match self.walk(job, who, is_first).await {
                 Ok(answer) => return Ok(answer),
                 Err(error) => attempts.pause(error).await?,
             }
+            is_first = false;
         }
     }
 
     /// Each origin once, in order. What the registry itself says is what counts.
-    async fn walk(&self, job: &Job<'_>, who: &Credential) -> Result<Answer, OriginError> {
+    async fn walk(&self, job: &Job<'_>, who: &Credential, is_first: bool) -> Result<Answer, OriginError> {
         let (own, others) = self.targets.split_last().ok_or(OriginError::NotFound)?;
         for (index, target) in others.iter().enumerate() {
             // That a mirror gives something to everybody proves nothing of this caller.
-            if matches!(who, Credential::Caller(_)) && !target.is_own {
-                continue;
-            }
-            match self.at(index, target, job, who).await {
-                Ok(answer) => return Ok(answer),
+            let is_for_them = is_first && !matches!(who, Credential::Caller(_)) && (target.resolves || !job.by_tag);
+            let answer = match target.is_own {
+                true => self.at(index, target, job, who).await.map(Some),
+                false if is_for_them && !target.away.holds(Instant::now()) => {
+                    self.hurried(index, target, job, who).await
+                }
+                false => Ok(None),
+            };
+            match answer {
+                Ok(Some(answer)) => return Ok(answer),
+                Ok(None) => {}
                 Err(error) => {
                     let (host, error) = (&target.place, crate::log::chain(&error));
                     tracing::debug!(%host, %error, "an origin does not give it; asking the next");
@@ -70,9 +82,55 @@ impl Inner {
         self.at(others.len(), own, job, who).await
     }
 
+    /// One attempt at one origin that is not the registry: short, and remembered if in vain.
+    /// `None`: it is away, and was not asked.
+    async fn hurried(
+        &self,
+        index: usize,
+        target: &Target,
+        job: &Job<'_>,
+        who: &Credential,
+    ) -> Result<Option<Answer>, OriginError> {
+        // That we are busy says nothing about the host.
+        let permit = self.slots.take(job.weight).await;
+        // Those before us in the queue may have found out.
+        if !target.away.may_ask(Instant::now()) {
+            return Ok(None);
+        }
+        let asked = tokio::time::timeout(PATIENCE, self.head(index, target, job, who)).await;
+        let asked = asked.unwrap_or_else(|_| {
+            self.wire.count(job.kind, 0);
+            Err(OriginError::TimedOut { host: target.place.to_string(), after: PATIENCE })
+        });
+        let (registry, host) = (&self.wire.label, &target.place);
+        let away = asked.as_ref().err().filter(|error| error.is_away());
+        let is_news = if away.is_some() { target.away.begins(Instant::now()) } else { target.away.ends() };
+        match away {
+            Some(error) if is_news => {
+                let error = crate::log::chain(error);
+                tracing::warn!(%registry, %host, %error, "an origin is away: going past it until it is back");
+            }
+            None if is_news => tracing::info!(%registry, %host, "the origin is back"),
+            _ => {}
+        }
+        Ok(Some(Answer { response: asked?, permit }))
+    }
+
     /// One attempt at one origin.
     async fn at(&self, index: usize, target: &Target, job: &Job<'_>, who: &Credential) -> Result<Answer, OriginError> {
         let permit = self.slots.take(job.weight).await;
+        let response = self.head(index, target, job, who).await?;
+        Ok(Answer { response, permit })
+    }
+
+    /// The head of what one origin answers.
+    async fn head(
+        &self,
+        index: usize,
+        target: &Target,
+        job: &Job<'_>,
+        who: &Credential,
+    ) -> Result<Response<Incoming>, OriginError> {
         let uri: Uri =
             format!("{}/{}", target.root, job.path).parse().map_err(|_| OriginError::Lied("no such path"))?;
         let ask = Ask {
@@ -99,7 +157,7 @@ impl Inner {
         if job.range.is_none() && response.status() == StatusCode::PARTIAL_CONTENT {
             return Err(OriginError::Lied("206 to a request without a range"));
         }
-        Ok(Answer { response, permit })
+        Ok(response)
     }
 
     /// A blob, by the signed URL that is known for it where there is one.

@@ -4,6 +4,7 @@
 //! `fetch` is the way of a request; `send` follows redirects; `http` connects, and `guard` says where
 //! to. Not here: what was asked before (`images`), and resuming a body that broke (`pulls`).
 
+mod away;
 mod blob;
 mod challenge;
 mod credential;
@@ -31,6 +32,7 @@ use std::time::Duration;
 use ::http::header::{CONTENT_TYPE, HeaderName, LINK};
 use ::http::{HeaderMap, Method};
 use bytes::Bytes;
+use darter_core::hosts_toml::ForeignOrigin;
 use darter_core::manifest::{ACCEPT, MANIFEST_MAX_BYTES};
 use darter_core::range::Span;
 use darter_core::{Digest, Reference, Repository};
@@ -125,7 +127,7 @@ impl Origin {
     pub fn new(
         config: &Config,
         registry: &RegistryConfig,
-        foreign: Vec<String>,
+        foreign: Vec<ForeignOrigin>,
         shared: &Shared,
         metrics: Arc<Metrics>,
     ) -> Result<Self, OriginError> {
@@ -213,6 +215,7 @@ impl Origin {
             accept: None,
             range: span.filter(|span| !span.is_empty()),
             weight: Weight::Body,
+            by_tag: false,
             blob: Some(*digest),
         };
         let Answer { response, permit } = self.0.fetch(&job, credential).await?;
@@ -230,6 +233,7 @@ impl Origin {
             accept: None,
             range: None,
             weight: Weight::Small,
+            by_tag: path_and_query.split('?').next().is_some_and(|path| path.ends_with("/tags/list")),
             blob: None,
         };
         let Answer { response, permit: _permit } = match self.0.fetch(&job, credential).await {
@@ -260,6 +264,7 @@ fn manifest<'a>(method: Method, repository: &'a Repository, reference: &Referenc
         accept: Some(ACCEPT),
         range: None,
         weight: Weight::Small,
+        by_tag: matches!(reference, Reference::Tag(_)),
         blob: None,
     }
 }

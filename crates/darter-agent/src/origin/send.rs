@@ -89,10 +89,14 @@ impl Wire {
         kind: &'static str,
     ) -> Result<Response<Incoming>, OriginError> {
         let outcome = self.http.exchange(request).await;
-        let code = outcome.as_ref().map_or(0, |response| response.status().as_u16());
+        self.count(kind, outcome.as_ref().map_or(0, |response| response.status().as_u16()));
+        outcome
+    }
+
+    /// Counts an exchange; code 0 is no answer.
+    pub(super) fn count(&self, kind: &'static str, code: u16) {
         let labels = OriginLabels { registry: self.label.clone(), kind, code };
         self.metrics.origin_requests.get_or_create(&labels).inc();
-        outcome
     }
 
     /// Goes on from the answer to `ask` until one is no redirect.

@@ -5,17 +5,19 @@
 
 use std::sync::{Mutex, PoisonError};
 
+use darter_core::hosts_toml::ForeignOrigin;
 use http::Uri;
 use tracing::warn;
 
 use super::OriginError;
+use super::away::Away;
 use super::challenge::Bearer;
 use super::url::{Place, api_root};
 use crate::config::RegistryConfig;
 
 /// Docker Hub's registry has another name than its images.
 const DOCKER_HUB: &str = "https://registry-1.docker.io";
-/// Origins asked for one thing: each that is away costs a connect timeout.
+/// Origins asked for one thing: each that is away costs a second, twice a minute.
 const TARGETS_MAX: usize = 8;
 
 pub(super) struct Target {
@@ -24,6 +26,10 @@ pub(super) struct Target {
     pub(super) place: Place,
     /// Whether it is the registry itself, or another path of the same host.
     pub(super) is_own: bool,
+    /// Whether it is asked what a tag means.
+    pub(super) resolves: bool,
+    /// Since when it has not answered. Of the registry itself nobody keeps this.
+    pub(super) away: Away,
     /// The token server that it named last: asked before the next request, to save its 401.
     bearer: Mutex<Option<Bearer>>,
 }
@@ -33,7 +39,7 @@ impl Target {
         let root = api_root(url)?;
         let place = place(&root)?;
         let is_own = own.is_none_or(|own| *own == place);
-        Ok(Self { root, place, is_own, bearer: Mutex::new(None) })
+        Ok(Self { root, place, is_own, resolves: true, away: Away::default(), bearer: Mutex::new(None) })
     }
 
     pub(super) fn bearer(&self) -> Option<Bearer> {
@@ -52,7 +58,7 @@ pub(super) fn place(url: &str) -> Result<Place, OriginError> {
 }
 
 /// All targets of a registry, the registry itself last.
-pub(super) fn targets(registry: &RegistryConfig, foreign: &[String]) -> Result<Vec<Target>, OriginError> {
+pub(super) fn targets(registry: &RegistryConfig, foreign: &[ForeignOrigin]) -> Result<Vec<Target>, OriginError> {
     let own = match (&registry.endpoint, registry.name.as_str()) {
         (Some(endpoint), _) => endpoint.clone(),
         (None, "docker.io") => DOCKER_HUB.to_owned(),
@@ -60,9 +66,9 @@ pub(super) fn targets(registry: &RegistryConfig, foreign: &[String]) -> Result<V
     };
     let own = Target::new(&own, None)?;
     let mut targets: Vec<Target> = Vec::new();
-    for url in foreign {
+    for ForeignOrigin { url, resolve } in foreign {
         match Target::new(url, Some(&own.place)) {
-            Ok(target) => targets.push(target),
+            Ok(target) => targets.push(Target { resolves: *resolve, ..target }),
             // Somebody else's file: it must not keep the agent from starting.
             Err(error) => warn!(registry = %registry.name, %error, "a host of hosts.toml is left out"),
         }
@@ -84,16 +90,18 @@ mod tests {
     fn the_registry_itself_comes_last_and_alone_is_trusted() {
         let mut registry = RegistryConfig::named("docker.io".parse().unwrap());
         registry.origins = vec!["https://harbor.example/v2/hub".into(), "https://registry-1.docker.io:443/x".into()];
-        let foreign = ["https://cache.example".to_owned(), "nonsense".to_owned()];
+        let foreign = ["https://cache.example", "nonsense"];
+        let foreign = foreign.map(|url| ForeignOrigin { url: url.to_owned(), resolve: false });
         let targets = targets(&registry, &foreign).unwrap();
-        let seen: Vec<_> = targets.iter().map(|target| (target.root.as_str(), target.is_own)).collect();
+        let seen: Vec<_> =
+            targets.iter().map(|target| (target.root.as_str(), target.is_own, target.resolves)).collect();
         assert_eq!(
             seen,
             [
-                ("https://cache.example/v2", false),
-                ("https://harbor.example/v2/hub", false),
-                ("https://registry-1.docker.io:443/x/v2", true),
-                ("https://registry-1.docker.io/v2", true),
+                ("https://cache.example/v2", false, false),
+                ("https://harbor.example/v2/hub", false, true),
+                ("https://registry-1.docker.io:443/x/v2", true, true),
+                ("https://registry-1.docker.io/v2", true, true),
             ]
         );
     }

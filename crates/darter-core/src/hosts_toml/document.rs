@@ -6,7 +6,7 @@ use std::fmt;
 use toml_edit::{Array, ArrayOfTables, Decor, DocumentMut, Item, Table, TableLike, Value};
 
 use super::p2p::{Foreign, recognise};
-use super::{Wanted, own_server};
+use super::{ForeignOrigin, LeftOut, Wanted, own_server};
 
 /// Why containerd ignores a whole file.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -167,21 +167,30 @@ impl Document {
         }
     }
 
-    pub(super) fn foreign_origins(&self, wanted: &Wanted) -> Vec<String> {
+    pub(super) fn foreign_origins(&self, wanted: &Wanted) -> (Vec<ForeignOrigin>, Vec<LeftOut>) {
         let own = [Some(format!("https://{}", wanted.registry)), own_server(&wanted.registry), wanted.server.clone()];
-        let mut origins: Vec<String> = Vec::new();
+        let mut origins: Vec<ForeignOrigin> = Vec::new();
+        let mut left_out = Vec::new();
         let hosts = self.hosts().filter(|(url, table)| {
-            *url != wanted.mirror_url && recognise(url, table) == Foreign::Other && may_pull(*table)
+            *url != wanted.mirror_url && recognise(url, table) == Foreign::Other && may(*table, "pull")
         });
         let hosts = hosts.map(|(url, table)| (url, table as &dyn TableLike));
         let server = self.server().map(|server| (server, self.0.as_table() as &dyn TableLike));
-        for (url, table) in hosts.chain(server.filter(|(_, table)| may_pull(*table))) {
-            let Some(origin) = origin_url(url, table) else { continue };
-            if !own.contains(&Some(origin.clone())) && !origins.contains(&origin) {
-                origins.push(origin);
+        for (url, table) in hosts.chain(server.filter(|(_, table)| may(*table, "pull"))) {
+            let Some(origin) = origin_url(url, table).filter(|origin| !own.contains(&Some(origin.clone()))) else {
+                continue;
+            };
+            if let Some(key) = demand(&origin, table) {
+                left_out.push(LeftOut { host: url.to_owned(), key });
+                continue;
+            }
+            let resolve = may(table, "resolve");
+            match origins.iter_mut().find(|known| known.url == origin) {
+                Some(known) => known.resolve |= resolve,
+                None => origins.push(ForeignOrigin { url: origin, resolve }),
             }
         }
-        origins
+        (origins, left_out)
     }
 
     /// Puts our table first, in the form of the design. What stood at our address is replaced.
@@ -296,9 +305,24 @@ fn comment_above(decor: &Decor) -> String {
 }
 
 /// An empty list of capabilities is all of them.
-fn may_pull(table: &dyn TableLike) -> bool {
+fn may(table: &dyn TableLike, capability: &str) -> bool {
     let Some(words) = table.get("capabilities").and_then(Item::as_array) else { return true };
-    words.is_empty() || words.iter().any(|word| word.as_str().is_some_and(|word| word.eq_ignore_ascii_case("pull")))
+    words.is_empty() || words.iter().any(|word| word.as_str().is_some_and(|word| word.eq_ignore_ascii_case(capability)))
+}
+
+/// The key by which a host demands what only containerd can give: certificates, or headers. Without
+/// TLS, what is said of TLS demands nothing.
+fn demand(url: &str, table: &dyn TableLike) -> Option<&'static str> {
+    let says = |key: &str| {
+        table.get(key).is_some_and(|item| match item {
+            Item::Value(Value::Boolean(is)) => *is.value(),
+            Item::Value(Value::String(text)) => !text.value().is_empty(),
+            Item::Value(Value::Array(list)) => !list.is_empty(),
+            _ => item.as_table_like().is_some_and(|all| !all.is_empty()),
+        })
+    };
+    let of_tls = if url.starts_with("http://") { &[][..] } else { &["ca", "client", "skip_verify"] };
+    of_tls.iter().chain(&["header"]).copied().find(|key| says(key))
 }
 
 /// A host as a URL that `/v2` follows, or that has a `/v2` segment. `None` for an API root that has

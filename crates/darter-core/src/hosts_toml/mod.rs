@@ -54,7 +54,11 @@ pub struct Merged {
     ///
     /// `/v2` belongs after each, but where the path already has a `/v2` segment (an `override_path`
     /// such as Harbor's `https://harbor.example/v2/proxy`): that is the API root as it stands.
-    pub foreign_origins: Vec<String>,
+    ///
+    /// Without those of `left_out`, which only containerd can ask.
+    pub foreign_origins: Vec<ForeignOrigin>,
+    /// Hosts that would be among them, but for a key that we cannot honour.
+    pub left_out: Vec<LeftOut>,
     /// Whose hosts are in the file, each once, in order.
     pub found: Vec<Foreign>,
     /// Hosts of others that containerd 2.x skipped silently, because they were inline tables or
@@ -63,6 +67,24 @@ pub struct Merged {
     /// The existing file was ignored by containerd as a whole, for this reason: the text is a fresh
     /// start, and the old file belongs in a backup.
     pub unusable: Option<Unusable>,
+}
+
+/// A host that others want asked for a registry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ForeignOrigin {
+    /// Where it is.
+    pub url: String,
+    /// Whether it may say what a tag means: containerd asks a host with `pull` alone by digest only.
+    pub resolve: bool,
+}
+
+/// A host that wants more of whoever asks it than a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LeftOut {
+    /// The host, as the file names it.
+    pub host: String,
+    /// The first key that says so.
+    pub key: &'static str,
 }
 
 /// Why there is no merged text.
@@ -131,11 +153,11 @@ pub fn merge(existing: Option<&str>, wanted: &Wanted) -> Result<Merged, HostsTom
         document.take_out_p2p();
     }
     document.drop_server(&wanted.mirror_url);
-    let foreign_origins = document.foreign_origins(wanted);
+    let (foreign_origins, left_out) = document.foreign_origins(wanted);
     let adds_server = !document.has_server();
     document.put_ours(wanted);
     let text = with_mark(&document.to_string(), wanted, adds_server);
-    Ok(Merged { text, foreign_origins, found, woken, unusable })
+    Ok(Merged { text, foreign_origins, left_out, found, woken, unusable })
 }
 
 /// The file without darter: `None` where nothing is left. A file that we never touched stays as it is.

@@ -107,7 +107,8 @@ fn what_a_user_wrote_stays_after_our_table() {
       future_key = { a = 1 }
     # the end
     "##);
-    assert_eq!(merged.foreign_origins, ["https://harbor.example", "https://cache.example/v2/ecr"]);
+    assert_eq!(merged.foreign_origins, [origin("https://cache.example/v2/ecr", true)]);
+    assert_eq!(merged.left_out, [LeftOut { host: "https://harbor.example".into(), key: "ca" }]);
     assert_eq!(merged.found, [Foreign::Other]);
     assert_eq!(without(&merged.text, &wanted()).as_deref(), Some(HARBOR));
 }
@@ -140,7 +141,58 @@ host."https://b.example" = { capabilities = ["pull"], header = { X = "1" } }
     header = { X = "1" }
     "#);
     assert_eq!(merged.woken, ["https://a.example", "https://b.example"]);
-    assert_eq!(merged.foreign_origins, ["https://a.example", "https://b.example", "https://elsewhere.example"]);
+    assert_eq!(merged.foreign_origins, [origin("https://a.example", false), origin("https://elsewhere.example", true)]);
+    assert_eq!(merged.left_out, [LeftOut { host: "https://b.example".into(), key: "header" }]);
+}
+
+fn origin(url: &str, resolve: bool) -> ForeignOrigin {
+    ForeignOrigin { url: url.to_owned(), resolve }
+}
+
+#[test]
+fn only_who_may_resolve_is_asked_what_a_tag_means() {
+    for (says, origins) in [
+        ("", vec![origin("https://a.example", true)]),
+        ("capabilities = []", vec![origin("https://a.example", true)]),
+        ("capabilities = [\"Pull\", \"Resolve\"]", vec![origin("https://a.example", true)]),
+        ("capabilities = [\"pull\"]", vec![origin("https://a.example", false)]),
+        ("capabilities = [\"pull\", \"push\"]", vec![origin("https://a.example", false)]),
+        ("capabilities = [\"resolve\"]", vec![]),
+    ] {
+        let host = merged(&format!("[host.\"https://a.example\"]\n{says}\n"));
+        assert_eq!(host.foreign_origins, origins, "{says}");
+        let server = merged(&format!("server = \"https://a.example\"\n{says}\n"));
+        assert_eq!(server.foreign_origins, origins, "{says}");
+    }
+    // containerd would ask it as the server.
+    let both = merged("server = \"https://a.example\"\n[host.\"https://a.example\"]\ncapabilities = [\"pull\"]\n");
+    assert_eq!(both.foreign_origins, [origin("https://a.example", true)]);
+}
+
+#[test]
+fn a_host_that_demands_what_only_containerd_can_give_is_no_origin() {
+    for (says, key) in [
+        ("ca = \"a.crt\"", "ca"),
+        ("client = [[\"a.cert\", \"a.key\"]]", "client"),
+        ("skip_verify = true", "skip_verify"),
+        ("header = { X = \"1\" }", "header"),
+        ("header.X = \"1\"", "header"),
+    ] {
+        let host = merged(&format!("[host.\"https://a.example\"]\n{says}\n"));
+        let left_out = [LeftOut { host: "https://a.example".into(), key }];
+        assert_eq!((host.foreign_origins.as_slice(), host.left_out.as_slice()), (&[][..], &left_out[..]), "{says}");
+        assert!(host.text.contains("https://a.example"), "containerd goes on asking it");
+        let server = merged(&format!("server = \"https://a.example\"\n{says}\n"));
+        assert_eq!((server.foreign_origins.as_slice(), server.left_out.as_slice()), (&[][..], &left_out[..]), "{says}");
+    }
+    for (url, says) in [
+        ("https://a.example", "skip_verify = false\nca = []\nheader = {}"),
+        // There is nothing to verify.
+        ("http://a.example", "skip_verify = true"),
+    ] {
+        let merged = merged(&format!("[host.\"{url}\"]\n{says}\n"));
+        assert_eq!((merged.foreign_origins, merged.left_out), (vec![origin(url, true)], vec![]), "{says}");
+    }
 }
 
 #[test]

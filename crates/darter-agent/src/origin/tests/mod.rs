@@ -3,6 +3,7 @@
 mod bodies;
 mod credentials;
 mod ecr;
+mod foreign;
 mod places;
 mod retries;
 mod signed;
@@ -191,6 +192,10 @@ async fn origin_with(config: &Config, registry: &RegistryConfig) -> Origin {
 
 async fn origin(server: &Server) -> Origin {
     origin_with(&config(), &registry(server)).await
+}
+
+fn foreign(url: &str, resolve: bool) -> ForeignOrigin {
+    ForeignOrigin { url: url.to_owned(), resolve }
 }
 
 fn metrics() -> Arc<Metrics> {
