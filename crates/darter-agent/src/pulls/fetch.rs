@@ -18,7 +18,7 @@ use super::{PullError, State, Wanted};
 use crate::log::chain;
 use crate::metrics::{Metrics, RegistryLabels};
 use crate::origin::{BlobStream, OriginError};
-use crate::store::{Blob, Ingest, Store};
+use crate::store::{Blob, Ingest, Store, StoreError};
 
 /// The operator's choices.
 #[derive(Debug, Clone, Copy)]
@@ -86,7 +86,12 @@ pub(super) async fn fetch(
             (stream.size.ok_or(PullError::NoLength)?, Some(stream))
         }
     };
-    let ingest = store.ingest(&wanted.digest, size).await?;
+    let ingest = match store.ingest(&wanted.digest, size).await {
+        Ok(ingest) => ingest,
+        // The pull before this one was abandoned with its last byte written, and came whole after all.
+        Err(error @ StoreError::Present(_)) => return Ok(store.get(&wanted.digest).ok_or(error)?),
+        Err(error) => return Err(error.into()),
+    };
     state.send_replace(State::Coming(ingest.reader()));
     let missing = missing(&ingest);
     let resumed = size - missing.iter().map(Span::len).sum::<u64>();

@@ -51,7 +51,7 @@ pub use warm::warm;
 use self::blob::Open;
 use self::containerd::ContentStore;
 use self::disk::{Disk, Shelf};
-use self::index::{Begin, Index, Phase};
+use self::index::{Begin, Handle, Index, Phase};
 use self::journal::{Contents, Journal, Line};
 use self::space::Limits;
 use self::writer::Claim;
@@ -181,6 +181,7 @@ impl Store {
 
     /// Starts the only ingest of a digest, or goes on with a parked one. Makes room by eviction.
     ///
+    /// One whose `Ingest` was just dropped still writes and hashes what was queued: this waits for it.
     /// After a restart of the agent this waits until what is there was hashed (`run` does it ahead).
     pub async fn ingest(&self, digest: &Digest, size: u64) -> Result<Ingest, StoreError> {
         loop {
@@ -295,12 +296,13 @@ impl Shared {
         if size > limits.most() {
             return Err(StoreError::TooLarge { size, limit: limits.most() });
         }
-        let (begun, victims) = self.change(|index| admit(index, digest, size, &limits))?;
+        let handle = Arc::new(Handle);
+        let (begun, victims) = self.change(|index| admit(index, digest, size, &limits, &handle))?;
         self.evict(&victims, "ingest");
         let claim = || Claim::new(Arc::clone(self), *digest, size);
         match begun {
-            Begin::Fresh => writer::start(claim(), true, None).map(Some),
-            Begin::Resumed(known) => writer::start(claim(), false, known).map(Some),
+            Begin::Fresh => writer::start(claim(), true, None, handle).map(Some),
+            Begin::Resumed(known) => writer::start(claim(), false, known, handle).map(Some),
             Begin::Wait => Ok(None),
             Begin::Replace => {
                 self.remove(Shelf::Ingest, &[*digest]);
@@ -420,8 +422,14 @@ impl Shared {
 type Victims = Vec<(Shelf, Digest)>;
 
 /// Gives a slot to an ingest, and marks who has to leave for it. `Full` changes nothing.
-fn admit(index: &mut Index, digest: &Digest, size: u64, limits: &Limits) -> Result<(Begin, Victims), StoreError> {
-    let begun = index.begin(digest, size, Phase::Running)?;
+fn admit(
+    index: &mut Index,
+    digest: &Digest,
+    size: u64,
+    limits: &Limits,
+    handle: &Arc<Handle>,
+) -> Result<(Begin, Victims), StoreError> {
+    let begun = index.begin(digest, size, Phase::Running(Arc::downgrade(handle)))?;
     if !matches!(begun, Begin::Fresh) {
         return Ok((begun, Vec::new()));
     }
