@@ -298,6 +298,12 @@ impl Image {
         Ok(Self { root, manifests: vec![amd64, arm64, attestation], config, layers, others })
     }
 
+    /// The same with other bytes for its root, of the same media type: a manifest that lies, say.
+    pub fn with_root(mut self, content: Bytes) -> Self {
+        self.root = Item::new(&self.root.descriptor.media_type, Content::Bytes(content));
+        self
+    }
+
     /// Every blob: configurations and layers of all platforms.
     pub fn blobs(&self) -> impl Iterator<Item = &Item> {
         std::iter::once(&self.config).chain(&self.layers).chain(&self.others)

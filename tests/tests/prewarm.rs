@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use darter_tests::agent::Agent;
-use darter_tests::fake_ecr::{Auth, Kind};
-use darter_tests::image::Item;
+use darter_tests::fake_ecr::{Auth, Fault, Kind, Rule};
+use darter_tests::image::{Format, Image, Item};
 use darter_tests::net::Place;
 use darter_tests::process::{self, Output, Process};
 use darter_tests::scratch::Scratch;
@@ -210,6 +210,59 @@ async fn only_the_owner_of_the_unix_socket_can_order() -> Result<()> {
         ensure!(answer.starts_with("HTTP/1.0 400") && answer.contains(words), "{order}: {answer}");
     }
     Ok(())
+}
+
+#[tokio::test]
+async fn sizes_that_no_number_holds_together_fail_the_order_and_nothing_else() -> Result<()> {
+    if !can_run("sizes_that_no_number_holds_together_fail_the_order_and_nothing_else", &[Need::Darter]) {
+        return Ok(());
+    }
+    let pair = pair(&[4096]).await?;
+    let image = Image::new(Format::Oci, 8, &[4096, 8192])?;
+    let mut manifest: Value = serde_json::from_slice(&image.root.content.to_bytes())?;
+    for layer in 0..2 {
+        manifest["layers"][layer]["size"] = u64::MAX.into();
+    }
+    pair.ecr.push(&image.with_root(manifest.to_string().into()), REPOSITORY, "huge");
+    let order = serde_json::json!({"image": format!("{}/{REPOSITORY}:huge", pair.ecr.name())}).to_string();
+    let answer = by_socket(&pair.agent.admin_socket(), &order).await?;
+    let last = answer.lines().last().unwrap_or_default();
+    ensure!(last.contains(r#""event":"failed""#), "{answer}");
+    ensure!(!pair.agent.log().contains("panicked"), "{}", pair.agent.log());
+    Ok(())
+}
+
+#[tokio::test]
+async fn more_orders_than_are_carried_out_at_once_are_busy_and_probes_are_answered() -> Result<()> {
+    if !can_run("more_orders_than_are_carried_out_at_once_are_busy_and_probes_are_answered", &[Need::Darter]) {
+        return Ok(());
+    }
+    let pair = pair(&[4096]).await?;
+    let (socket, order) = (pair.agent.admin_socket(), serde_json::json!({"image": reference(&pair)}).to_string());
+    // The registry is silent: each order is held until whoever sent it is gone.
+    pair.ecr.inject(Rule::any().always(), Fault::Delay(Duration::MAX));
+    let mut orders = tokio::task::JoinSet::new();
+    for _ in 0..64 {
+        let (socket, order) = (socket.clone(), order.clone());
+        orders.spawn(async move { by_socket(&socket, &order).await });
+    }
+    for _ in 0..56 {
+        let answer = tokio::time::timeout(PATIENCE, orders.join_next()).await?.context("no order")???;
+        let last = answer.lines().last().unwrap_or_default();
+        ensure!(last.contains(r#""event":"failed","reason":"busy: 8 images"#), "{answer}");
+    }
+    // Connections that say nothing, as many as the socket takes and more: not the kubelet's matter.
+    let mut idle = Vec::new();
+    for _ in 0..80 {
+        idle.push(tokio::net::UnixStream::connect(&socket).await?);
+    }
+    let probe = tokio::time::timeout(Duration::from_secs(5), pair.agent.admin("/healthz")).await;
+    assert_eq!(probe.context("the probe waits for the unix socket")??.status, 200);
+    drop((idle, orders));
+    // Who was told "busy" gets it once there is room.
+    pair.ecr.clear_faults();
+    let done = async || Ok(by_socket(&socket, &order).await?.contains(r#""event":"done""#));
+    eventually("an order is taken again", done).await
 }
 
 async fn by_socket(socket: &Path, body: &str) -> Result<String> {

@@ -33,7 +33,8 @@ use crate::prewarm::Prewarm;
 
 pub use readiness::Watched;
 
-/// Prometheus, the kubelet and a person: more at once is a mistake or an attack.
+/// Prometheus, the kubelet and a person: more at once is a mistake or an attack. Each door has so
+/// many of its own: long orders on the unix socket must not keep the kubelet's probe out.
 const CONNECTIONS_MAX: usize = 64;
 /// A client that sends no head in this time is gone.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
@@ -102,28 +103,27 @@ impl Admin {
 
     /// Serves until `stop`.
     pub async fn run(self, stop: CancellationToken) {
-        let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
         let Self { listener, socket, answers } = self;
-        loop {
-            let Ok(place) = places.clone().acquire_owned().await else { break };
-            let unix = async {
-                match &socket {
-                    Some((listener, _)) => listener.accept().await,
-                    None => std::future::pending().await,
-                }
-            };
-            tokio::select! {
-                accepted = listener.accept() => match accepted {
+        let tcp = async {
+            let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+            while let Ok(place) = places.clone().acquire_owned().await {
+                match listener.accept().await {
                     Ok((stream, _)) => spawn(stream, Door::Tcp, &answers, place, &stop),
                     Err(error) => pause(&error).await,
-                },
-                accepted = unix => match accepted {
+                }
+            }
+        };
+        let unix = async {
+            let Some((listener, _)) = &socket else { return };
+            let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+            while let Ok(place) = places.clone().acquire_owned().await {
+                match listener.accept().await {
                     Ok((stream, _)) => spawn(stream, Door::Unix, &answers, place, &stop),
                     Err(error) => pause(&error).await,
-                },
-                () = stop.cancelled() => break,
+                }
             }
-        }
+        };
+        stop.run_until_cancelled(async { tokio::join!(tcp, unix) }).await;
         if let Some((_, path)) = socket
             && let Err(error) = std::fs::remove_file(&path)
         {

@@ -15,7 +15,7 @@ use darter_core::manifest::{Descriptor, Manifest, Platform};
 use darter_core::{Digest, ImageName, Reference};
 use futures_util::{Stream, StreamExt, stream};
 use serde::{Deserialize, Serialize};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 
 use crate::config::Config;
 use crate::images::{Asker, BlobFound, Images};
@@ -25,6 +25,9 @@ use crate::sites::Sites;
 
 /// Events that may wait for a slow reader; past it the work waits too.
 const EVENTS_MAX: usize = 64;
+/// Orders carried out at once. `darter prewarm` sends one after the other and the network is full with
+/// a few images; more would only take ingests and connections from the pulls of pods.
+const ORDERS_MAX: usize = 8;
 /// A blob tells its progress this often.
 const TELL_EVERY: Duration = Duration::from_millis(200);
 
@@ -93,6 +96,7 @@ pub struct Prewarm {
     layers: usize,
     patience: Duration,
     cri: Option<PathBuf>,
+    orders: Arc<Semaphore>,
 }
 
 /// Why an image could not be brought here.
@@ -116,6 +120,8 @@ enum PrewarmError {
     Broken(Digest, String),
     #[error("containerd did not pull the image")]
     Cri(#[from] cri::CriError),
+    #[error("busy: {ORDERS_MAX} images are being brought here already; try again when one of them is here")]
+    Busy,
     #[error("whoever ordered it is gone")]
     Gone,
 }
@@ -130,6 +136,7 @@ impl Prewarm {
             layers: config.mirror.prefetch_layers,
             patience: config.mirror.stall.0,
             cri: config.containerd.socket.clone(),
+            orders: Arc::new(Semaphore::new(ORDERS_MAX)),
         }
     }
 
@@ -138,7 +145,7 @@ impl Prewarm {
         let (events, receiver) = mpsc::channel(EVENTS_MAX);
         tokio::spawn(async move {
             let outcome = tokio::select! {
-                outcome = self.image(&order, &events) => outcome,
+                outcome = self.carry_out(&order, &events) => outcome,
                 () = events.closed() => Err(PrewarmError::Gone),
             };
             let last = outcome.unwrap_or_else(|error| Event::Failed { reason: chain(&error).to_string() });
@@ -146,6 +153,12 @@ impl Prewarm {
             let _ = events.send(last).await;
         });
         stream::unfold(receiver, |mut receiver| async { receiver.recv().await.map(|event| (event, receiver)) })
+    }
+
+    async fn carry_out(&self, order: &Order, events: &mpsc::Sender<Event>) -> Result<Event, PrewarmError> {
+        // Refused and not queued: whoever waits here holds a connection of the admin socket.
+        let _place = self.orders.try_acquire().map_err(|_| PrewarmError::Busy)?;
+        self.image(order, events).await
     }
 
     async fn image(&self, order: &Order, events: &mpsc::Sender<Event>) -> Result<Event, PrewarmError> {
@@ -156,7 +169,8 @@ impl Prewarm {
         let (digest, blobs) = self.manifest(&asker, &name).await?;
         let sizes = blobs.iter().map(|blob| BlobSize { digest: blob.digest.to_string(), size: blob.size });
         tell(events, Event::Image { digest: digest.to_string(), blobs: sizes.collect() }).await?;
-        let bytes = blobs.iter().map(|blob| blob.size).sum();
+        // The sizes are the registry's word: a sum that is no number must not end the agent's task.
+        let bytes = blobs.iter().map(|blob| blob.size).fold(0, u64::saturating_add);
         let blobs: Vec<_> = blobs.iter().map(|blob| self.blob(&asker, blob, events)).collect();
         let mut coming = stream::iter(blobs).buffer_unordered(self.layers);
         while let Some(outcome) = coming.next().await {

@@ -19,7 +19,7 @@ use super::{PullError, State, Wanted};
 use crate::log::chain;
 use crate::metrics::{Metrics, RegistryLabels};
 use crate::origin::{BlobStream, OriginError};
-use crate::store::{Blob, Ingest, Store};
+use crate::store::{Blob, Ingest, Store, StoreError};
 
 /// The operator's choices.
 #[derive(Debug, Clone, Copy)]
@@ -86,7 +86,13 @@ pub(super) async fn fetch(
         begun = begin(store, wanted) => begun,
         () = &mut ended => Err(PullError::Abandoned),
     };
-    let (ingest, first) = begun?;
+    let (ingest, first) = match begun {
+        // The pull before this one was abandoned with its last byte written, and came whole after all.
+        Err(PullError::Store(error)) if matches!(*error, StoreError::Present(_)) => {
+            return store.look_up(&wanted.digest).await.ok_or(PullError::Store(error));
+        }
+        begun => begun?,
+    };
     let size = ingest.layout().size();
     state.send_replace(State::Coming(ingest.reader()));
     let missing = missing(&ingest);

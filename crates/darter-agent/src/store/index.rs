@@ -47,11 +47,15 @@ pub(super) enum Slot {
     },
 }
 
+/// That somebody holds the writing end of an ingest.
+#[derive(Debug)]
+pub(super) struct Handle;
+
 /// What happens to an ingest.
 #[derive(Debug)]
 pub(super) enum Phase {
-    /// Somebody writes it.
-    Running,
+    /// Somebody writes it. Without a handle it is ending: what was queued is still written and hashed.
+    Running(Weak<Handle>),
     /// What an earlier life of the agent left is being hashed.
     Verifying,
     /// Nothing. What is known of its bytes is kept, so that going on needs no hashing; `None` after
@@ -182,8 +186,13 @@ impl Index {
     pub(super) fn begin(&mut self, digest: &Digest, size: u64, phase: Phase) -> Result<Begin, StoreError> {
         let known = match self.slots.get_mut(digest) {
             Some(Slot::Blob(_)) => return Err(StoreError::Present(*digest)),
-            Some(Slot::Ingest { phase: Phase::Running, .. }) => return Err(StoreError::Busy(*digest)),
-            Some(Slot::Leaving { .. } | Slot::Ingest { phase: Phase::Verifying, .. }) => return Ok(Begin::Wait),
+            Some(Slot::Ingest { phase: Phase::Running(handle), .. }) if handle.strong_count() > 0 => {
+                return Err(StoreError::Busy(*digest));
+            }
+            // Each of them frees the slot by itself, and says so.
+            Some(Slot::Leaving { .. } | Slot::Ingest { phase: Phase::Running(_) | Phase::Verifying, .. }) => {
+                return Ok(Begin::Wait);
+            }
             _ if self.running >= INGESTS_MAX => return Err(StoreError::Crowded),
             Some(Slot::Ingest { size: had, .. }) if *had != size => {
                 self.leave(digest);
@@ -298,11 +307,12 @@ impl Index {
 }
 
 const fn is_running(slot: &Slot) -> bool {
-    matches!(slot, Slot::Ingest { phase: Phase::Running | Phase::Verifying, .. })
+    matches!(slot, Slot::Ingest { phase: Phase::Running(_) | Phase::Verifying, .. })
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
     use std::time::Duration;
 
     use super::*;
@@ -313,6 +323,10 @@ mod tests {
 
     fn digest(n: u8) -> Digest {
         Digest::of(&[n])
+    }
+
+    fn running(handle: &Arc<Handle>) -> Phase {
+        Phase::Running(Arc::downgrade(handle))
     }
 
     fn blob(used: u64) -> Slot {
@@ -340,27 +354,39 @@ mod tests {
 
     #[test]
     fn a_digest_has_one_ingest_and_its_bytes_count_once() {
-        let mut index = Index::default();
-        assert!(matches!(index.begin(&digest(1), 10, Phase::Running), Ok(Begin::Fresh)));
-        assert!(matches!(index.begin(&digest(1), 10, Phase::Running), Err(StoreError::Busy(_))));
+        let (mut index, handle) = (Index::default(), Arc::new(Handle));
+        assert!(matches!(index.begin(&digest(1), 10, running(&handle)), Ok(Begin::Fresh)));
+        assert!(matches!(index.begin(&digest(1), 10, running(&handle)), Err(StoreError::Busy(_))));
         index.park(&digest(1), None);
         assert!(matches!(index.begin(&digest(1), 10, Phase::Verifying), Ok(Begin::Resumed(None))));
-        assert!(matches!(index.begin(&digest(1), 10, Phase::Running), Ok(Begin::Wait)));
+        assert!(matches!(index.begin(&digest(1), 10, running(&handle)), Ok(Begin::Wait)));
         index.park(&digest(1), None);
         assert_eq!(index.bytes(), 10);
-        assert!(matches!(index.begin(&digest(1), 11, Phase::Running), Ok(Begin::Replace)));
-        assert!(matches!(index.begin(&digest(1), 11, Phase::Running), Ok(Begin::Wait)));
+        assert!(matches!(index.begin(&digest(1), 11, running(&handle)), Ok(Begin::Replace)));
+        assert!(matches!(index.begin(&digest(1), 11, running(&handle)), Ok(Begin::Wait)));
         index.take(&digest(1));
         assert_eq!((index.bytes(), index.running), (0, 0));
     }
 
     #[test]
+    fn an_ingest_whose_handle_is_gone_is_waited_for() {
+        let (mut index, handle) = (Index::default(), Arc::new(Handle));
+        assert!(matches!(index.begin(&digest(1), 10, running(&handle)), Ok(Begin::Fresh)));
+        drop(handle);
+        let next = Arc::new(Handle);
+        assert!(matches!(index.begin(&digest(1), 10, running(&next)), Ok(Begin::Wait)));
+        index.park(&digest(1), None);
+        assert!(matches!(index.begin(&digest(1), 10, running(&next)), Ok(Begin::Resumed(None))));
+        assert!(matches!(index.begin(&digest(1), 10, running(&next)), Err(StoreError::Busy(_))));
+    }
+
+    #[test]
     fn ingests_at_once_have_a_bound() {
-        let mut index = Index::default();
+        let (mut index, handle) = (Index::default(), Arc::new(Handle));
         for n in 0..INGESTS_MAX {
             let digest = Digest::of(&n.to_le_bytes());
-            assert!(index.begin(&digest, 1, Phase::Running).is_ok());
+            assert!(index.begin(&digest, 1, running(&handle)).is_ok());
         }
-        assert!(matches!(index.begin(&Digest::of(b"more"), 1, Phase::Running), Err(StoreError::Crowded)));
+        assert!(matches!(index.begin(&Digest::of(b"more"), 1, running(&handle)), Err(StoreError::Crowded)));
     }
 }

@@ -14,6 +14,7 @@ use darter_core::range::Span;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
 use super::blob::Blob;
+use super::index::Handle;
 use super::lock;
 use super::ranges::Ranges;
 use super::state::StoreError;
@@ -62,6 +63,8 @@ pub struct Ingest {
     queue: mpsc::Sender<Message>,
     reader: IngestReader,
     outcome: tokio::sync::Mutex<Option<oneshot::Receiver<Result<Blob, StoreError>>>>,
+    /// The slot sees by it whether this end is gone.
+    _handle: Arc<Handle>,
 }
 
 /// What trails an ingest. Cheap to clone.
@@ -80,6 +83,7 @@ impl Ingest {
         queue: mpsc::Sender<Message>,
         reader: IngestReader,
         outcome: oneshot::Receiver<Result<Blob, StoreError>>,
+        handle: Arc<Handle>,
     ) -> Self {
         let budget = usize::try_from(IN_FLIGHT_BYTES).unwrap_or(usize::MAX);
         Self {
@@ -89,6 +93,7 @@ impl Ingest {
             queue,
             reader,
             outcome: tokio::sync::Mutex::new(Some(outcome)),
+            _handle: handle,
         }
     }
 

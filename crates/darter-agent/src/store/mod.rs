@@ -5,11 +5,12 @@
 //! answers 404; the agent goes on, and the store recovers by itself in `run`.
 //!
 //! Code map: `disk` paths, lock and file calls; `record` what vouches for a piece; `journal` what
-//! was complete; `index` what is here and who leaves; `tally` the hashes of an ingest; `ingest` and
+//! was complete; `index` and `admit` what is here and who leaves; `tally` the hashes of an ingest; `ingest` and
 //! `writer` its two ends; `scan` the start; `upkeep` the background; `scrub` re-hashing;
 //! `containerd` blobs that containerd keeps; `warm` the page cache.
 //! Not here: who may read a blob, where it comes from.
 
+mod admit;
 mod blob;
 mod containerd;
 mod disk;
@@ -48,10 +49,11 @@ pub use ingest::{Ingest, IngestReader, Progress};
 pub use state::{DiskError, State, StoreError, Usage};
 pub use warm::warm;
 
+use self::admit::{Victims, admit};
 use self::blob::Open;
 use self::containerd::ContentStore;
 use self::disk::{Disk, Shelf};
-use self::index::{Begin, Index, Phase};
+use self::index::{Begin, Handle, Index};
 use self::journal::{Contents, Journal, Line};
 use self::space::Limits;
 use self::writer::Claim;
@@ -203,6 +205,7 @@ impl Store {
 
     /// Starts the only ingest of a digest, or goes on with a parked one. Makes room by eviction.
     ///
+    /// One whose `Ingest` was just dropped still writes and hashes what was queued: this waits for it.
     /// After a restart of the agent this waits until what is there was hashed (`run` does it ahead).
     pub async fn ingest(&self, digest: &Digest, size: u64) -> Result<Ingest, StoreError> {
         loop {
@@ -257,9 +260,15 @@ impl Shared {
 
     /// Makes room and takes the slot. Whoever only has to wait changed nothing, and wakes nobody: not
     /// even itself.
-    fn admit(&self, digest: &Digest, size: u64, limits: &Limits) -> Result<(Begin, Vec<(Shelf, Digest)>), StoreError> {
+    fn admit(
+        &self,
+        digest: &Digest,
+        size: u64,
+        limits: &Limits,
+        handle: &Arc<Handle>,
+    ) -> Result<(Begin, Victims), StoreError> {
         let mut index = lock(&self.index);
-        let admitted = admit(&mut index, digest, size, limits)?;
+        let admitted = admit(&mut index, digest, size, limits, handle)?;
         self.metrics.store_bytes.set(i64::try_from(index.bytes()).unwrap_or(i64::MAX));
         drop(index);
         if !matches!(admitted.0, Begin::Wait) {
@@ -334,12 +343,13 @@ impl Shared {
             let reason = "its directory is not ours yet".to_owned();
             return Err(StoreError::Unavailable { reason });
         }
-        let (begun, victims) = self.admit(digest, size, &limits)?;
+        let handle = Arc::new(Handle);
+        let (begun, victims) = self.admit(digest, size, &limits, &handle)?;
         self.evict(&victims, "ingest");
         let claim = || Claim::new(Arc::clone(self), *digest, size);
         match begun {
-            Begin::Fresh => writer::start(claim(), true, None).map(Some),
-            Begin::Resumed(known) => writer::start(claim(), false, known).map(Some),
+            Begin::Fresh => writer::start(claim(), true, None, handle).map(Some),
+            Begin::Resumed(known) => writer::start(claim(), false, known, handle).map(Some),
             Begin::Wait => Ok(None),
             Begin::Replace => {
                 self.remove(Shelf::Ingest, &[*digest]);
@@ -454,33 +464,6 @@ impl Shared {
         }
         *state = new;
     }
-}
-
-type Victims = Vec<(Shelf, Digest)>;
-
-/// Gives a slot to an ingest, and marks who has to leave for it. `Full` changes nothing.
-fn admit(index: &mut Index, digest: &Digest, size: u64, limits: &Limits) -> Result<(Begin, Victims), StoreError> {
-    let begun = index.begin(digest, size, Phase::Running)?;
-    if !matches!(begun, Begin::Fresh) {
-        return Ok((begun, Vec::new()));
-    }
-    let excess = index.bytes().saturating_sub(limits.capacity(index));
-    match index.victims(excess, index.excess_slots()) {
-        Ok(victims) => Ok((begun, leave_all(index, victims))),
-        Err(_) => {
-            index.take(digest);
-            Err(StoreError::Full { size, source: None })
-        }
-    }
-}
-
-fn leave_all(index: &mut Index, victims: Vec<Digest>) -> Victims {
-    let leave = |digest: Digest| {
-        let shelf = if index.blob(&digest).is_some() { Shelf::Blobs } else { Shelf::Ingest };
-        index.leave(&digest);
-        (shelf, digest)
-    };
-    victims.into_iter().map(leave).collect()
 }
 
 /// A number that nobody can foresee, below `bound`.

@@ -13,12 +13,13 @@ use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, UTIME_OMIT, utimensat};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use super::admit::leave_all;
 use super::disk::{Disk, Shelf};
 use super::journal::{Journal, Line};
 use super::record::Record;
 use super::space::Limits;
 use super::state::{DiskError, State};
-use super::{Mount, Shared, leave_all, lock, scan, scrub, writer};
+use super::{Mount, Shared, lock, scan, scrub, writer};
 
 /// How often free space is looked at: other programs fill the disk without telling us, and the
 /// kubelet looks every 10 s.

@@ -18,7 +18,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::Shared;
 use super::blob::{Blob, Open};
 use super::disk::{Disk, Shelf};
-use super::index::{Entry, Phase, Slot};
+use super::index::{Entry, Handle, Phase, Slot};
 use super::ingest::{Ingest, IngestReader, Message, Progress, QUEUE};
 use super::record::Record;
 use super::state::{DiskError, StoreError};
@@ -72,11 +72,16 @@ impl Drop for Claim {
 
 /// Opens the files of an ingest and starts its writer. Blocks: on a resume after a restart, for as
 /// long as hashing what is there takes.
-pub(super) fn start(claim: Claim, fresh: bool, known: Option<Box<Tally>>) -> Result<Ingest, StoreError> {
+pub(super) fn start(
+    claim: Claim,
+    fresh: bool,
+    known: Option<Box<Tally>>,
+    handle: Arc<Handle>,
+) -> Result<Ingest, StoreError> {
     let shared = Arc::clone(&claim.shared);
     let (digest, size) = (claim.digest, claim.size);
     match open(&claim, fresh, known) {
-        Ok((file, record, tally)) => Ok(spawn(claim, file, record, tally)),
+        Ok((file, record, tally)) => Ok(spawn(claim, file, record, tally, handle)),
         Err(error) => {
             if fresh {
                 claim.discard()
@@ -114,14 +119,14 @@ fn open(claim: &Claim, fresh: bool, known: Option<Box<Tally>>) -> Result<(Arc<Fi
     Ok((Arc::new(file), record, tally))
 }
 
-fn spawn(claim: Claim, file: Arc<File>, record: Record, tally: Box<Tally>) -> Ingest {
+fn spawn(claim: Claim, file: Arc<File>, record: Record, tally: Box<Tally>, handle: Arc<Handle>) -> Ingest {
     let (queue, messages) = mpsc::channel(QUEUE);
     // What is found whole is hashed at once; until then nothing says that these are its bytes.
     let readable = if tally.is_full() { 0 } else { tally.readable() };
     let (progress, watching) = watch::channel(Progress::Readable(readable));
     let (outcome, waiting) = oneshot::channel();
     let reader = IngestReader::new(claim.digest, claim.size, Arc::clone(&file), watching);
-    let ingest = Ingest::new(Layout::new(claim.size), tally.written().clone(), queue, reader, waiting);
+    let ingest = Ingest::new(Layout::new(claim.size), tally.written().clone(), queue, reader, waiting, handle);
     let writer = Writer { claim, file, record, tally, progress, buffer: Vec::new() };
     tokio::task::spawn_blocking(move || writer.run(messages, outcome));
     ingest
@@ -243,7 +248,7 @@ pub(super) fn verify_parked(shared: &Arc<Shared>, digest: &Digest, size: u64) {
     let begun = shared.change(|index| index.begin(digest, size, Phase::Verifying));
     let Ok(super::index::Begin::Resumed(known)) = begun else { return };
     // Dropped at once: its writer completes what is full and parks what is not.
-    if let Err(error) = start(Claim::new(Arc::clone(shared), *digest, size), false, known) {
+    if let Err(error) = start(Claim::new(Arc::clone(shared), *digest, size), false, known, Arc::new(Handle)) {
         tracing::warn!(%digest, %error, "cannot go on with an ingest");
     }
 }

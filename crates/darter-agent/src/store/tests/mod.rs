@@ -319,6 +319,24 @@ async fn a_digest_has_one_ingest_and_a_dropped_one_goes_on_to_the_byte() {
 }
 
 #[tokio::test]
+async fn a_dropped_ingest_that_still_writes_is_waited_for_and_resumed() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path()).await;
+    let (size, step) = (16 * MIB, MIB);
+    let content = seeded(15, size);
+    let digest = Digest::of(&content);
+    for start in (0..size).step_by(usize::try_from(step).unwrap()) {
+        let ingest = store.ingest(&digest, size).await.unwrap();
+        assert_eq!(ingest.next_missing(0), Some(span(start, size)), "all that was queued is kept");
+        ingest.write(start, slice(&content, span(start, start + step))).await.unwrap();
+        drop(ingest);
+    }
+    // The last one was dropped with everything written: it completes, and whoever waits learns it.
+    assert!(matches!(store.ingest(&digest, size).await, Err(StoreError::Present(_))));
+    assert_eq!(content_of(&store.get(&digest).unwrap()).await, content);
+}
+
+#[tokio::test]
 async fn a_reader_learns_that_nobody_writes_any_more() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path()).await;
