@@ -5,6 +5,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::store::index::Phase;
 
 /// The directory as a crash at this moment leaves it.
 fn crash(dir: &Path) -> tempfile::TempDir {

@@ -15,6 +15,7 @@ use rand::seeded;
 use super::index::Slot;
 use super::*;
 use crate::config::Space;
+use crate::store::index::Phase;
 
 const MIB: u64 = 1024 * 1024;
 
