@@ -84,6 +84,9 @@ impl Agent {
         for problem in preflight.problems() {
             warn!(%problem, "containerd may not use the mirror");
         }
+        for left in &preflight.left {
+            warn!("{left}; certs_d.adopt = true takes it out");
+        }
         let certs_d = CertsD::new(&config, &config.registries, config.mirror.listen, metrics.clone());
         let sites = Arc::new(sites(&config, &certs_d, &metrics).await?);
         let content_store = preflight.content_store().filter(|_| config.containerd.content_store == ContentStore::Auto);

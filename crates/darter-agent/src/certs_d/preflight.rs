@@ -6,11 +6,14 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::path::{Component, Path, PathBuf};
 
+use darter_core::Registry;
 use darter_core::containerd_config::{self as core, Judgement, Severity, Verdict, Version};
+use darter_core::hosts_toml::Foreign;
 use serde::Serialize;
 
+use super::site::Site;
 use super::{CertsDError, files, site};
-use crate::config::Config;
+use crate::config::{Config, RegistryConfig};
 
 /// containerd itself has no limit; a host with more has a loop that paths do not show.
 const IMPORTS_MAX: usize = 256;
@@ -24,9 +27,27 @@ pub struct Preflight {
     pub honoured: bool,
     /// The files that were read, in containerd's order.
     pub files: Vec<PathBuf>,
+    /// What Dragonfly or Spegel left in the hosts.toml of a registry; `certs_d.adopt` takes it out.
+    pub left: Vec<Left>,
     /// What they say.
     #[serde(flatten)]
     pub judgement: Judgement,
+}
+
+/// A host that another program left in a hosts.toml.
+#[derive(Debug, Clone, Serialize)]
+pub struct Left {
+    /// Of which registry.
+    pub registry: Registry,
+    /// Whose it is.
+    pub by: Foreign,
+}
+
+impl fmt::Display for Left {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { registry, by } = self;
+        write!(f, "{by} has a host in the hosts.toml of {registry}")
+    }
 }
 
 /// Judges this host where the version of its containerd is not known.
@@ -48,7 +69,25 @@ pub fn preflight_for(config: &Config, version: Option<Version>) -> Preflight {
         judgement.add(verdict);
     }
     let files: Vec<PathBuf> = files.into_iter().map(|(path, _)| path).collect();
-    Preflight { certs_d: certs_d.clone(), honoured: !files.is_empty() && judgement.is_honoured(), files, judgement }
+    Preflight {
+        certs_d: certs_d.clone(),
+        honoured: !files.is_empty() && judgement.is_honoured(),
+        files,
+        left: left(config),
+        judgement,
+    }
+}
+
+/// A file that cannot be read is the writer's to report: it will not be written either.
+fn left(config: &Config) -> Vec<Left> {
+    let later_roots = later_roots(config);
+    let by = |registry: &RegistryConfig| {
+        let wanted = super::wanted(config, registry, config.mirror.listen);
+        let site = Site { root: config.certs_d.path.clone(), later_roots: later_roots.clone(), wanted };
+        let found = site.left_by().unwrap_or_default().into_iter();
+        found.map(|by| Left { registry: registry.name.clone(), by }).collect::<Vec<_>>()
+    };
+    config.registries.iter().flat_map(by).collect()
 }
 
 /// The roots that containerd looks at only where ours has nothing.
@@ -132,6 +171,9 @@ impl fmt::Display for Preflight {
                 Severity::Note => "note",
             };
             writeln!(f, "  {severity}: {}\n    {}", verdict.message, verdict.way_out)?;
+        }
+        for left in &self.left {
+            writeln!(f, "  note: {left}\n    certs_d.adopt = true takes it out and keeps a backup")?;
         }
         for file in &self.files {
             writeln!(f, "  read {}", file.display())?;

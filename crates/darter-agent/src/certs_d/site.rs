@@ -330,6 +330,17 @@ impl Site {
         Ok(now.is_some_and(|now| hosts_toml::verify(&now.text, &self.wanted)))
     }
 
+    /// Which of the programs that darter takes the place of have a host in the file.
+    pub(super) fn left_by(&self) -> Result<Vec<Foreign>, CertsDError> {
+        let dir = self.dir();
+        let base = self.base(&dir, &Found::read(&dir)?)?;
+        let mut found =
+            merged_anyway(base.text.as_deref(), &self.wanted).map(|merged| merged.found).unwrap_or_default();
+        found.retain(|by| *by != Foreign::Other);
+        found.dedup();
+        Ok(found)
+    }
+
     /// What others want asked for this registry.
     pub(super) fn foreign_origins(&self) -> Result<(Vec<ForeignOrigin>, Vec<LeftOut>), CertsDError> {
         let dir = self.dir();

@@ -294,10 +294,21 @@ fn no_write_mode_writes_nothing_and_says_what_the_file_should_be() {
 }
 
 #[test]
+fn preflight_names_what_dragonfly_and_spegel_left() {
+    for (text, by) in [(DRAGONFLY, vec![Foreign::Dragonfly]), (SPEGEL, vec![Foreign::Spegel]), (HARBOR, vec![])] {
+        let host = Host::with(&[(&format!("{REGISTRY}/hosts.toml"), text)]);
+        let found = crate::certs_d::preflight(&host.config);
+        assert_eq!(found.left.iter().map(|left| left.by).collect::<Vec<_>>(), by);
+        assert_eq!(found.to_string().contains("certs_d.adopt"), !by.is_empty());
+    }
+}
+
+#[test]
 fn a_registry_that_is_off_gets_no_file() {
     let mut host = Host::new();
     host.config.registries[0].access = Some(Access::Off);
-    assert!(matches!(host.round(true), HostsState::Absent { .. }));
+    assert_eq!(host.round(true), HostsState::Closed);
+    assert_eq!(HostsState::Closed.check(), darter_core::ready::State::Ok, "what the operator chose is no fault");
     assert_eq!(host.tree().len(), 0, "not even certs.d itself");
 }
 
