@@ -297,7 +297,7 @@ fn no_write_mode_writes_nothing_and_says_what_the_file_should_be() {
 fn preflight_names_what_dragonfly_and_spegel_left() {
     for (text, by) in [(DRAGONFLY, vec![Foreign::Dragonfly]), (SPEGEL, vec![Foreign::Spegel]), (HARBOR, vec![])] {
         let host = Host::with(&[(&format!("{REGISTRY}/hosts.toml"), text)]);
-        let found = crate::certs_d::preflight(&host.config);
+        let found = preflight(&host.config);
         assert_eq!(found.left.iter().map(|left| left.by).collect::<Vec<_>>(), by);
         assert_eq!(found.to_string().contains("certs_d.adopt"), !by.is_empty());
     }
