@@ -4,7 +4,7 @@
 //! opens only what that repository is known to hold: manifests that were seen in it, and what they
 //! refer to. Not here: how a proof is got (a HEAD or GET at the origin, by `darter_agent::access`).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use crate::digest::Digest;
@@ -144,11 +144,6 @@ impl Proofs {
     /// A manifest of `place` that a proof can ask the origin for.
     pub fn witness(&self, place: &Place) -> Option<Digest> {
         self.places.get(place).and_then(|content| content.manifest)
-    }
-
-    /// The repositories that are known to hold anything: for tests and status pages.
-    pub fn places(&self) -> BTreeSet<Place> {
-        self.places.keys().cloned().collect()
     }
 }
 

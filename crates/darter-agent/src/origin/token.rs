@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use darter_core::access::CredentialKey;
+use darter_core::oci::percent_encode;
 use http::{HeaderValue, Uri};
 use serde::Deserialize;
 use tokio::time::Instant;
@@ -15,7 +16,7 @@ use super::challenge::Bearer;
 use super::credential::{Basic, Credential, sensitive};
 use super::send::{Ask, Wire, check, collect};
 use super::slots::Slots;
-use super::url::{Place, encode};
+use super::url::Place;
 
 /// Tokens kept: one for each repository and credential in use on a node, of about 2 KiB.
 const TOKENS_MAX: usize = 1024;
@@ -125,8 +126,9 @@ fn read(content: &[u8], now: Instant) -> Result<Token, OriginError> {
 fn token_url(bearer: &Bearer, scope: &str) -> Option<Uri> {
     let realm = bearer.realm.split('#').next()?;
     let separator = if realm.contains('?') { '&' } else { '?' };
-    let service = bearer.service.as_ref().map(|service| format!("service={}&", encode(service))).unwrap_or_default();
-    let uri: Uri = format!("{realm}{separator}{service}scope={}", encode(scope)).parse().ok()?;
+    let service =
+        bearer.service.as_ref().map(|service| format!("service={}&", percent_encode(service))).unwrap_or_default();
+    let uri: Uri = format!("{realm}{separator}{service}scope={}", percent_encode(scope)).parse().ok()?;
     Place::of(&uri).map(|_| uri)
 }
 

@@ -200,11 +200,6 @@ impl Pulls {
         Reader::wait_for_first_byte(ingest, pull, state).await
     }
 
-    /// Whether a pull of this blob is running.
-    pub fn is_running(&self, digest: &Digest) -> bool {
-        lock(&self.0.running).contains_key(digest)
-    }
-
     /// Notes that a body of this blob was cut short: for a while it is answered 404 at once, so
     /// that containerd goes on at the origin instead of coming back to the same failure.
     pub fn hand_over(&self, digest: Digest) {
