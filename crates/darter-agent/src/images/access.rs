@@ -8,7 +8,6 @@ use std::time::Instant;
 
 use darter_core::access::{CredentialKey, Limits, Place, Proof, Proofs};
 use darter_core::manifest::Manifest;
-use darter_core::range::Span;
 use darter_core::{Digest, Reference};
 
 use super::away::Away;
@@ -161,8 +160,7 @@ impl Gate {
         if self.is_open(&place, &digest, credential) {
             return Ok(Proved { size: self.proofs().size(&place, &digest) });
         }
-        let first_byte = Span { start: 0, end: 1 };
-        let answer = asker.site.origin.blob(&asker.repository, &digest, Some(first_byte), credential).await;
+        let answer = asker.site.origin.first_byte(&asker.repository, &digest, credential).await;
         let stream = self.learn(asker, credential, answer)?;
         self.proofs().saw_blob(Instant::now(), &place, digest, stream.size);
         Ok(Proved { size: stream.size })

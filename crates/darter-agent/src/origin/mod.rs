@@ -207,6 +207,29 @@ impl Origin {
         span: Option<Span>,
         credential: &Credential,
     ) -> Result<BlobStream, OriginError> {
+        self.blob_by(repository, digest, span, credential, Some(*digest)).await
+    }
+
+    /// The first byte of a blob, asked of the registry itself and not by a signed URL that is known:
+    /// the storage behind one would go on giving it to a credential that the registry refuses by now.
+    pub async fn first_byte(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        credential: &Credential,
+    ) -> Result<BlobStream, OriginError> {
+        self.blob_by(repository, digest, Some(Span { start: 0, end: 1 }), credential, None).await
+    }
+
+    /// A blob, by the redirect that is known for `known`, if one is.
+    async fn blob_by(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        span: Option<Span>,
+        credential: &Credential,
+        known: Option<Digest>,
+    ) -> Result<BlobStream, OriginError> {
         let job = Job {
             method: Method::GET,
             path: format!("{repository}/blobs/{digest}"),
@@ -216,7 +239,7 @@ impl Origin {
             range: span.filter(|span| !span.is_empty()),
             weight: Weight::Body,
             by_tag: false,
-            blob: Some(*digest),
+            blob: known,
         };
         let Answer { response, permit } = self.0.fetch(&job, credential).await?;
         BlobStream::new(response, job.range, self.0.body.clone(), permit)

@@ -59,6 +59,15 @@ async fn when_a_signature_is_over_the_registry_is_asked_once() {
 }
 
 #[tokio::test]
+async fn a_proof_of_access_is_asked_of_the_registry_whatever_is_signed() {
+    let (server, _storage, _) = pair().await;
+    let origin = origin(&server).await;
+    blob(&origin, None, &caller()).await.unwrap();
+    origin.first_byte(&repository(), &Digest::of(CONTENT), &caller()).await.unwrap();
+    assert_eq!(server.seen().len(), 2, "the storage would not know that the credential was revoked");
+}
+
+#[tokio::test]
 async fn a_signature_is_not_used_for_another_credential() {
     let (server, _storage, _) = pair().await;
     let origin = origin(&server).await;
