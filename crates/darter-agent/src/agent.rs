@@ -12,7 +12,7 @@ use tracing::{error, info, warn};
 
 use crate::admin::{Admin, AdminError, Watched};
 use crate::certs_d::{self, CertsD};
-use crate::config::{Config, ContentStore, Discover, RegistryConfig};
+use crate::config::{Access, Config, ContentStore, Discover, RegistryConfig};
 use crate::images::Images;
 use crate::imds;
 use crate::log::chain;
@@ -189,7 +189,12 @@ async fn sites(config: &Config, certs_d: &CertsD, metrics: &Arc<Metrics>) -> Res
         let foreign = certs_d.foreign_origins(&registry.name);
         let origin = Origin::new(config, registry, foreign, &shared, metrics.clone())
             .map_err(|source| AgentError::Origin { registry: registry.name.clone(), source })?;
-        sites.push(Site::new(registry.clone(), origin));
+        let site = Site::new(registry.clone(), origin);
+        if site.access() == Some(Access::Node) && !site.origin.has_node_credential() {
+            warn!(registry = %registry.name, "access = \"node\", and this node has no credential for it: give \
+                username and password_file, or docker_config");
+        }
+        sites.push(site);
     }
     Ok(Sites::new(sites, config.mirror.default_registry.clone()))
 }
