@@ -259,5 +259,7 @@ async fn memory(report: &mut Report) -> Result<()> {
         Some(80.0),
         conditions,
     );
+    let idle = mib(stage.agent.usage()?.resident_bytes);
+    report.add("resident, idle after the pulls", idle, "MiB", Better::Lower, Some(30.0), "at once after the last");
     Ok(())
 }
