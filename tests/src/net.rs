@@ -204,6 +204,11 @@ impl Network {
         shape(&self.hub, &port(number), bytes_per_second)
     }
 
+    /// Limits what the programs of a node say to each other to so many bytes a second.
+    pub fn shape_loopback(&self, number: usize, bytes_per_second: u64) -> Result<()> {
+        shape(&self.nodes[number], "lo", bytes_per_second)
+    }
+
     /// Limits what all nodes together get from the hub. Nodes reach each other unlimited.
     pub fn shape_hub(&self, bytes_per_second: u64) -> Result<()> {
         // Only what the hub itself sends leaves through the bridge's own device.

@@ -4,9 +4,10 @@
 //! An incomplete blob is one stream (200 to `bytes=0-`), because only a stream can be handed over; a
 //! complete one is chunks.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use darter_tests::agent::{Agent, Options};
 use darter_tests::containerd;
 use darter_tests::emulator::{Emulator, End, Host};
 use darter_tests::fake_ecr::{Auth, Kind};
@@ -42,6 +43,130 @@ async fn a_cold_pull_by_chunks_is_one_stream_a_layer_and_the_next_one_is_chunks(
     assert_eq!(stage.ecr.blob_bytes(), 0, "{}", stage.story());
     let now = stage.metric("darter_mirror_requests_total", &[("kind", "blob"), ("code", "206")]).await? - chunks;
     ensure!(now >= 10.0, "{now} chunks of 1 MiB of two layers of 6 and 4\n{}", stage.story());
+    Ok(())
+}
+
+/// A node whose agent has the image, and whose containerd has nothing of it and reads it from the agent
+/// in chunks of 1 MiB that take their time.
+async fn warm(change: impl FnOnce(Options) -> Options) -> Result<Stage> {
+    let options = containerd::Options { concurrent_layer_fetch_buffer: MIB, ..containerd::Options::default() };
+    let mut stage = Stage::with(Release::V2, &[24 * MIB], Auth::Public, &options).await?;
+    stage.start(change(stage.options("public").set("agent.drain", "20s"))).await?;
+    stage.pull().await?;
+    stage.containerd.forget().await?;
+    stage.ecr.reset_counts();
+    stage.network.shape_loopback(0, 6 * MIB)?;
+    Ok(stage)
+}
+
+/// Waits until containerd has asked the agent for the layer, and for some of its chunks.
+async fn in_mid_pull(stage: &Stage, agent: &Agent, code: &str, requests: f64) -> Result<()> {
+    let labels = [("kind", "blob"), ("source", "cache"), ("code", code)];
+    let before = agent.metrics().await?.sum("darter_mirror_requests_total", &labels);
+    eventually("containerd is in mid-pull", async || {
+        Ok(agent.metrics().await?.sum("darter_mirror_requests_total", &labels) >= before + requests)
+    })
+    .await
+    .with_context(|| stage.story())
+}
+
+#[tokio::test]
+async fn sigterm_in_a_pull_by_chunks_waits_for_its_last_chunk() -> Result<()> {
+    let name = "sigterm_in_a_pull_by_chunks_waits_for_its_last_chunk";
+    if !can_run(name, &[Need::Containerd(Release::V2), Need::Darter]) {
+        return Ok(());
+    }
+    let mut stage = warm(|options| options).await?;
+    let mut agent = stage.agent.take().context("started")?;
+    let stop = async {
+        in_mid_pull(&stage, &agent, "206", 6.0).await?;
+        let terminated = Instant::now();
+        agent.stop().await?;
+        anyhow::Ok(terminated.elapsed())
+    };
+    let (pulled, stopped) = tokio::join!(stage.pull(), stop);
+    let stopped = stopped?;
+    pulled.with_context(|| agent.log())?;
+    assert_eq!(stage.ecr.count_of(Kind::Blob, stage.layer().0).requests, 0, "all of it came from the agent");
+    ensure!(stopped < Duration::from_secs(15), "it went on for {stopped:?}, though nothing was asked any more");
+    Ok(())
+}
+
+/// An agent with a complete blob of 4 MiB, of which a first chunk was just read, that begins to stop.
+async fn stopping_after_a_chunk(drain: &str) -> Result<(Pair, String)> {
+    let change = |options: Options| options.set("mirror.prefetch", "off").set("agent.drain", drain);
+    let pair = Pair::with(&[4 * MIB], Auth::Public, &[("access", "public".into())], change).await?;
+    pair.read_manifests().await?;
+    let path = format!("blobs/{}", pair.layer().digest());
+    pair.bring(&pair.layer()).await?;
+    assert_eq!(pair.get_with(&path, &[("Range", "bytes=0-")]).await?.status, 206);
+    pair.agent.terminate()?;
+    let url = format!("{}/v2/", pair.agent.mirror_url());
+    eventually("it stops", async || Ok(pair.client().get(&url).await?.status == 404)).await?;
+    Ok((pair, path))
+}
+
+#[tokio::test]
+async fn an_agent_that_stops_gives_chunks_and_refuses_everything_else_at_once() -> Result<()> {
+    if !can_run("an_agent_that_stops_gives_chunks_and_refuses_everything_else_at_once", &[Need::Darter]) {
+        return Ok(());
+    }
+    let (mut pair, path) = stopping_after_a_chunk("30s").await?;
+    let content = pair.layer().content.to_bytes();
+    for start in [MIB, 3 * MIB] {
+        let answer = pair.get_with(&path, &[("Range", &format!("bytes={start}-"))]).await?;
+        ensure!(answer.status == 206 && answer.body == content[usize::try_from(start)?..], "{}", answer.status);
+    }
+    let others: [(&str, &[(&str, &str)]); 6] = [
+        (&path, &[]),
+        (&path, &[("Range", "bytes=0-")]),
+        (&path, &[("Range", "bytes=5-9")]),
+        (&format!("blobs/{}", pair.image.config.digest()), &[("Range", "bytes=5-")]),
+        (&format!("manifests/{TAG}"), &[]),
+        (&format!("manifests/{}", pair.image.root.digest()), &[("Range", "bytes=5-")]),
+    ];
+    for (path, headers) in others {
+        let answer = pair.open(path, headers).await?;
+        assert_eq!(answer.exchange.status, Some(404), "{path} {headers:?}");
+        ensure!(answer.exchange.head_after < Duration::from_millis(500), "{:?}", answer.exchange.head_after);
+    }
+    // One that says nothing does not hold it up.
+    let _idle = Place::Host.connect(pair.mirror()).await?;
+    let quiet = Instant::now();
+    let status = pair.agent.process().exit(Duration::from_secs(20)).await?;
+    ensure!(status.success(), "{status}");
+    ensure!(quiet.elapsed() > Duration::from_secs(1), "a chunk may have followed: {:?}", quiet.elapsed());
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_agent_whose_chunks_never_end_stops_all_the_same() -> Result<()> {
+    if !can_run("an_agent_whose_chunks_never_end_stops_all_the_same", &[Need::Darter]) {
+        return Ok(());
+    }
+    let (mut pair, path) = stopping_after_a_chunk("2s").await?;
+    let start = Instant::now();
+    while pair.get_with(&path, &[("Range", "bytes=1-")]).await.is_ok_and(|answer| answer.status == 206) {
+        ensure!(start.elapsed() < Duration::from_secs(20), "it goes on and on");
+    }
+    ensure!(pair.agent.process().exit(Duration::from_secs(10)).await?.success());
+    let log = pair.agent.log();
+    ensure!(log.contains("cutting bodies short") && !log.contains("does not stop"), "{log}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_agent_that_gave_no_chunks_stops_at_once() -> Result<()> {
+    if !can_run("an_agent_that_gave_no_chunks_stops_at_once", &[Need::Darter]) {
+        return Ok(());
+    }
+    let change = |options: Options| options.set("agent.drain", "30s");
+    let mut pair = Pair::with(&[MIB], Auth::Public, &[("access", "public".into())], change).await?;
+    pair.read_manifests().await?;
+    pair.bring(&pair.layer()).await?;
+    let start = Instant::now();
+    pair.agent.stop().await?;
+    ensure!(start.elapsed() < Duration::from_millis(2500), "{:?}", start.elapsed());
     Ok(())
 }
 

@@ -23,6 +23,10 @@ use crate::log::chain;
 /// How long a closed connection is read until the client closes too.
 const LINGER: Duration = Duration::from_secs(2);
 
+/// How long a connection that was just made may still send its first request once the agent stops:
+/// it may be a chunk, and containerd repeats none whose connection ends without an answer.
+const FIRST_REQUEST: Duration = Duration::from_secs(1);
+
 /// The connection is over, and how.
 enum End {
     /// The client closed, or asked for the close.
@@ -33,8 +37,8 @@ enum End {
     Cut,
 }
 
-/// Serves one connection until either side ends it, or `stop` does: between requests at once, in
-/// a body when `cut` follows.
+/// Serves one connection until either side ends it, or `stop` does: between requests at once, before
+/// the first after a moment, in a body when `cut` follows.
 pub(super) async fn serve(socket: TcpStream, routes: &Routes, stop: &CancellationToken, cut: &CancellationToken) {
     // Heads and short bodies must not wait for the client's ACK of the one before.
     if let Err(error) = socket.set_nodelay(true) {
@@ -42,11 +46,20 @@ pub(super) async fn serve(socket: TcpStream, routes: &Routes, stop: &Cancellatio
         return;
     }
     let mut buffer = Vec::new();
+    let mut is_new = true;
     let end = loop {
+        let stopped = async {
+            stop.cancelled().await;
+            if is_new {
+                // Boxed for the reason below.
+                Box::pin(cut.run_until_cancelled(tokio::time::sleep(FIRST_REQUEST))).await;
+            }
+        };
         let head = tokio::select! {
             head = read_head(&socket, &mut buffer, routes.patience().client) => head,
-            () = stop.cancelled() => break End::Done,
+            () = stopped => break End::Done,
         };
+        is_new = false;
         let head = match head {
             Ok(Some(head)) => head,
             Ok(None) => break End::Done,
@@ -55,10 +68,11 @@ pub(super) async fn serve(socket: TcpStream, routes: &Routes, stop: &Cancellatio
                 break End::Rejected(reason);
             }
         };
-        let closing = head.close || head.has_body || stop.is_cancelled();
+        let stopping = stop.is_cancelled();
+        let closing = head.close || head.has_body || stopping;
         // Boxed, because a task is as large as the largest thing it may ever wait for, and 10,000 idle
         // connections wait for none of it.
-        match Box::pin(answer(&socket, &head, closing, routes, cut)).await {
+        match Box::pin(answer(&socket, &head, stopping, closing, routes, cut)).await {
             Ok(()) if closing => break End::Done,
             Ok(()) => {}
             Err(()) => break End::Cut,
@@ -117,11 +131,12 @@ async fn read_head(socket: &TcpStream, buffer: &mut Vec<u8>, patience: Duration)
 async fn answer(
     socket: &TcpStream,
     head: &Head,
+    stopping: bool,
     closing: bool,
     routes: &Routes,
     cut: &CancellationToken,
 ) -> Result<(), ()> {
-    let (counted, answer) = routes.answer(head).await;
+    let (counted, answer) = routes.answer(head, stopping).await;
     let mut answer = if head.method == Method::Head { answer.without_body() } else { answer };
     let patience = routes.patience();
     let mut sent = 0;

@@ -5,6 +5,7 @@
 //! `connection` serves one client, `routes` decides what it gets, `send` moves the bytes.
 
 mod answer;
+mod chunks;
 mod connection;
 mod head;
 mod routes;
@@ -17,7 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
@@ -90,42 +91,63 @@ impl Mirror {
         self.routes.seen()
     }
 
-    /// Serves until `stop`: then no new connection is taken, idle ones end, and bodies get a while
-    /// to finish.
+    /// Serves until `stop`. Then idle connections end, bodies get a while to finish, and what is
+    /// asked for in that while gets 404, but for the chunks of pulls that no other host can finish.
     pub async fn run(self, stop: CancellationToken) {
-        let connections = TaskTracker::new();
-        let cut = CancellationToken::new();
-        let places = Arc::new(Semaphore::new(self.max_connections));
-        loop {
-            // Without a place a connection waits in the kernel's queue, where containerd waits for
-            // it at most as long as for a dial.
-            let next = async {
-                let place = places.clone().acquire_owned().await;
-                (place, self.listener.accept().await)
-            };
-            let Some((Ok(place), accepted)) = stop.run_until_cancelled(next).await else { break };
-            let socket: TcpStream = match accepted {
-                Ok((socket, _)) => socket,
-                Err(error) => {
-                    warn!(%error, "cannot accept a connection");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                    continue;
-                }
-            };
-            let (routes, stop, cut, metrics) = (self.routes.clone(), stop.clone(), cut.clone(), self.metrics.clone());
+        let Self { listener, routes, metrics, max_connections, drain } = self;
+        let places = Arc::new(Semaphore::new(max_connections));
+        let (connections, cut) = (TaskTracker::new(), CancellationToken::new());
+        let serve = |(place, socket): (OwnedSemaphorePermit, TcpStream)| {
+            let (routes, stop, cut, metrics) = (routes.clone(), stop.clone(), cut.clone(), metrics.clone());
             metrics.mirror_connections.inc();
             connections.spawn(async move {
                 connection::serve(socket, &routes, &stop, &cut).await;
                 metrics.mirror_connections.dec();
                 drop(place);
             });
+        };
+        while let Some(accepted) = stop.run_until_cancelled(accept(&listener, &places)).await {
+            serve(accepted);
         }
-        drop(self.listener);
         connections.close();
-        if tokio::time::timeout(self.drain, connections.wait()).await.is_err() {
-            info!(bodies = connections.len(), "cutting bodies short; containerd goes on at the origin");
-            cut.cancel();
-            connections.wait().await;
+        if !routes.chunks().is_quiet() {
+            info!(at_most = ?drain, "containerd reads a blob in chunks; answering them until it has all");
+        }
+        let grace = tokio::time::sleep(drain);
+        tokio::pin!(grace);
+        loop {
+            let over = async {
+                connections.wait().await;
+                routes.chunks().quiet().await;
+            };
+            tokio::select! {
+                accepted = accept(&listener, &places) => serve(accepted),
+                () = over => return,
+                () = &mut grace => break,
+            }
+        }
+        drop(listener);
+        info!(bodies = connections.len(), "cutting bodies short; containerd goes on at the origin");
+        cut.cancel();
+        connections.wait().await;
+    }
+}
+
+/// The next connection, with its place among them.
+async fn accept(listener: &TcpListener, places: &Arc<Semaphore>) -> (OwnedSemaphorePermit, TcpStream) {
+    loop {
+        // Without a place a connection waits in the kernel's queue, where containerd waits for it at
+        // most as long as for a dial.
+        let Ok(place) = places.clone().acquire_owned().await else {
+            // Nobody closes it.
+            std::future::pending().await
+        };
+        match listener.accept().await {
+            Ok((socket, _)) => return (place, socket),
+            Err(error) => {
+                warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
         }
     }
 }

@@ -11,6 +11,7 @@ use tokio::time::timeout;
 use tracing::{debug, info};
 
 use super::answer::{Answer, Body};
+use super::chunks::{self, Chunks};
 use super::head::{Head, Method};
 use super::seen::Seen;
 use super::send::{Patience, SendError};
@@ -30,6 +31,8 @@ pub(super) struct Counted {
     kind: &'static str,
     registry: RegistryLabel,
     first_byte: Duration,
+    /// Of a pull by chunks, if it is answered 206.
+    is_chunk: bool,
 }
 
 /// All that an answer is made from.
@@ -40,12 +43,21 @@ pub(super) struct Routes {
     answer_within: Duration,
     patience: Patience,
     seen: Seen,
+    chunks: Chunks,
 }
 
 impl Routes {
     pub(super) fn new(config: &Config, sites: Arc<Sites>, images: Images, metrics: Arc<Metrics>) -> Self {
         let patience = Patience { client: config.mirror.client_timeout.0, pull: config.mirror.stall.0 };
-        Self { sites, images, metrics, answer_within: config.mirror.answer_within.0, patience, seen: Seen::default() }
+        Self {
+            sites,
+            images,
+            metrics,
+            answer_within: config.mirror.answer_within.0,
+            patience,
+            seen: Seen::default(),
+            chunks: Chunks::default(),
+        }
     }
 
     pub(super) const fn patience(&self) -> Patience {
@@ -56,25 +68,37 @@ impl Routes {
         self.seen.clone()
     }
 
+    pub(super) const fn chunks(&self) -> &Chunks {
+        &self.chunks
+    }
+
     /// The answer to a request. Always within `answer_within`: containerd before 2.3 would wait for
-    /// ever.
-    pub(super) async fn answer(&self, head: &Head) -> (Counted, Answer) {
+    /// ever. While `stopping` only what no other host would be asked for is looked for.
+    pub(super) async fn answer(&self, head: &Head, stopping: bool) -> (Counted, Answer) {
         let started = Instant::now();
         self.seen.note(head.user_agent.as_deref());
         let (kind, registry, answer) = match self.understand(head) {
             Ok((call, site)) => {
                 let label = site.as_ref().map_or_else(RegistryLabel::other, |site| site.label.clone());
                 let kind = call.request.kind();
-                let answer = timeout(self.answer_within, self.route(head, &call, site.as_ref())).await;
-                let late = || {
-                    debug!(target = %head.target, "no answer in time");
-                    Answer::error(&OciError::not_here(&call.request, "darter: no answer from the origin in time"))
+                let answer = if stopping && !is_later_chunk(head, &call.request) {
+                    Answer::error(&OciError::not_here(&call.request, "darter: the agent is stopping"))
+                } else {
+                    self.in_time(head, &call, site.as_ref()).await
                 };
-                (kind, label, answer.unwrap_or_else(|_| late()).namespace(call.registry.as_ref()))
+                (kind, label, answer.namespace(call.registry.as_ref()))
             }
             Err(error) => ("unknown", RegistryLabel::other(), Answer::error(&error)),
         };
-        (Counted { kind, registry, first_byte: started.elapsed() }, answer)
+        let is_chunk = kind == "blob" && matches!(range(head), Some(ByteRange::From(_)));
+        (Counted { kind, registry, first_byte: started.elapsed(), is_chunk }, answer)
+    }
+
+    async fn in_time(&self, head: &Head, call: &Call, site: Option<&Arc<Site>>) -> Answer {
+        timeout(self.answer_within, self.route(head, call, site)).await.unwrap_or_else(|_| {
+            debug!(target = %head.target, "no answer in time");
+            Answer::error(&OciError::not_here(&call.request, "darter: no answer from the origin in time"))
+        })
     }
 
     fn understand(&self, head: &Head) -> Result<(Call, Option<Arc<Site>>), OciError> {
@@ -155,7 +179,7 @@ impl Routes {
         }
         // A later offset of a blob that is not whole here is the origin's: containerd reads on
         // there, and a chunk of a parallel fetch must never start a download of its own.
-        let from_the_start = head.range.as_deref().and_then(ByteRange::parse).is_none_or(ByteRange::is_everything);
+        let from_the_start = range(head).is_none_or(ByteRange::is_everything);
         let found = if from_the_start {
             self.images.blob(asker, digest).await?
         } else {
@@ -197,7 +221,10 @@ impl Routes {
 
     /// Counts an answer once it is on the wire.
     pub(super) fn count(&self, counted: &Counted, answer: &Answer, sent: u64) {
-        let Counted { kind, registry, first_byte } = counted;
+        let Counted { kind, registry, first_byte, is_chunk } = counted;
+        if *is_chunk && answer.status == 206 {
+            self.chunks.note();
+        }
         let (registry, source) = (registry.clone(), answer.source);
         let request = RequestLabels { registry: registry.clone(), kind, code: answer.status, source };
         self.metrics.mirror_requests.get_or_create(&request).inc();
@@ -232,6 +259,15 @@ impl Routes {
     }
 }
 
+fn range(head: &Head) -> Option<ByteRange> {
+    head.range.as_deref().and_then(ByteRange::parse)
+}
+
+/// Whether this may be one of the chunks of a pull that began before.
+fn is_later_chunk(head: &Head, request: &Request) -> bool {
+    head.method == Method::Get && matches!(request, Request::Blob { .. }) && chunks::is_later(range(head))
+}
+
 /// The part of a body that a request wants.
 enum Wanted {
     Everything,
@@ -244,7 +280,7 @@ fn wanted_span(head: &Head, digest: &Digest, size: u64) -> Wanted {
     if head.method != Method::Get {
         return Wanted::Everything;
     }
-    let Some(range) = head.range.as_deref().and_then(ByteRange::parse) else { return Wanted::Everything };
+    let Some(range) = range(head) else { return Wanted::Everything };
     // If-Range with another validator than ours: what the client has is of something else.
     if head.if_range.is_some() && !matches_etag(head.if_range.as_deref(), digest) {
         return Wanted::Everything;
