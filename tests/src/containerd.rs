@@ -209,6 +209,14 @@ impl Containerd {
         names.with_context(|| format!("cannot list {}", dir.display()))
     }
 
+    /// Bytes of what it has begun to write and not committed yet.
+    pub fn ingested(&self) -> u64 {
+        let dir = self.root().join("io.containerd.content.v1.content/ingest");
+        // One that is committed goes between any two looks.
+        let ingests = fs::read_dir(dir).into_iter().flatten().flatten();
+        ingests.filter_map(|ingest| Some(fs::metadata(ingest.path().join("data")).ok()?.len())).sum()
+    }
+
     async fn is_empty(&self) -> Result<bool> {
         if !self.blobs()?.is_empty() {
             return Ok(false);

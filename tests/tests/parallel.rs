@@ -7,7 +7,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use darter_tests::agent::{Agent, Options};
+use darter_tests::agent::Options;
 use darter_tests::containerd;
 use darter_tests::emulator::{Emulator, End, Host};
 use darter_tests::fake_ecr::{Auth, Kind};
@@ -59,15 +59,9 @@ async fn warm(change: impl FnOnce(Options) -> Options) -> Result<Stage> {
     Ok(stage)
 }
 
-/// Waits until containerd has asked the agent for the layer, and for some of its chunks.
-async fn in_mid_pull(stage: &Stage, agent: &Agent, code: &str, requests: f64) -> Result<()> {
-    let labels = [("kind", "blob"), ("source", "cache"), ("code", code)];
-    let before = agent.metrics().await?.sum("darter_mirror_requests_total", &labels);
-    eventually("containerd is in mid-pull", async || {
-        Ok(agent.metrics().await?.sum("darter_mirror_requests_total", &labels) >= before + requests)
-    })
-    .await
-    .with_context(|| stage.story())
+/// Waits until containerd has written some of the layer.
+async fn in_mid_pull(stage: &Stage) -> Result<()> {
+    eventually("containerd is in mid-pull", async || Ok(stage.containerd.ingested() > 4 * MIB)).await
 }
 
 #[tokio::test]
@@ -79,7 +73,7 @@ async fn sigterm_in_a_pull_by_chunks_waits_for_its_last_chunk() -> Result<()> {
     let mut stage = warm(|options| options).await?;
     let mut agent = stage.agent.take().context("started")?;
     let stop = async {
-        in_mid_pull(&stage, &agent, "206", 6.0).await?;
+        in_mid_pull(&stage).await?;
         let terminated = Instant::now();
         agent.stop().await?;
         anyhow::Ok(terminated.elapsed())
@@ -89,6 +83,29 @@ async fn sigterm_in_a_pull_by_chunks_waits_for_its_last_chunk() -> Result<()> {
     pulled.with_context(|| agent.log())?;
     assert_eq!(stage.ecr.count_of(Kind::Blob, stage.layer().0).requests, 0, "all of it came from the agent");
     ensure!(stopped < Duration::from_secs(15), "it went on for {stopped:?}, though nothing was asked any more");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_kill_costs_nothing_where_chunks_are_not_allowed() -> Result<()> {
+    if !can_run("a_kill_costs_nothing_where_chunks_are_not_allowed", &[Need::Containerd(Release::V2), Need::Darter]) {
+        return Ok(());
+    }
+    let mut stage = warm(|options| options.set("mirror.parallel_chunks", false)).await?;
+    let mut agent = stage.agent.take().context("started")?;
+    let kill = async {
+        in_mid_pull(&stage).await?;
+        agent.kill().await
+    };
+    let (pulled, killed) = tokio::join!(stage.pull(), kill);
+    killed?;
+    pulled.with_context(|| agent.log())?;
+    let log = stage.ecr.log();
+    let asked = log.iter().filter(|seen| seen.digest == Some(stage.layer().0));
+    let asked: Vec<_> = asked.map(|seen| (seen.agent.starts_with("containerd/"), seen.range.as_str())).collect();
+    ensure!(!asked.is_empty(), "the agent was killed after the pull");
+    let goes_on = |(by_containerd, range): &(bool, &str)| *by_containerd && !matches!(*range, "" | "bytes=0-");
+    ensure!(asked.iter().all(goes_on), "what had come was read again: {asked:?}");
     Ok(())
 }
 
@@ -251,11 +268,11 @@ enum Wanted {
     Nothing,
 }
 
-fn cases(size: u64) -> Vec<(String, Wanted)> {
+fn cases(size: u64, parallel_chunks: bool) -> Vec<(String, Wanted)> {
     use Wanted::{Everything, Nothing, Part};
     let (quarter, last) = (size / 4, size - 1);
     vec![
-        ("bytes=0-".into(), Part(0, size)),
+        ("bytes=0-".into(), if parallel_chunks { Part(0, size) } else { Everything }),
         ("bytes=0-0".into(), Part(0, 1)),
         (format!("bytes={quarter}-{}", 2 * quarter), Part(quarter, 2 * quarter + 1)),
         (format!("bytes={quarter}-"), Part(quarter, size)),
@@ -295,8 +312,10 @@ fn check(answer: &Answer, header: &str, wanted: &Wanted, content: &[u8]) -> Resu
 }
 
 /// The image's manifest and a layer of 2048 bytes, which are complete at the agent.
-async fn pair_with_everything() -> Result<(Pair, [(String, Item); 2])> {
-    let pair = Pair::new(&[512]).await?;
+async fn pair_with_everything(parallel_chunks: bool) -> Result<(Pair, [(String, Item); 2])> {
+    let change =
+        |options: Options| options.set("mirror.prefetch", "off").set("mirror.parallel_chunks", parallel_chunks);
+    let pair = Pair::with(&[512], Auth::Public, &[("access", "public".into())], change).await?;
     pair.read_manifests().await?;
     let layer = pair.layer();
     assert_eq!(layer.size(), 2048);
@@ -311,18 +330,20 @@ async fn ranges_of_blobs_and_manifests_are_what_the_spec_says() -> Result<()> {
     if !can_run("ranges_of_blobs_and_manifests_are_what_the_spec_says", &[Need::Darter]) {
         return Ok(());
     }
-    let (pair, items) = pair_with_everything().await?;
-    for (path, item) in &items {
-        let content = item.content.to_bytes();
-        for (range, wanted) in cases(item.size()) {
-            let answer = pair.get_with(path, &[("Range", range.as_str())]).await?;
-            check(&answer, &format!("{path} {range}"), &wanted, &content)?;
-            if answer.status != 416 {
-                assert_eq!(answer.header("docker-content-digest"), item.digest().to_string());
-                assert_eq!(answer.header("accept-ranges"), "bytes");
+    for parallel_chunks in [true, false] {
+        let (pair, items) = pair_with_everything(parallel_chunks).await?;
+        for (path, item) in &items {
+            let content = item.content.to_bytes();
+            for (range, wanted) in cases(item.size(), parallel_chunks) {
+                let answer = pair.get_with(path, &[("Range", range.as_str())]).await?;
+                check(&answer, &format!("{path} {range}"), &wanted, &content)?;
+                if answer.status != 416 {
+                    assert_eq!(answer.header("docker-content-digest"), item.digest().to_string());
+                    assert_eq!(answer.header("accept-ranges"), "bytes");
+                }
+                assert_eq!(answer.header("content-encoding"), "");
+                assert_eq!(answer.header("oci-namespace"), pair.ecr.name());
             }
-            assert_eq!(answer.header("content-encoding"), "");
-            assert_eq!(answer.header("oci-namespace"), pair.ecr.name());
         }
     }
     Ok(())
@@ -333,7 +354,7 @@ async fn conditions_compare_the_quoted_digest() -> Result<()> {
     if !can_run("conditions_compare_the_quoted_digest", &[Need::Darter]) {
         return Ok(());
     }
-    let (pair, items) = pair_with_everything().await?;
+    let (pair, items) = pair_with_everything(true).await?;
     for (path, item) in &items {
         let (content, etag) = (item.content.to_bytes(), format!("\"{}\"", item.digest()));
         let range = ("Range", "bytes=10-19");
@@ -366,7 +387,7 @@ async fn head_tells_the_size_and_nothing_is_fetched_for_it() -> Result<()> {
     if !can_run("head_tells_the_size_and_nothing_is_fetched_for_it", &[Need::Darter]) {
         return Ok(());
     }
-    let (pair, items) = pair_with_everything().await?;
+    let (pair, items) = pair_with_everything(true).await?;
     let config = &pair.image.config;
     pair.ecr.reset_counts();
     // What is here, and what only a manifest told of.

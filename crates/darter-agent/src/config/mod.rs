@@ -73,6 +73,7 @@ pub struct Mirror {
     pub stall: Seconds,
     pub handover: Seconds,
     pub client_timeout: Seconds,
+    pub parallel_chunks: bool,
     pub max_connections: usize,
     pub prefetch: Prefetch,
     pub prefetch_layers: usize,

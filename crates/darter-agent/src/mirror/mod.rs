@@ -2,7 +2,8 @@
 //!
 //! It never fails a pull: before headers any failure is a quick 404, after them the connection
 //! ends in a FIN short of the length, and containerd goes on at the origin. Here is the listener;
-//! `connection` serves one client, `routes` decides what it gets, `send` moves the bytes.
+//! `connection` serves one client, `routes` decides what it gets, `send` moves the bytes, `chunks`
+//! knows what a stop waits for.
 
 mod answer;
 mod chunks;

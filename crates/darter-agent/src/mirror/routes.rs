@@ -42,6 +42,7 @@ pub(super) struct Routes {
     metrics: Arc<Metrics>,
     answer_within: Duration,
     patience: Patience,
+    parallel_chunks: bool,
     seen: Seen,
     chunks: Chunks,
 }
@@ -55,6 +56,7 @@ impl Routes {
             metrics,
             answer_within: config.mirror.answer_within.0,
             patience,
+            parallel_chunks: config.mirror.parallel_chunks,
             seen: Seen::default(),
             chunks: Chunks::default(),
         }
@@ -160,7 +162,7 @@ impl Routes {
             return Ok(answer.content(digest, &media_type));
         }
         let size = content.len() as u64;
-        let answer = match wanted_span(head, &digest, size) {
+        let answer = match self.wanted_span(head, &digest, size) {
             Wanted::Everything => Answer::new(200, source, Body::Bytes(content)),
             Wanted::Part(span) => {
                 let (start, end) = (usize::try_from(span.start), usize::try_from(span.end));
@@ -200,12 +202,29 @@ impl Routes {
         if matches_etag(head.if_none_match.as_deref(), &digest) {
             return Answer::new(304, source, Body::Bytes(Bytes::new())).content(digest, OCTET_STREAM);
         }
-        let answer = match wanted_span(head, &digest, size) {
+        let answer = match self.wanted_span(head, &digest, size) {
             Wanted::Everything => Answer::new(200, source, Body::File(blob.clone(), Span { start: 0, end: size })),
             Wanted::Part(span) => partial(source, Body::File(blob.clone(), span), span, size),
             Wanted::Nothing => return unsatisfiable(size),
         };
         answer.content(digest, OCTET_STREAM)
+    }
+
+    fn wanted_span(&self, head: &Head, digest: &Digest, size: u64) -> Wanted {
+        // RFC 9110 §14.2: a Range is for GET. containerd takes the length that a HEAD tells for the size.
+        if head.method != Method::Get {
+            return Wanted::Everything;
+        }
+        let Some(range) = range(head) else { return Wanted::Everything };
+        // A 206 would make containerd open chunks. A server may leave any Range unheeded (RFC 9110 §14.2).
+        if range.is_everything() && !self.parallel_chunks {
+            return Wanted::Everything;
+        }
+        // If-Range with another validator than ours: what the client has is of something else.
+        if head.if_range.is_some() && !matches_etag(head.if_range.as_deref(), digest) {
+            return Wanted::Everything;
+        }
+        range.resolve(size).map_or(Wanted::Nothing, Wanted::Part)
     }
 
     /// Tags and referrers are the origin's to tell; a 404 of its own is passed on too.
@@ -273,19 +292,6 @@ enum Wanted {
     Everything,
     Part(Span),
     Nothing,
-}
-
-fn wanted_span(head: &Head, digest: &Digest, size: u64) -> Wanted {
-    // RFC 9110 §14.2: a Range is for GET. containerd takes the length that a HEAD tells for the size.
-    if head.method != Method::Get {
-        return Wanted::Everything;
-    }
-    let Some(range) = range(head) else { return Wanted::Everything };
-    // If-Range with another validator than ours: what the client has is of something else.
-    if head.if_range.is_some() && !matches_etag(head.if_range.as_deref(), digest) {
-        return Wanted::Everything;
-    }
-    range.resolve(size).map_or(Wanted::Nothing, Wanted::Part)
 }
 
 fn matches_etag(header: Option<&str>, digest: &Digest) -> bool {
