@@ -265,6 +265,12 @@ fn largest(image: &Image) -> &Item {
     image.layers.iter().max_by_key(|layer| layer.size()).expect("an image has layers")
 }
 
+/// A number of bytes as metrics have it.
+#[expect(clippy::cast_precision_loss, reason = "images of tests are far below 2^53 bytes")]
+pub const fn bytes(count: u64) -> f64 {
+    count as f64
+}
+
 /// Looks again and again until something is so, and says what is not if it does not get so.
 pub async fn eventually(what: &str, mut is_so: impl AsyncFnMut() -> Result<bool>) -> Result<()> {
     let so = async {

@@ -10,7 +10,7 @@ use darter_tests::agent::Options;
 use darter_tests::containerd::{self, hosts_toml};
 use darter_tests::fake_ecr::{Auth, FakeEcr, Fault, Kind, Rule};
 use darter_tests::on_each_release;
-use darter_tests::stage::{MIB, Stage};
+use darter_tests::stage::{MIB, Stage, bytes};
 
 on_each_release! {
     a_pull_reads_each_byte_from_the_origin_once_and_the_next_none(release) {
@@ -229,10 +229,4 @@ async fn wait_for_origin_bytes(ecr: &FakeEcr, bytes: u64) -> Result<()> {
         }
     };
     tokio::time::timeout(Duration::from_secs(30), reached).await.context("the pull does not start")
-}
-
-/// A number of bytes as metrics have it.
-#[expect(clippy::cast_precision_loss, reason = "images of tests are far below 2^53 bytes")]
-const fn bytes(count: u64) -> f64 {
-    count as f64
 }

@@ -54,6 +54,9 @@ pub(super) fn check(config: &Config) -> Result<(), Fault> {
     require(mirror.stall.0 <= std::time::Duration::from_secs(240), "mirror.stall", || {
         "must be at most 4m: containerd gives up the whole pull at 5m without a byte".to_owned()
     })?;
+    require(mirror.linger.0 <= std::time::Duration::from_secs(600), "mirror.linger", || {
+        "must be at most 10m: what nobody reads takes the registry's bandwidth from what somebody does".to_owned()
+    })?;
     require(
         aws.account.as_ref().is_none_or(|a| a.len() == 12 && a.bytes().all(|b| b.is_ascii_digit())),
         "aws.account",

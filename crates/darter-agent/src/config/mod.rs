@@ -72,6 +72,7 @@ pub struct Mirror {
     pub answer_within: Seconds,
     pub stall: Seconds,
     pub handover: Seconds,
+    pub linger: Seconds,
     pub client_timeout: Seconds,
     pub parallel_chunks: bool,
     pub max_connections: usize,

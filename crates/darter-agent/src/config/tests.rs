@@ -67,6 +67,9 @@ fn an_impossible_combination_is_named_with_its_line() {
     assert!(file("[mirror]\nlisten = \"0.0.0.0:4001\"\nallow_remote = true\n").is_ok());
     let error = refused("[mirror]\nanswer_within = \"31s\"\n");
     assert!(error.starts_with("darter.toml:2: mirror.answer_within"), "{error}");
+    let error = refused("[mirror]\nlinger = \"11m\"\n");
+    assert!(error.starts_with("darter.toml:2: mirror.linger") && error.contains("10m"), "{error}");
+    assert!(file("[mirror]\nlinger = \"0s\"\n").is_ok(), "nobody has to be waited for");
 }
 
 #[test]

@@ -33,10 +33,6 @@ const RUNNING_MAX: usize = 256;
 /// Digests remembered as handed over. Past it the oldest is asked for again, which costs one try.
 const HANDED_OVER_MAX: usize = 4096;
 
-/// How long a pull goes on after its last reader left. containerd closes and reopens connections
-/// within one pull of its own, and a retry by the kubelet comes after 10 s.
-const LINGER: Duration = Duration::from_secs(15);
-
 /// A blob that somebody wants, and from where.
 #[derive(Clone)]
 pub struct Wanted {
@@ -127,6 +123,7 @@ struct Inner {
     metrics: Arc<Metrics>,
     settings: fetch::Settings,
     handover: Duration,
+    linger: Duration,
     running: Mutex<HashMap<Digest, Arc<Pull>>>,
     handed_over: Mutex<HashMap<Digest, Instant>>,
     tasks: TaskTracker,
@@ -163,6 +160,7 @@ impl Pulls {
             metrics,
             settings: fetch::Settings { ranges: config.origin.ranges, attempts: config.origin.attempts },
             handover: config.mirror.handover.0,
+            linger: config.mirror.linger.0,
             running: Mutex::default(),
             handed_over: Mutex::default(),
             tasks: TaskTracker::new(),
@@ -269,12 +267,12 @@ impl Pulls {
         leave.with(last);
     }
 
-    /// Resolves when nobody has waited for this pull for `LINGER`; nobody can join it from then on.
+    /// Resolves when nobody has waited for this pull for `mirror.linger`; nobody can join it from then on.
     async fn abandoned(&self, pull: &Pull) {
         loop {
             pull.left.notified().await;
             // Whoever leaves later starts the wait again.
-            while tokio::time::timeout(LINGER, pull.left.notified()).await.is_ok() {}
+            while tokio::time::timeout(self.0.linger, pull.left.notified()).await.is_ok() {}
             // Who joins does so under this lock.
             let _running = lock(&self.0.running);
             if pull.readers.load(Ordering::Acquire) == 0 {
@@ -352,7 +350,7 @@ impl State {
     }
 }
 
-/// Somebody waits for this pull. When the last of them is gone the pull stops after `LINGER`.
+/// Somebody waits for this pull. When the last of them is gone the pull stops after `mirror.linger`.
 #[derive(Debug)]
 struct Interest(Arc<Pull>);
 
