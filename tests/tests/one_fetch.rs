@@ -3,11 +3,12 @@
 
 use anyhow::{Result, ensure};
 use darter_core::Digest;
-use darter_tests::agent::Options;
+use darter_tests::agent::{Agent, Options};
 use darter_tests::emulator::End;
 use darter_tests::fake_ecr::{Auth, Kind};
 use darter_tests::image::{Format, Image, Item};
-use darter_tests::stage::{MIB, Pair, REPOSITORY, TAG, bytes, eventually};
+use darter_tests::scratch::Scratch;
+use darter_tests::stage::{MIB, Pair, REPOSITORY, TAG, bytes, ecr, eventually, pair_options};
 use darter_tests::tools::{Need, can_run};
 use futures_util::future::try_join_all;
 use sha2::{Digest as _, Sha256};
@@ -175,6 +176,33 @@ async fn a_manifest_that_is_read_brings_the_blobs_of_this_platform_and_no_others
         }
         assert_eq!(pair.ecr.blob_bytes(), 0);
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_containerd_keeps_is_not_fetched_ahead() -> Result<()> {
+    if !can_run("what_containerd_keeps_is_not_fetched_ahead", &[Need::Darter]) {
+        return Ok(());
+    }
+    let (ecr, image) = (ecr(Auth::Public)?, Image::index(Format::Oci, 7, &[MIB, 4096])?);
+    ecr.push(&image, REPOSITORY, TAG);
+    let dir = Scratch::new()?;
+    let kept = dir.dir("root/io.containerd.content.v1.content/blobs/sha256")?;
+    let layer = &image.layers[0];
+    std::fs::write(kept.join(layer.digest().hex()), layer.content.to_bytes())?;
+    let config = dir.join("config.toml");
+    std::fs::write(&config, format!("version = 2\nroot = {:?}\n", dir.join("root")))?;
+    let options = pair_options(&ecr, &[("access", "public".into())]);
+    let agent = Agent::start(options.set("containerd.config", config.display().to_string())).await?;
+    let pair = Pair { agent, ecr, image };
+    assert_eq!(pair.get(&format!("manifests/{TAG}")).await?.status, 200);
+    let others = || pair.image.pulled_blobs().filter(|blob| blob.digest() != pair.layer().digest());
+    let here = async || Ok(others().all(|blob| pair.blob_file(blob.digest()).exists()));
+    eventually("the others are in the store", here).await?;
+    assert_eq!(pair.ecr.count_of(Kind::Blob, pair.layer().digest()).requests, 0);
+    // It is served from there.
+    read(&pair, &pair.layer()).await?;
+    assert_eq!(pair.ecr.count_of(Kind::Blob, pair.layer().digest()).requests, 0);
     Ok(())
 }
 

@@ -34,7 +34,8 @@ use prefetch::Prefetch;
 use tags::Tags;
 use turns::Turns;
 
-/// How long a blob in containerd's content store may be hashed before a pull is the faster way.
+/// How long a blob in containerd's content store may be looked for and hashed before a pull is the
+/// faster way.
 const CONTAINERD_PATIENCE: Duration = Duration::from_millis(500);
 
 /// How long an answer waits for its manifest to be on disk: usually a millisecond, and then the

@@ -10,10 +10,11 @@ use darter_core::manifest::{Descriptor, Manifest, Platform};
 use darter_core::{Digest, Reference};
 use futures_util::StreamExt;
 use futures_util::stream;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use super::{Asker, Images, ManifestFound};
+use super::{Asker, CONTAINERD_PATIENCE, Images, ManifestFound};
 use crate::config::{self, Config};
 use crate::log::chain;
 use crate::origin::Credential;
@@ -112,7 +113,12 @@ impl Ahead {
     /// Brings one blob here and waits for its end, which keeps its pull alive.
     async fn blob(&self, blob: Descriptor) {
         let inner = &self.images.0;
-        if inner.pulls.is_handed_over(&blob.digest) || inner.store.contains_in_containerd(&blob.digest) {
+        if inner.pulls.is_handed_over(&blob.digest) {
+            return;
+        }
+        // A disk that does not answer in time is no reason not to fetch.
+        let looked = timeout(CONTAINERD_PATIENCE, inner.store.contains_in_containerd(&blob.digest)).await;
+        if looked.unwrap_or(false) {
             return;
         }
         let wanted = Wanted {

@@ -57,11 +57,6 @@ struct Known {
 }
 
 impl ContentStore {
-    /// Whether it has a file of this name, whatever is in it.
-    pub(super) fn lists(&self, digest: &Digest) -> bool {
-        self.dir.as_ref().is_some_and(|dir| dir.join(digest.hex()).exists())
-    }
-
     pub(super) fn new(dir: Option<PathBuf>) -> Self {
         let known = Known {
             verdicts: Mutex::default(),
@@ -74,6 +69,13 @@ impl ContentStore {
     /// Hashing ends soon.
     pub(super) fn stop(&self) {
         self.known.stopping.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it has a file of this name, whatever is in it. Looked up off the async threads, as in
+    /// `get`: a disk that hangs must not hold them up.
+    pub(super) async fn lists(&self, digest: &Digest) -> bool {
+        let Some(path) = self.dir.as_ref().map(|dir| dir.join(digest.hex())) else { return false };
+        tokio::task::spawn_blocking(move || path.exists()).await.unwrap_or(false)
     }
 
     pub(super) async fn get(&self, digest: &Digest) -> Option<Blob> {
@@ -184,8 +186,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let digest = Digest::of(b"layer");
         let store = ContentStore::new(Some(dir.path().to_owned()));
-        assert_eq!(get(&store, &digest).await, None);
+        assert_eq!((get(&store, &digest).await, store.lists(&digest).await), (None, false));
         std::fs::write(dir.path().join(digest.hex()), b"layer").unwrap();
+        assert!(store.lists(&digest).await && !ContentStore::new(None).lists(&digest).await);
         assert_eq!(get(&store, &digest).await.as_deref(), Some(b"layer".as_slice()));
         assert_eq!(store.get(&digest).await.unwrap().source(), Source::Containerd);
         // No hashing is left to do: it works with all turns taken.

@@ -186,8 +186,8 @@ impl Store {
     }
 
     /// Whether containerd's content store lists a blob: then nobody on this node will ask for it.
-    pub fn contains_in_containerd(&self, digest: &Digest) -> bool {
-        self.shared.content.lists(digest)
+    pub async fn contains_in_containerd(&self, digest: &Digest) -> bool {
+        self.shared.content.lists(digest).await
     }
 
     /// Stores small content that is here as a whole. Verified like any other.
