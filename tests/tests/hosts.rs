@@ -134,6 +134,8 @@ on_each_release! {
         })
         .await?;
         assert_eq!(fs::read_to_string(&file)?, format!("{real}{dragonfly}"));
+        let said = agent.log().lines().filter(|line| line.contains("another program left a host")).count();
+        assert_eq!(said, 1, "{}", agent.log());
         Ok(())
     }
 

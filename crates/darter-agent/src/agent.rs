@@ -80,12 +80,9 @@ impl Agent {
         raise_file_limit();
         let metrics = Arc::new(Metrics::new(version, revision));
         discover(&mut config).await;
-        let preflight = certs_d::preflight(&config);
+        let preflight = certs_d::preflight_for(&config, None);
         for problem in preflight.problems() {
             warn!(%problem, "containerd may not use the mirror");
-        }
-        for left in &preflight.left {
-            warn!("{left}; certs_d.adopt = true takes it out");
         }
         let certs_d = CertsD::new(&config, &config.registries, config.mirror.listen, metrics.clone());
         let sites = Arc::new(sites(&config, &certs_d, &metrics).await?);

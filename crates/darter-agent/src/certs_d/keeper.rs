@@ -12,7 +12,7 @@ use darter_core::Registry;
 use darter_core::hosts_toml::{ForeignOrigin, HostsTomlError, LeftOut, Wanted, own_server};
 use tracing::{info, warn};
 
-use super::site::{Installed, Site};
+use super::site::{Installed, Others, Site};
 use super::{CertsDError, HostsState, States, chain, files, mirror_url, preflight, site, uninstall, wanted};
 use crate::config::{Access, Config, RegistryConfig};
 use crate::metrics::{HostsTomlLabels, Metrics, RegistryLabel};
@@ -63,18 +63,19 @@ impl Keeper {
         }
     }
 
+    /// What others want asked for this registry. Says what of theirs is not honoured, or ours to take
+    /// out.
     pub(super) fn foreign_origins(&self, registry: &Registry) -> Vec<ForeignOrigin> {
-        let site = self.sites.iter().find(|site| site.wanted.registry == *registry);
-        let (origins, left_out) = site
-            .map(Site::foreign_origins)
-            .transpose()
-            .unwrap_or_else(|error| {
-                warn!(%registry, error = %chain(&error), "cannot look for other hosts of this registry");
-                None
-            })
-            .unwrap_or_default();
+        let Some(site) = self.sites.iter().find(|site| site.wanted.registry == *registry) else { return Vec::new() };
+        let Others { origins, left_out, left_by } = site.others().unwrap_or_else(|error| {
+            warn!(%registry, error = %chain(&error), "cannot look for other hosts of this registry");
+            Others::default()
+        });
         for LeftOut { host, key } in &left_out {
             warn!(%registry, %host, key, "containerd alone asks this host: darter cannot honour the key");
+        }
+        for by in left_by.iter().filter(|_| !site.wanted.adopt) {
+            warn!(%registry, %by, "another program left a host in hosts.toml; certs_d.adopt = true takes it out");
         }
         origins
     }

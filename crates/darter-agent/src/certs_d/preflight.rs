@@ -28,6 +28,7 @@ pub struct Preflight {
     /// The files that were read, in containerd's order.
     pub files: Vec<PathBuf>,
     /// What Dragonfly or Spegel left in the hosts.toml of a registry; `certs_d.adopt` takes it out.
+    /// Looked for by `preflight` only.
     pub left: Vec<Left>,
     /// What they say.
     #[serde(flatten)]
@@ -50,12 +51,13 @@ impl fmt::Display for Left {
     }
 }
 
-/// Judges this host where the version of its containerd is not known.
+/// Judges this host where the version of its containerd is not known, its hosts.toml files too.
 pub fn preflight(config: &Config) -> Preflight {
-    preflight_for(config, None)
+    Preflight { left: left(config), ..preflight_for(config, None) }
 }
 
-/// Judges this host for a version of containerd, such as its requests tell in their User-Agent.
+/// Judges containerd's configuration for a version of it, such as its requests tell in their
+/// User-Agent. In a running agent the hosts.toml files have a keeper, who reads them.
 pub fn preflight_for(config: &Config, version: Option<Version>) -> Preflight {
     let (files, unread) = load(&config.containerd.config);
     let certs_d = &config.certs_d.path;
@@ -73,7 +75,7 @@ pub fn preflight_for(config: &Config, version: Option<Version>) -> Preflight {
         certs_d: certs_d.clone(),
         honoured: !files.is_empty() && judgement.is_honoured(),
         files,
-        left: left(config),
+        left: Vec::new(),
         judgement,
     }
 }
@@ -84,7 +86,7 @@ fn left(config: &Config) -> Vec<Left> {
     let by = |registry: &RegistryConfig| {
         let wanted = super::wanted(config, registry, config.mirror.listen);
         let site = Site { root: config.certs_d.path.clone(), later_roots: later_roots.clone(), wanted };
-        let found = site.left_by().unwrap_or_default().into_iter();
+        let found = site.others().unwrap_or_default().left_by.into_iter();
         found.map(|by| Left { registry: registry.name.clone(), by }).collect::<Vec<_>>()
     };
     config.registries.iter().flat_map(by).collect()

@@ -64,6 +64,17 @@ pub enum How {
     Cleared,
 }
 
+/// The hosts of others in a file.
+#[derive(Debug, Default)]
+pub(super) struct Others {
+    /// Those that want to be asked for this registry.
+    pub(super) origins: Vec<ForeignOrigin>,
+    /// Those that containerd alone can ask.
+    pub(super) left_out: Vec<LeftOut>,
+    /// Which of the programs that darter takes the place of have one.
+    pub(super) left_by: Vec<Foreign>,
+}
+
 /// What our file is made from.
 struct Base {
     text: Option<String>,
@@ -330,23 +341,15 @@ impl Site {
         Ok(now.is_some_and(|now| hosts_toml::verify(&now.text, &self.wanted)))
     }
 
-    /// Which of the programs that darter takes the place of have a host in the file.
-    pub(super) fn left_by(&self) -> Result<Vec<Foreign>, CertsDError> {
+    /// The hosts in the file that are not ours.
+    pub(super) fn others(&self) -> Result<Others, CertsDError> {
         let dir = self.dir();
         let base = self.base(&dir, &Found::read(&dir)?)?;
-        let mut found =
-            merged_anyway(base.text.as_deref(), &self.wanted).map(|merged| merged.found).unwrap_or_default();
-        found.retain(|by| *by != Foreign::Other);
-        found.dedup();
-        Ok(found)
-    }
-
-    /// What others want asked for this registry.
-    pub(super) fn foreign_origins(&self) -> Result<(Vec<ForeignOrigin>, Vec<LeftOut>), CertsDError> {
-        let dir = self.dir();
-        let base = self.base(&dir, &Found::read(&dir)?)?;
-        let merged = merged_anyway(base.text.as_deref(), &self.wanted);
-        Ok(merged.map(|merged| (merged.foreign_origins, merged.left_out)).unwrap_or_default())
+        let Some(merged) = merged_anyway(base.text.as_deref(), &self.wanted) else { return Ok(Others::default()) };
+        let mut left_by = merged.found;
+        left_by.retain(|by| *by != Foreign::Other);
+        left_by.dedup();
+        Ok(Others { origins: merged.foreign_origins, left_out: merged.left_out, left_by })
     }
 }
 
