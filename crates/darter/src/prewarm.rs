@@ -21,12 +21,15 @@ use crate::show::print;
 pub(crate) async fn run(order: Order) -> Result<ExitCode> {
     let socket = order.source.load()?.config()?.admin_socket();
     let mut code = ExitCode::SUCCESS;
+    // One listener for all images: a signal between two of them would be lost.
+    let interrupted = tokio::signal::ctrl_c();
+    tokio::pin!(interrupted);
     for image in &order.images {
         let mut view = View::new(image, order.json);
         let wire = Wire { image: image.clone(), store_only: order.store_only };
         let outcome = tokio::select! {
             outcome = follow(&socket, &wire, &mut view) => outcome,
-            _ = tokio::signal::ctrl_c() => bail!("interrupted; what has arrived is kept"),
+            _ = &mut interrupted => bail!("interrupted; what has arrived is kept"),
         };
         if !outcome.with_context(|| format!("cannot prewarm {image}"))? {
             code = ExitCode::FAILURE;
