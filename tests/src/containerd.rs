@@ -18,8 +18,13 @@ use crate::process::{self, Process};
 use crate::scratch::Scratch;
 use crate::tools::Release;
 
-/// Past this containerd does not start, or does not collect its garbage, at all.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// Past this containerd does not start, or does not collect its garbage, at all. Long, because both
+/// wait for many fsyncs, and others may keep the disk busy; one that ends is told of at once.
+const PATIENCE: Duration = Duration::from_secs(180);
+
+/// How long one look at a containerd that starts may take: it may have been accepted by a socket that
+/// nobody serves yet.
+const LOOK: Duration = Duration::from_secs(5);
 
 /// How long a `ctr` command may take.
 const CTR: Duration = Duration::from_secs(300);
@@ -95,7 +100,10 @@ impl Containerd {
 
     async fn ready(&mut self) -> Result<()> {
         let deadline = Instant::now() + PATIENCE;
-        while let Err(error) = self.cri.version().await {
+        loop {
+            let answer = tokio::time::timeout(LOOK, self.cri.version()).await;
+            let answer = answer.unwrap_or_else(|_| bail!("no answer within {LOOK:?}"));
+            let Err(error) = answer else { return Ok(()) };
             if let Some(status) = self.process.exited()? {
                 bail!("containerd: {status}\n{}", process::tail(&self.log()));
             }
@@ -104,7 +112,6 @@ impl Containerd {
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        Ok(())
     }
 
     /// Its CRI.
