@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use toml_edit::{ArrayOfTables, DocumentMut, Item, Table, Value};
 
 use crate::http::{Answer, Client};
-use crate::net::Place;
+use crate::net::{Place, Port};
 use crate::process::{self, Process, Usage};
 use crate::scratch::Scratch;
 use crate::tools;
@@ -70,8 +70,8 @@ impl Options {
         }
     }
 
-    /// What every agent of a test needs: its own directory, and ports that are free.
-    fn complete(&mut self, dir: &Path) -> Result<()> {
+    /// What every agent of a test needs: its own directory, and ports that are kept for it.
+    fn complete(&mut self, dir: &Path) -> Result<Vec<Port>> {
         let at = |name: &str| dir.join(name).display().to_string();
         self.put_default("agent.data_dir", at("data"));
         self.put_default("admin.socket", at("admin.sock"));
@@ -81,14 +81,16 @@ impl Options {
         // The default leaves 18 % of the disk alone: that is for nodes, not for where tests run.
         self.put_default("store.min_free", "64MiB");
         self.put_default("log.level", "debug");
-        let (mirror, admin) = match &self.place {
+        let kept = match &self.place {
             // The addresses of the default configuration: each namespace has its own loopback.
-            Place::Namespace(_) => (4001, 4004),
-            Place::Host => (self.place.free_port()?, self.place.free_port()?),
+            Place::Namespace(_) => Vec::new(),
+            Place::Host => vec![self.place.port()?, self.place.port()?],
         };
-        self.put_default("mirror.listen", format!("127.0.0.1:{mirror}"));
-        self.put_default("admin.listen", format!("127.0.0.1:{admin}"));
-        Ok(())
+        for (index, (key, default)) in [("mirror.listen", 4001), ("admin.listen", 4004)].into_iter().enumerate() {
+            let port = kept.get(index).map_or(default, Port::number);
+            self.put_default(key, format!("127.0.0.1:{port}"));
+        }
+        Ok(kept)
     }
 
     fn address(&self, key: &str) -> Result<SocketAddr> {
@@ -103,6 +105,7 @@ pub struct Agent {
     options: Options,
     mirror: SocketAddr,
     admin: SocketAddr,
+    _ports: Vec<Port>,
     // Last: the directory goes when the process is gone.
     dir: Scratch,
 }
@@ -118,12 +121,12 @@ impl Agent {
     /// Starts one and waits until it answers at all: for agents that are not meant to get ready.
     pub async fn start_unready(mut options: Options) -> Result<Self> {
         let dir = Scratch::new()?;
-        options.complete(dir.path())?;
+        let ports = options.complete(dir.path())?;
         let file = dir.join("darter.toml");
         fs::write(&file, options.document.to_string())?;
         let process = launch(&options.place, &file, &dir.join("log"))?;
         let (mirror, admin) = (options.address("mirror")?, options.address("admin")?);
-        let mut agent = Self { process, options, mirror, admin, dir };
+        let mut agent = Self { process, options, mirror, admin, _ports: ports, dir };
         agent.answering().await?;
         Ok(agent)
     }

@@ -96,11 +96,12 @@ impl Place {
         Ok(())
     }
 
-    /// A port that was free a moment ago, for a server that cannot choose one itself.
-    pub fn free_port(&self) -> Result<u16> {
-        let address = SocketAddr::new(self.address(), 0);
-        let listener = self.within(|| std::net::TcpListener::bind(address))??;
-        Ok(listener.local_addr()?.port())
+    /// A port for a server that cannot choose one itself.
+    pub fn port(&self) -> Result<Port> {
+        let held = self.socket()?;
+        held.set_reuseaddr(true)?;
+        held.bind(SocketAddr::new(self.address(), 0))?;
+        Ok(Port { number: held.local_addr()?.port(), _held: held })
     }
 
     fn socket(&self) -> Result<TcpSocket> {
@@ -113,6 +114,22 @@ impl Place {
             Self::Host => Ok(work()),
             Self::Namespace(namespace) => namespace.within(work),
         }
+    }
+}
+
+/// A port that is kept for a server: while this lives nobody else gets it by chance, neither to listen
+/// nor as the other end of a connection. Whoever asks for it by number, with SO_REUSEADDR as servers
+/// do, can listen on it, because this end does not.
+#[derive(Debug)]
+pub struct Port {
+    number: u16,
+    _held: TcpSocket,
+}
+
+impl Port {
+    /// Its number.
+    pub const fn number(&self) -> u16 {
+        self.number
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
-use crate::net::Place;
+use crate::net::{Place, Port};
 use crate::process::Process;
 use crate::scratch::Scratch;
 use crate::tools;
@@ -15,6 +15,7 @@ use crate::tools;
 pub struct Nginx {
     address: SocketAddr,
     process: Process,
+    _port: Port,
     // Last: the directory goes when the process is gone.
     _dir: Scratch,
 }
@@ -24,7 +25,8 @@ impl Nginx {
     /// `max_ranges 0;`.
     pub async fn start(root: &Path, extra: &str) -> Result<Self> {
         let dir = Scratch::new()?;
-        let address = SocketAddr::new(Place::Host.address(), Place::Host.free_port()?);
+        let port = Place::Host.port()?;
+        let address = SocketAddr::new(Place::Host.address(), port.number());
         let at = dir.path().display();
         let temporary = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"];
         let temporary: String = temporary.iter().map(|name| format!("{name}_temp_path {at}/{name};\n")).collect();
@@ -41,7 +43,7 @@ impl Nginx {
         command.arg("-c").arg(dir.join("nginx.conf"));
         let process = Process::start("nginx", command, &dir.join("log"))?;
         Place::Host.wait_for(address, Duration::from_secs(10)).await.with_context(|| process.log())?;
-        Ok(Self { address, process, _dir: dir })
+        Ok(Self { address, process, _port: port, _dir: dir })
     }
 
     /// Where it listens.

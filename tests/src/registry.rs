@@ -18,7 +18,7 @@ use rustls::ClientConfig;
 
 use crate::http::{Answer, Client};
 use crate::image::{Content, Image, Item};
-use crate::net::Place;
+use crate::net::{Place, Port};
 use crate::process::{self, Process};
 use crate::scratch::Scratch;
 use crate::tls::Authority;
@@ -46,6 +46,7 @@ impl Options {
 pub struct Registry {
     process: Process,
     address: SocketAddr,
+    _port: Option<Port>,
     client: Client,
     authority: Option<Authority>,
     options: Options,
@@ -56,7 +57,8 @@ impl Registry {
     /// Starts one and waits until it answers.
     pub async fn start(place: &Place, options: Options) -> Result<Self> {
         let dir = Scratch::new()?;
-        let port = options.port.map_or_else(|| place.free_port(), Ok)?;
+        let kept = if options.port.is_none() { Some(place.port()?) } else { None };
+        let port = kept.as_ref().map(Port::number).or(options.port).context("no port")?;
         let address = SocketAddr::new(place.address(), port);
         let authority = if options.tls { Some(Authority::new()?) } else { None };
         std::fs::write(dir.join("config.yml"), config(&dir, address, &options, authority.as_ref())?)?;
@@ -65,7 +67,7 @@ impl Registry {
         command.arg("serve").arg(dir.join("config.yml"));
         let process = Process::start("docker-registry", command, &dir.join("log"))?;
         let client = client(place, &options, authority.as_ref())?;
-        let mut registry = Self { process, address, client, authority, options, dir };
+        let mut registry = Self { process, address, _port: kept, client, authority, options, dir };
         registry.ready(place).await?;
         Ok(registry)
     }

@@ -19,13 +19,15 @@ pub fn unique() -> String {
     format!("{PREFIX}{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed))
 }
 
-/// Whether `name` was made by a run that is over.
+/// Whether `name` was made by a run that is over. To be asked before this run makes any: a name with
+/// its own pid is then one of a run that had the same.
 pub fn is_left_over(name: &str) -> bool {
     let Some((pid, number)) = name.strip_prefix(PREFIX).and_then(|rest| rest.split_once('-')) else { return false };
     let is_number = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
     // A process that has ended and was not waited for still has a directory, but no command line.
     let is_alive = || fs::read(Path::new("/proc").join(pid).join("cmdline")).is_ok_and(|line| !line.is_empty());
-    is_number(pid) && is_number(number) && !is_alive()
+    let is_other = || pid != std::process::id().to_string() && is_alive();
+    is_number(pid) && is_number(number) && !is_other()
 }
 
 /// A directory for one test, removed at its end. `DARTER_KEEP=1` keeps it and says where it is.
@@ -100,8 +102,8 @@ mod tests {
 
     #[test]
     fn only_names_of_dead_runs_are_left_over() {
-        assert!(is_left_over("darter-4194999-1"));
-        for name in [unique().as_str(), "darter-1-1", "darter-agent", "darter-agent-1", "darter--", "other-4194999-1"] {
+        assert!(is_left_over("darter-4194999-1") && is_left_over(&unique()));
+        for name in ["darter-1-1", "darter-agent", "darter-agent-1", "darter--", "other-4194999-1"] {
             assert!(!is_left_over(name), "{name}");
         }
     }

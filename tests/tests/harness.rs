@@ -1,6 +1,8 @@
 //! The harness proves itself: what it fakes behaves as the real thing is known to, what it starts
 //! is gone afterwards.
 
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -89,6 +91,20 @@ async fn nodes_reach_the_hub_and_each_has_its_own_loopback() -> Result<()> {
     }
     other.node(0).connect(elsewhere.local_addr()?).await?;
     ensure!(network.node(0).connect("127.0.0.1:4001".parse()?).await.is_err());
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_port_is_kept_until_whoever_it_is_for_listens() -> Result<()> {
+    let ports = (0..100).map(|_| Place::Host.port()).collect::<Result<Vec<_>>>()?;
+    let numbers: BTreeSet<u16> = ports.iter().map(|port| port.number()).collect();
+    assert_eq!(numbers.len(), ports.len());
+    let address = SocketAddr::new(Place::Host.address(), ports[0].number());
+    ensure!(tokio::net::TcpSocket::new_v4()?.bind(address).is_err(), "it could be had");
+    ensure!(Place::Host.connect(address).await.is_err(), "nobody listens yet");
+    let listener = Place::Host.listen(address)?;
+    let client = Place::Host.connect(address).await?;
+    assert_eq!(listener.accept().await?.1, client.local_addr()?);
     Ok(())
 }
 
