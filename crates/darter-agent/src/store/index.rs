@@ -10,6 +10,7 @@ use std::time::SystemTime;
 use darter_core::Digest;
 
 use super::blob::Open;
+use super::doubt::Standing;
 use super::pins::{Pin, Pins};
 use super::state::StoreError;
 use super::tally::Tally;
@@ -20,7 +21,8 @@ pub(super) const INGESTS_MAX: usize = 64;
 /// Blobs and ingests kept. At some 200 bytes each this is 50 MB for a store of nothing but tiny
 /// manifests; past it the oldest make room.
 pub(super) const SLOTS_MAX: usize = 262_144;
-/// Digests that wait for their sampled re-hash. A sample more or less is no loss.
+/// Digests that wait for a re-hash. A sample more or less is no loss, and what is in doubt is asked for
+/// again by its next reader.
 const SCRUBS_MAX: usize = 64;
 
 /// What is under one digest.
@@ -62,6 +64,13 @@ pub(super) enum Phase {
     Parked(Option<Box<Tally>>),
 }
 
+/// How much of a blob is re-hashed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Extent {
+    OnePiece,
+    Whole,
+}
+
 /// A complete blob.
 #[derive(Debug)]
 pub(super) struct Entry {
@@ -74,6 +83,8 @@ pub(super) struct Entry {
     pub(super) durable: bool,
     /// The handle that readers hold, if any does: then it is in use.
     pub(super) open: Weak<Open>,
+    /// Whether it may have rotted.
+    pub(super) standing: Standing,
 }
 
 impl Slot {
@@ -118,7 +129,7 @@ pub(super) struct Index {
     pub(super) pin_limit_bytes: u64,
     /// Ingests of an earlier life, still to be hashed.
     pub(super) to_verify: VecDeque<Digest>,
-    scrubs: VecDeque<Digest>,
+    scrubs: VecDeque<(Digest, Extent)>,
 }
 
 impl Index {
@@ -335,12 +346,20 @@ impl Index {
     pub(super) fn ask_scrub(&mut self, digest: &Digest) -> bool {
         let room = self.scrubs.len() < SCRUBS_MAX;
         if room {
-            self.scrubs.push_back(*digest);
+            self.scrubs.push_back((*digest, Extent::OnePiece));
         }
         room
     }
 
-    pub(super) fn next_scrub(&mut self) -> Option<Digest> {
+    /// Asks for a re-hash of all of a blob, before those of pieces.
+    pub(super) fn ask_rehash(&mut self, digest: &Digest) {
+        let asked = (*digest, Extent::Whole);
+        if self.scrubs.len() < SCRUBS_MAX && !self.scrubs.contains(&asked) {
+            self.scrubs.push_front(asked);
+        }
+    }
+
+    pub(super) fn next_scrub(&mut self) -> Option<(Digest, Extent)> {
         self.scrubs.pop_front()
     }
 
@@ -380,7 +399,14 @@ mod tests {
 
     fn blob(used: u64) -> Slot {
         let used = at(used);
-        Slot::Blob(Entry { size: 10, used, used_on_disk: used, durable: true, open: Weak::new() })
+        Slot::Blob(Entry {
+            size: 10,
+            used,
+            used_on_disk: used,
+            durable: true,
+            open: Weak::new(),
+            standing: Standing::default(),
+        })
     }
 
     fn parked(touched: u64) -> Slot {

@@ -83,8 +83,8 @@ async fn blocking<T: Send + 'static>(shared: &Arc<Shared>, work: fn(&Arc<Shared>
 /// Hashes one thing that waits for it, if any does.
 pub(super) fn hash_one(shared: &Arc<Shared>) -> bool {
     let sample = lock(&shared.index).next_scrub();
-    if let Some(digest) = sample {
-        scrub::scrub(shared, &digest);
+    if let Some((digest, extent)) = sample {
+        scrub::scrub(shared, &digest, extent);
         return true;
     }
     if *lock(&shared.state) != State::Ok {

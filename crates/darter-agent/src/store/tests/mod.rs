@@ -2,6 +2,7 @@
 
 mod crash;
 mod disk;
+mod doubt;
 mod evict;
 mod pins;
 
