@@ -50,7 +50,7 @@ fuzz: ## Run each fuzz target for a minute (FUZZ_SECONDS=60)
 
 bench: bench-mirror ## Every benchmark, as ratios against a peer or bound measured in the same run
 
-bench-mirror: build ## Local hits against nginx, cold pulls against a direct fetch, memory
+bench-mirror: build ## Local hits against nginx and hyper, cold pulls, memory, an agent that is down
 	cargo run --release --locked -p darter-benches --bin mirror
 
 clean: ## Remove build products and test tools

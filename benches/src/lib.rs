@@ -3,7 +3,9 @@
 //! A figure is a ratio against a peer or a bound that was measured in the same run. Absolute times
 //! on a shared machine are noise.
 
+pub mod agent_down;
 pub mod client;
+pub mod hyper_file;
 
 use std::path::PathBuf;
 use std::time::Duration;

@@ -49,6 +49,9 @@ fn bytes(text: &str) -> u128 {
 }
 
 fn milliseconds(text: &str) -> u128 {
+    if text.trim() == "0" {
+        return 0;
+    }
     let (number, unit) = parts(text);
     let minute = 60 * 1000;
     let factor = match unit {

@@ -1,8 +1,10 @@
 //! What most tests start with: an ECR with an image, an agent that mirrors it, and with [`Stage`] a
 //! containerd that pulls through both. [`Pair`] is the two without containerd and without root.
 
+use std::fs::File;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -269,6 +271,14 @@ fn largest(image: &Image) -> &Item {
 #[expect(clippy::cast_precision_loss, reason = "images of tests are far below 2^53 bytes")]
 pub const fn bytes(count: u64) -> f64 {
     count as f64
+}
+
+/// Turns one byte of a file round.
+pub fn flip(path: &Path, offset: u64) -> Result<()> {
+    let file = File::options().read(true).write(true).open(path)?;
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, offset)?;
+    Ok(file.write_all_at(&[!byte[0]], offset)?)
 }
 
 /// Looks again and again until something is so, and says what is not if it does not get so.

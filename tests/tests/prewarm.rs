@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use darter_core::Digest;
 use darter_tests::agent::{Agent, Options};
 use darter_tests::fake_ecr::{Auth, Fault, Kind, Rule};
 use darter_tests::image::{Format, Image, Item};
@@ -205,13 +206,19 @@ async fn only_the_owner_of_the_unix_socket_can_order() -> Result<()> {
     let mode = std::fs::metadata(pair.agent.admin_socket())?.permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
     let order = serde_json::json!({"image": reference(&pair)}).to_string();
-    let url = format!("http://{}/v1/prewarm", pair.agent.admin_address());
-    let answer = pair.client().send_bytes(http::Method::POST, &url, "application/json", order.into()).await?;
-    assert_eq!(answer.status, 403, "{}", answer.text());
-    ensure!(answer.text().contains("unix socket"), "{}", answer.text());
+    for path in ["prewarm", "unpin"] {
+        let (url, order) = (format!("http://{}/v1/{path}", pair.agent.admin_address()), order.clone());
+        let answer = pair.client().send_bytes(http::Method::POST, &url, "application/json", order.into()).await?;
+        assert_eq!(answer.status, 403, "{}", answer.text());
+        ensure!(answer.text().contains("unix socket"), "{}", answer.text());
+    }
     ensure!(pair.ecr.log().is_empty(), "it was carried out all the same");
     // An order that is none is refused with what is wrong with it.
-    for (order, words) in [("{", "EOF"), (r#"{"image":"a","force":true}"#, "unknown field `force`")] {
+    for (order, words) in [
+        ("{", "EOF"),
+        (r#"{"image":"a","force":true}"#, "unknown field `force`"),
+        (r#"{"image":"a","pin":"5"}"#, "`5` is not a duration"),
+    ] {
         let answer = by_socket(&pair.agent.admin_socket(), order).await?;
         ensure!(answer.starts_with("HTTP/1.0 400") && answer.contains(words), "{order}: {answer}");
     }
@@ -272,6 +279,133 @@ async fn more_orders_than_are_carried_out_at_once_are_busy_and_probes_are_answer
     pair.ecr.clear_faults();
     let done = async || Ok(by_socket(&socket, &order).await?.contains(r#""event":"done""#));
     eventually("an order is taken again", done).await
+}
+
+/// Images of two layers, pushed and pulled until more has come than a store of 20 MiB holds.
+async fn crowd(pair: &Pair, seeds: std::ops::Range<u64>) -> Result<()> {
+    for seed in seeds {
+        let image = Image::new(Format::Oci, seed, &[3 * MIB, 2 * MIB])?;
+        pair.ecr.push(&image, REPOSITORY, &format!("v{seed}"));
+        assert_eq!(pair.get(&format!("manifests/v{seed}")).await?.status, 200);
+        for layer in &image.layers {
+            pair.bring(layer).await?;
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_pinned_image_is_here_whatever_else_comes_until_it_is_released() -> Result<()> {
+    if !can_run("a_pinned_image_is_here_whatever_else_comes_until_it_is_released", &[Need::Darter]) {
+        return Ok(());
+    }
+    let small = |options: Options| {
+        options.set("store.limit", "20MiB").set("mirror.prefetch", "off").set("log.level", "info")
+    };
+    let mut pair = Pair::with(&[4 * MIB, 3 * MIB], Auth::Public, &[("access", "public".into())], small).await?;
+    let image = reference(&pair);
+    let output = prewarm(&Place::Host, &pair.agent, &["--json", "--pin", "48h", &image]).await?;
+    ensure!(output.status.success(), "{output:?}");
+    let last = events(&output)?.pop().context("no event")?;
+    assert_eq!((&last["pin"]["state"], &last["pin"]["lifetime"]), (&"set".into(), &"2d".into()), "{last}");
+    let in_two_days = std::time::SystemTime::UNIX_EPOCH.elapsed()?.as_secs() + 48 * 3600;
+    let until = last["pin"]["until"].as_u64().context("no end")?;
+    ensure!((in_two_days - 60..=in_two_days).contains(&until), "{until}");
+    // The index, the manifest of this platform, and what that refers to: in the order of a pull.
+    let manifests = [&pair.image.root, &pair.image.manifests[0]];
+    let items: Vec<Item> = manifests.into_iter().chain(pair.image.pulled_blobs()).cloned().collect();
+    #[expect(clippy::cast_precision_loss, reason = "a few MiB")]
+    let pinned = items.iter().map(Item::size).sum::<u64>() as f64;
+    assert_eq!(pair.metric("darter_store_pinned_bytes", &[]).await?, pinned);
+
+    for round in 0..2 {
+        crowd(&pair, 100 + 10 * round..106 + 10 * round).await?;
+        ensure!(pair.metric("darter_store_evictions_total", &[]).await? >= 4.0, "nothing was evicted");
+        pair.ecr.reset_counts();
+        for item in &items {
+            let is_manifest = manifests.iter().any(|manifest| manifest.digest() == item.digest());
+            let kind = if is_manifest { "manifests" } else { "blobs" };
+            let answer = pair.get(&format!("{kind}/{}", item.digest())).await?;
+            assert_eq!(Digest::of(&answer.body), item.digest(), "{} of round {round}", answer.status);
+            assert_eq!(answer.header("x-darter-source"), "cache", "{kind} of round {round}");
+        }
+        assert_eq!(pair.ecr.blob_bytes(), 0, "round {round}\n{}", pair.agent.log());
+        // A kill writes nothing down that was not written before.
+        pair.agent.kill().await?;
+        pair.agent.start_again().await?;
+        assert_eq!(pair.metric("darter_store_pinned_bytes", &[]).await?, pinned);
+    }
+    // What it means now is not asked: the registry may be away.
+    pair.ecr.inject(Rule::any().always(), Fault::Status(503, None));
+    let output = prewarm(&Place::Host, &pair.agent, &["--unpin", &image]).await?;
+    ensure!(output.status.success() && output.stdout.contains("no longer pinned"), "{output:?}");
+    let output = prewarm(&Place::Host, &pair.agent, &["--unpin", "--json", &image]).await?;
+    assert_eq!(events(&output)?, [serde_json::json!({"event": "unpinned", "was_pinned": false})]);
+    pair.ecr.clear_faults();
+    crowd(&pair, 120..126).await?;
+    for layer in &pair.image.layers {
+        ensure!(!pair.blob_file(layer.digest()).exists(), "it is still here");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_came_of_an_image_stays_while_the_rest_is_on_its_way() -> Result<()> {
+    if !can_run("what_came_of_an_image_stays_while_the_rest_is_on_its_way", &[Need::Darter]) {
+        return Ok(());
+    }
+    let pair = Pair::with(&[3 * MIB, MIB], Auth::Public, &[("access", "public".into())], |options| {
+        let options = options.set("store.limit", "20MiB").set("mirror.prefetch", "off");
+        options.set("origin.header_timeout", "500ms").set("origin.attempts", 60)
+    })
+    .await?;
+    let [first, last] = [pair.image.layers[0].digest(), pair.image.layers[1].digest()];
+    pair.ecr.inject(Rule::on(Kind::Blob).digest(last).always(), Fault::Delay(Duration::MAX));
+    let socket = pair.agent.admin_socket();
+    let order = serde_json::json!({"image": reference(&pair)}).to_string();
+    let running = tokio::spawn(async move { by_socket(&socket, &order).await });
+    eventually("the first layer is here", async || Ok(pair.blob_file(first).exists())).await?;
+    crowd(&pair, 100..108).await?;
+    ensure!(pair.metric("darter_store_evictions_total", &[]).await? >= 8.0, "nothing was evicted");
+    ensure!(pair.blob_file(first).exists(), "it was evicted\n{}", pair.agent.log());
+    pair.ecr.clear_faults();
+    let answer = running.await??;
+    ensure!(answer.contains(r#""state":"set""#), "{answer}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_image_past_the_share_of_pins_is_here_and_the_command_says_that_it_is_not_pinned() -> Result<()> {
+    let name = "an_image_past_the_share_of_pins_is_here_and_the_command_says_that_it_is_not_pinned";
+    if !can_run(name, &[Need::Darter]) {
+        return Ok(());
+    }
+    let pair = Pair::with(&[6 * MIB, 5 * MIB], Auth::Public, &[("access", "public".into())], |options| {
+        options.set("store.limit", "20MiB").set("store.pin_for", "2h")
+    })
+    .await?;
+    let large = reference(&pair);
+    pair.ecr.push(&Image::new(Format::Oci, 50, &[MIB])?, REPOSITORY, "small");
+    let small = format!("{}/{REPOSITORY}:small", pair.ecr.name());
+    let output = prewarm(&Place::Host, &pair.agent, &[&large, &small]).await?;
+    assert_eq!(output.status.code(), Some(3), "{output:?}");
+    ensure!(output.stderr.contains(&format!("{large}: it is here, but not pinned")), "{output:?}");
+    ensure!(output.stderr.contains("may take 10485760: store.pin_share"), "{output:?}");
+    ensure!(output.stdout.contains("in the store, pinned for 2h"), "the other one is: {output:?}");
+    ensure!(pair.image.layers.iter().all(|layer| pair.blob_file(layer.digest()).exists()), "it is not here");
+    let output = prewarm(&Place::Host, &pair.agent, &["--json", &large]).await?;
+    assert_eq!(output.status.code(), Some(3), "{output:?}");
+    let last = events(&output)?.pop().context("no event")?;
+    assert_eq!((&last["event"], &last["pin"]["state"]), (&"done".into(), &"refused".into()), "{last}");
+    // Where no pin is wanted, none is missed.
+    let output = prewarm(&Place::Host, &pair.agent, &["--json", "--pin", "0", &large]).await?;
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let last = events(&output)?.pop().context("no event")?;
+    assert_eq!(last["pin"], serde_json::json!({"state": "not_ordered"}));
+    let output = prewarm(&Place::Host, &pair.agent, &["--pin", "31d", &small]).await?;
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    ensure!(output.stderr.contains("30d at most"), "{output:?}");
+    Ok(())
 }
 
 async fn by_socket(socket: &Path, body: &str) -> Result<String> {

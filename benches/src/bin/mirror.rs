@@ -2,7 +2,7 @@
 //!
 //! All on this machine's loopback, client and server on the same cores. Origins generate their
 //! content, so no disk but the store's is in the way. An argument (`hit`, `first-byte`, `cold`,
-//! `memory`) runs one part.
+//! `memory`, `down`) runs one part.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use darter_benches::client::{self, Download, Sink};
-use darter_benches::{Better, Report, gib, median, megabytes_per_second, percentile};
+use darter_benches::hyper_file::{self, HyperFile};
+use darter_benches::{Better, Report, agent_down, gib, median, megabytes_per_second, percentile};
 use darter_tests::agent::{Agent, Options};
 use darter_tests::fake_ecr::{self, Auth, FakeEcr};
 use darter_tests::image::{Format, Image};
@@ -33,6 +34,9 @@ async fn main() -> Result<()> {
 }
 
 async fn bench() -> Result<()> {
+    if hyper_file::serve_if_asked().await? {
+        return Ok(());
+    }
     ensure!(can_run("bench-mirror", &[Need::Darter, Need::Nginx]), "the benchmark cannot run here");
     let only = std::env::args().nth(1);
     let wanted = |part: &str| only.as_deref().is_none_or(|only| only == part);
@@ -49,6 +53,9 @@ async fn bench() -> Result<()> {
     }
     if wanted("memory") {
         memory(&mut report).await?;
+    }
+    if wanted("down") {
+        agent_down::run(&mut report).await?;
     }
     report.finish(only.as_deref().map_or("mirror", |_| "mirror-part"))
 }
@@ -117,6 +124,29 @@ fn image(seed: u64, bytes: u64) -> Result<Image> {
     Image::new(Format::Oci, seed, &[bytes])
 }
 
+/// A server of the file that all of them serve.
+struct Server<'a> {
+    address: SocketAddr,
+    path: String,
+    cpu: Box<dyn Fn() -> Result<Duration> + 'a>,
+    rates: Vec<f64>,
+    cpu_per_gib: Vec<f64>,
+}
+
+impl<'a> Server<'a> {
+    fn new(address: SocketAddr, path: &str, cpu: impl Fn() -> Result<Duration> + 'a) -> Self {
+        Self { address, path: path.to_owned(), cpu: Box::new(cpu), rates: Vec::new(), cpu_per_gib: Vec::new() }
+    }
+
+    async fn measure(&mut self) -> Result<()> {
+        let before = (self.cpu)()?;
+        let got = fetch(self.address, self.path.clone(), Sink::Drop).await?;
+        self.rates.push(megabytes_per_second(got.bytes, got.took));
+        self.cpu_per_gib.push(((self.cpu)()? - before).as_secs_f64() / gib(got.bytes));
+        Ok(())
+    }
+}
+
 async fn local_hit(report: &mut Report) -> Result<()> {
     println!("\nlocal hit: one blob of 2 GiB in the page cache, nginx (sendfile on) serving the same file");
     let stage = Stage::new(vec![image(1, 2 * GIB)?]).await?;
@@ -125,24 +155,31 @@ async fn local_hit(report: &mut Report) -> Result<()> {
     let file = stage.layer_file(0);
     let nginx = Nginx::start(file.parent().context("a blob has a directory")?, "").await?;
     let name = format!("/{}", file.file_name().context("a blob has a name")?.to_string_lossy());
-    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
-    let (mut our_cpu, mut their_cpu) = (Vec::new(), Vec::new());
+    let small = HyperFile::start(&file, 64 << 10).await?;
+    let large = HyperFile::start(&file, 256 << 10).await?;
+    let mut servers = [
+        Server::new(nginx.address(), &name, || nginx.cpu()),
+        Server::new(stage.agent.mirror(), &stage.paths(0).1, || Ok(stage.agent.usage()?.cpu)),
+        Server::new(small.address(), "/", || small.cpu()),
+        Server::new(large.address(), "/", || large.cpu()),
+    ];
     for _ in 0..REPEATS {
-        let before = nginx.cpu()?;
-        let got = fetch(nginx.address(), name.clone(), Sink::Drop).await?;
-        theirs.push(megabytes_per_second(got.bytes, got.took));
-        their_cpu.push((nginx.cpu()? - before).as_secs_f64() / gib(got.bytes));
-        let before = stage.agent.usage()?.cpu;
-        let got = stage.mirrored(0, Sink::Drop).await?;
-        ours.push(megabytes_per_second(got.bytes, got.took));
-        our_cpu.push((stage.agent.usage()?.cpu - before).as_secs_f64() / gib(got.bytes));
+        for server in &mut servers {
+            server.measure().await?;
+        }
     }
-    let (ours, theirs) = (median(ours), median(theirs));
-    let conditions = format!("{ours:.0} against {theirs:.0} MB/s, median of {REPEATS}");
-    report.add("local hit, rate / nginx", ours / theirs, "ratio", Better::Higher, Some(0.9), conditions);
-    let (ours, theirs) = (median(our_cpu), median(their_cpu));
-    let conditions = format!("{ours:.3} against {theirs:.3} CPU-s per GiB; the clock ticks at 10 ms");
-    report.add("local hit, CPU / nginx", ours / theirs, "ratio", Better::Lower, Some(1.3), conditions);
+    let [theirs, ours, small, large] = servers.map(|server| (median(server.rates), median(server.cpu_per_gib)));
+    let plain = "; hyper 1, HTTP/1.1, a thread that reads frames ahead with read_exact_at";
+    for (whose, (rate, cpu), goals, how) in [
+        ("local hit", ours, (Some(0.9), Some(1.3)), ""),
+        ("hyper body, frames of 64 KiB", small, (None, None), plain),
+        ("hyper body, frames of 256 KiB", large, (None, None), plain),
+    ] {
+        let conditions = format!("{rate:.0} against {:.0} MB/s, median of {REPEATS}{how}", theirs.0);
+        report.add(&format!("{whose}, rate / nginx"), rate / theirs.0, "ratio", Better::Higher, goals.0, conditions);
+        let conditions = format!("{cpu:.3} against {:.3} CPU-s per GiB; the clock ticks at 10 ms", theirs.1);
+        report.add(&format!("{whose}, CPU / nginx"), cpu / theirs.1, "ratio", Better::Lower, goals.1, conditions);
+    }
     Ok(())
 }
 

@@ -102,7 +102,7 @@ impl Agent {
             preflight: preflight.subscribe(),
             seen: mirror.seen(),
         };
-        let prewarm = Prewarm::new(&config, sites, images);
+        let prewarm = Prewarm::new(&config, sites, images, store.clone());
         let admin = Admin::bind(config.admin.listen, &config.admin_socket(), metrics.clone(), watched, prewarm).await?;
         Ok(Self { config, metrics, store, pulls, mirror, admin, certs_d, serving, preflight, pulling })
     }

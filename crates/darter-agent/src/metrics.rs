@@ -133,6 +133,7 @@ pub struct Metrics {
     pub stale_tags: Family<RegistryLabels, Counter>,
     pub store_bytes: Gauge,
     pub store_limit_bytes: Gauge,
+    pub store_pinned_bytes: Gauge,
     pub store_evictions: Family<ReasonLabels, Counter>,
     pub store_corruptions: Counter,
     pub hosts_toml: Family<HostsTomlLabels, Gauge>,
@@ -194,6 +195,11 @@ impl Metrics {
                 Gauge::default(),
                 "store_limit_bytes",
                 "Disk that blobs and ingests may use now"
+            ),
+            store_pinned_bytes: metric!(
+                Gauge::default(),
+                "store_pinned_bytes",
+                "Disk used by blobs of pinned images, which eviction spares"
             ),
             store_evictions: metric!(Family::default(), "store_evictions", "Blobs deleted to make room"),
             store_corruptions: metric!(Counter::default(), "store_corruptions", "Stored bytes found wrong and dropped"),

@@ -119,6 +119,10 @@ impl FromStr for Seconds {
     type Err = UnitError;
 
     fn from_str(text: &str) -> Result<Self, UnitError> {
+        // Nothing is nothing in every unit.
+        if text.trim() == "0" {
+            return Ok(Self(Duration::ZERO));
+        }
         let wrong = || UnitError::Duration(text.to_owned());
         let (unit, factor) = TIME_UNITS.iter().find(|(unit, _)| text.ends_with(unit)).ok_or_else(wrong)?;
         let number = whole(text.strip_suffix(unit).unwrap_or(text)).ok_or_else(wrong)?;
@@ -184,6 +188,7 @@ mod tests {
         assert_eq!("0B".parse(), Ok(Size(0)));
         assert_eq!("100MB/s".parse(), Ok(Rate(100_000_000)));
         assert_eq!("200ms".parse(), Ok(Seconds(Duration::from_millis(200))));
+        assert_eq!("0".parse(), Ok(Seconds(Duration::ZERO)));
         assert_eq!("12h".parse(), Ok(Seconds(Duration::from_secs(43_200))));
         assert_eq!("15%".parse::<Share>().map(|share| share.of(1_000)), Ok(150));
     }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use darter_agent::config::Layers;
+use darter_core::units::Seconds;
 
 /// Node software for GPU clusters: images at the speed of the network card, registries read once.
 #[derive(Parser)]
@@ -47,8 +48,13 @@ pub(crate) enum Command {
     /// Put back every hosts.toml as it was before darter, agent running or not.
     Uninstall(Source),
     /// Bring images to this node before they are asked for, through its running agent.
+    ///
+    /// They are pinned: eviction spares them for a while. Exits with 1 if one could not be brought, and
+    /// with 3 if all are here and one is not pinned, though it should be.
     #[command(after_help = "Examples:\n  darter prewarm 123456789012.dkr.ecr.us-east-1.amazonaws.com/llm:v3\n  \
-        darter prewarm --store-only registry.example/a:1 registry.example/b:2 --json")]
+        darter prewarm --store-only registry.example/a:1 registry.example/b:2 --json\n  \
+        darter prewarm --pin 48h registry.example/a:1\n  \
+        darter prewarm --unpin registry.example/a:1")]
     Prewarm(Order),
 }
 
@@ -99,6 +105,12 @@ pub(crate) struct Order {
     /// Only into darter's store: containerd does not pull and unpack.
     #[arg(long)]
     pub(crate) store_only: bool,
+    /// For how long eviction spares them, such as 48h; 0 is not at all [default: store.pin_for].
+    #[arg(long, value_name = "LIFETIME", conflicts_with = "unpin")]
+    pub(crate) pin: Option<Seconds>,
+    /// Bring nothing: end the pins of these images. Their registries are not asked.
+    #[arg(long, conflicts_with = "store_only")]
+    pub(crate) unpin: bool,
     /// Print the agent's events as JSON lines.
     #[arg(long)]
     pub(crate) json: bool,

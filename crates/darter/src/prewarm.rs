@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
-use darter_agent::prewarm::{BlobSize, Event, Order as Wire};
+use darter_agent::prewarm::{BlobSize, Event, Order as Wire, Pin, Release};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
@@ -17,35 +17,54 @@ use tokio::net::UnixStream;
 use crate::args::Order;
 use crate::show::print;
 
-/// Brings all images of an order, one after the other. 1 if one of them could not be brought.
+/// Exit status where every image is here, and one is not pinned though it should be. 2 is clap's.
+const NOT_PINNED: u8 = 3;
+
+/// How an order ended, the worst last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Outcome {
+    Done,
+    /// The image is here all the same.
+    NotPinned,
+    Failed,
+}
+
+/// Brings or releases all images of an order, one after the other.
 pub(crate) async fn run(order: Order) -> Result<ExitCode> {
     let socket = order.source.load()?.config()?.admin_socket();
-    let mut code = ExitCode::SUCCESS;
+    let mut worst = Outcome::Done;
     // One listener for all images: a signal between two of them would be lost.
     let interrupted = tokio::signal::ctrl_c();
     tokio::pin!(interrupted);
     for image in &order.images {
         let mut view = View::new(image, order.json);
-        let wire = Wire { image: image.clone(), store_only: order.store_only };
+        let (path, body) = if order.unpin {
+            ("/v1/unpin", serde_json::to_string(&Release { image: image.clone() })?)
+        } else {
+            let wire = Wire { image: image.clone(), store_only: order.store_only, pin: order.pin };
+            ("/v1/prewarm", serde_json::to_string(&wire)?)
+        };
         let outcome = tokio::select! {
-            outcome = follow(&socket, &wire, &mut view) => outcome,
+            outcome = follow(&socket, path, &body, &mut view) => outcome,
             _ = &mut interrupted => bail!("interrupted; what has arrived is kept"),
         };
-        if !outcome.with_context(|| format!("cannot prewarm {image}"))? {
-            code = ExitCode::FAILURE;
-        }
+        let what = if order.unpin { "release" } else { "prewarm" };
+        worst = worst.max(outcome.with_context(|| format!("cannot {what} {image}"))?);
     }
-    Ok(code)
+    Ok(match worst {
+        Outcome::Done => ExitCode::SUCCESS,
+        Outcome::NotPinned => NOT_PINNED.into(),
+        Outcome::Failed => ExitCode::FAILURE,
+    })
 }
 
-/// Sends one order and shows its events. False: the image could not be brought.
-async fn follow(socket: &Path, order: &Wire, view: &mut View) -> Result<bool> {
+/// Sends one order and shows its events.
+async fn follow(socket: &Path, path: &str, body: &str, view: &mut View) -> Result<Outcome> {
     let stream = UnixStream::connect(socket).await.with_context(|| {
         format!("no agent answers at {} (admin.socket): start `darter agent` first", socket.display())
     })?;
-    let body = serde_json::to_string(order)?;
     // HTTP/1.0: the answer ends where the connection does, and needs no unchunking.
-    let request = format!("POST /v1/prewarm HTTP/1.0\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+    let request = format!("POST {path} HTTP/1.0\r\nContent-Length: {}\r\n\r\n{body}", body.len());
     let mut stream = BufReader::new(stream);
     stream.write_all(request.as_bytes()).await.context("cannot send the order")?;
     let mut lines = stream.lines();
@@ -58,11 +77,11 @@ async fn follow(socket: &Path, order: &Wire, view: &mut View) -> Result<bool> {
     while let Some(line) = lines.next_line().await.context("the agent went away")? {
         let event = serde_json::from_str(&line).with_context(|| format!("the agent said `{line}`"))?;
         match view.show(&line, event)? {
-            Some(success) => return Ok(success),
+            Some(outcome) => return Ok(outcome),
             None => continue,
         }
     }
-    bail!("the agent went away before the image was here")
+    bail!("the agent went away before it was done")
 }
 
 /// How events look.
@@ -79,8 +98,8 @@ impl View {
         Self { image: image.to_owned(), json, bars, blobs: HashMap::new() }
     }
 
-    /// Shows one event. `Some` at the last: whether the image is here.
-    fn show(&mut self, line: &str, event: Event) -> Result<Option<bool>> {
+    /// Shows one event. `Some` at the last.
+    fn show(&mut self, line: &str, event: Event) -> Result<Option<Outcome>> {
         if self.json {
             print(&format!("{line}\n"))?;
         }
@@ -88,15 +107,25 @@ impl View {
             Event::Image { digest, blobs } => self.begin(&digest, blobs)?,
             Event::Blob { digest, bytes } => self.advance(&digest, bytes)?,
             Event::Unpacking => self.say("containerd unpacks".to_owned())?,
-            Event::Done { seconds, bytes, image_ref } => {
+            Event::Done { seconds, bytes, image_ref, pin } => {
                 let here =
                     image_ref.map_or_else(|| "in the store".to_owned(), |name| format!("in containerd as {name}"));
-                self.say(format!("{bytes} bytes in {seconds:.1} s, {here}"))?;
-                return Ok(Some(true));
+                let pinned = match &pin {
+                    Pin::Set { lifetime, .. } => format!(", pinned for {lifetime}"),
+                    Pin::Refused { .. } | Pin::NotOrdered => ", not pinned".to_owned(),
+                };
+                self.say(format!("{bytes} bytes in {seconds:.1} s, {here}{pinned}"))?;
+                let Pin::Refused { reason } = pin else { return Ok(Some(Outcome::Done)) };
+                eprintln!("{}: it is here, but not pinned, and goes when others need its room: {reason}", self.image);
+                return Ok(Some(Outcome::NotPinned));
+            }
+            Event::Unpinned { was_pinned } => {
+                self.say(if was_pinned { "no longer pinned" } else { "was not pinned" }.to_owned())?;
+                return Ok(Some(Outcome::Done));
             }
             Event::Failed { reason } => {
                 eprintln!("{}: failed: {reason}", self.image);
-                return Ok(Some(false));
+                return Ok(Some(Outcome::Failed));
             }
         }
         Ok(None)

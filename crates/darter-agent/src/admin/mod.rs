@@ -1,6 +1,6 @@
 //! What operators, Prometheus and the kubelet ask: `/metrics`, `/healthz`, `/readyz`.
 //!
-//! Read only on TCP. What changes state (prewarm) is answered on the unix socket alone, which only
+//! Read only on TCP. What changes state (prewarm, unpin) is answered on the unix socket alone, which only
 //! its owner can open.
 
 mod readiness;
@@ -22,6 +22,7 @@ use hyper::body::{Frame, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Semaphore;
@@ -29,7 +30,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use crate::metrics::Metrics;
-use crate::prewarm::Prewarm;
+use crate::prewarm::{Event, Prewarm};
 
 pub use readiness::Watched;
 
@@ -190,7 +191,8 @@ impl Answers {
             (&Method::GET, "/healthz") => text(StatusCode::OK, "text/plain", "ok\n".to_owned()),
             (&Method::GET, "/readyz") => self.readyz().await,
             (&Method::POST, "/v1/prewarm") if door == Door::Unix => self.prewarm(request).await,
-            (_, "/v1/prewarm") => text(
+            (&Method::POST, "/v1/unpin") if door == Door::Unix => self.unpin(request).await,
+            (_, "/v1/prewarm" | "/v1/unpin") => text(
                 StatusCode::FORBIDDEN,
                 "text/plain",
                 "what changes state is answered on the unix socket only, to POST\n".to_owned(),
@@ -219,18 +221,38 @@ impl Answers {
 
     /// One JSON object a line, until the image is here or cannot come.
     async fn prewarm(&self, request: Request<Incoming>) -> Response<Body> {
-        let order = http_body_util::Limited::new(request.into_body(), 64 * 1024).collect().await;
-        let order = match order.map(|body| serde_json::from_slice(&body.to_bytes())) {
-            Ok(Ok(order)) => order,
-            Ok(Err(error)) => return text(StatusCode::BAD_REQUEST, "text/plain", format!("{error}\n")),
-            Err(error) => return text(StatusCode::BAD_REQUEST, "text/plain", format!("{error}\n")),
+        let order = match read(request).await {
+            Ok(order) => order,
+            Err(refused) => return *refused,
         };
-        let lines = self.prewarm.clone().run(order).map(|event| {
-            let line = serde_json::to_string(&event).unwrap_or_default() + "\n";
-            Ok::<_, Infallible>(Frame::data(Bytes::from(line)))
-        });
-        response(StatusCode::OK, "application/x-ndjson", BodyExt::boxed(StreamBody::new(lines)))
+        let lines = self.prewarm.clone().run(order).map(|event| Ok::<_, Infallible>(Frame::data(line(&event))));
+        response(StatusCode::OK, EVENTS, BodyExt::boxed(StreamBody::new(lines)))
     }
+
+    /// One JSON object.
+    async fn unpin(&self, request: Request<Incoming>) -> Response<Body> {
+        match read(request).await {
+            Ok(order) => {
+                let event = self.prewarm.clone().release(order).await;
+                response(StatusCode::OK, EVENTS, Full::new(line(&event)).boxed())
+            }
+            Err(refused) => *refused,
+        }
+    }
+}
+
+const EVENTS: &str = "application/x-ndjson";
+
+fn line(event: &Event) -> Bytes {
+    Bytes::from(serde_json::to_string(event).unwrap_or_default() + "\n")
+}
+
+/// What an order says; or the answer to one that is none.
+async fn read<T: DeserializeOwned>(request: Request<Incoming>) -> Result<T, Box<Response<Body>>> {
+    let order = http_body_util::Limited::new(request.into_body(), 64 * 1024).collect().await;
+    let refused = |error: String| Box::new(text(StatusCode::BAD_REQUEST, "text/plain", error + "\n"));
+    let body = order.map_err(|error| refused(error.to_string()))?.to_bytes();
+    serde_json::from_slice(&body).map_err(|error| refused(error.to_string()))
 }
 
 fn text(status: StatusCode, kind: &str, text: String) -> Response<Body> {

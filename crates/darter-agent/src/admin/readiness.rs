@@ -51,7 +51,8 @@ impl Watched {
         let usage = self.store.usage();
         match self.store.state() {
             store::State::Ok => {
-                let reason = format!("{} blobs, {} of {} bytes", usage.blobs, usage.bytes, usage.limit_bytes);
+                let store::Usage { bytes, limit_bytes, blobs, pinned_bytes, .. } = usage;
+                let reason = format!("{blobs} blobs, {bytes} of {limit_bytes} bytes, {pinned_bytes} pinned");
                 Check::new("store", State::Ok, reason)
             }
             // Pulls go past us to the origin: slower, and not broken.

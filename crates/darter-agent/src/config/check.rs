@@ -3,6 +3,7 @@
 use darter_core::units::Seconds;
 
 use super::{Access, Config, RegistryConfig, ServeStale};
+use crate::store::PIN_MAX;
 
 /// What is wrong, and at which key: `mirror.listen`, or `registry[0].ca`.
 pub(super) struct Fault {
@@ -12,7 +13,7 @@ pub(super) struct Fault {
 
 /// Checks what the types cannot.
 pub(super) fn check(config: &Config) -> Result<(), Fault> {
-    let Config { mirror, admin, origin, certs_d, aws, .. } = config;
+    let Config { mirror, store, admin, origin, certs_d, aws, .. } = config;
     require(mirror.listen.port() == 0 || mirror.listen != admin.listen, "admin.listen", || {
         format!("{} is the mirror's address already (mirror.listen)", admin.listen)
     })?;
@@ -56,6 +57,10 @@ pub(super) fn check(config: &Config) -> Result<(), Fault> {
     })?;
     require(mirror.linger.0 <= std::time::Duration::from_secs(600), "mirror.linger", || {
         "must be at most 10m: what nobody reads takes the registry's bandwidth from what somebody does".to_owned()
+    })?;
+    require(store.pin_for.0 <= PIN_MAX, "store.pin_for", || format!("must be at most {}", Seconds(PIN_MAX)))?;
+    require(store.pin_share.0 <= 90, "store.pin_share", || {
+        "must be at most 90%: what is not pinned needs room too".to_owned()
     })?;
     require(
         aws.account.as_ref().is_none_or(|a| a.len() == 12 && a.bytes().all(|b| b.is_ascii_digit())),

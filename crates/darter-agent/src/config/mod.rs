@@ -101,6 +101,8 @@ pub struct PlatformName(pub Platform);
 pub struct Store {
     pub limit: Space,
     pub min_free: Space,
+    pub pin_for: Seconds,
+    pub pin_share: Share,
     pub verify_one_in: u32,
 }
 

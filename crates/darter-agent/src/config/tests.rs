@@ -40,6 +40,15 @@ fn an_unknown_key_is_named_with_its_line() {
 }
 
 #[test]
+fn pins_that_would_take_the_store_or_never_end_are_refused() {
+    let error = refused("[store]\npin_share = \"91%\"\n");
+    assert!(error.starts_with("darter.toml:2: ") && error.contains("store.pin_share"), "{error}");
+    let error = refused("[store]\nlimit = \"1GiB\"\npin_for = \"31d\"\n");
+    assert!(error.starts_with("darter.toml:3: ") && error.contains("store.pin_for: must be at most 30d"), "{error}");
+    assert!(file("[store]\npin_for = \"0\"\npin_share = \"0%\"\n").unwrap().store.pin_for.0.is_zero());
+}
+
+#[test]
 fn a_wrong_unit_or_type_is_named_with_its_line() {
     let error = refused("[mirror]\nprefetch_layers = 2\nstall = \"8\"\n");
     assert!(error.starts_with("darter.toml:3: ") && error.contains("stall") && error.contains("unit"), "{error}");

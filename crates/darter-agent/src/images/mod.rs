@@ -11,7 +11,7 @@ mod tags;
 mod turns;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use darter_core::access::{CredentialKey, Place};
@@ -27,7 +27,7 @@ use crate::metrics::{Metrics, Source};
 use crate::origin::{Credential, OriginError};
 use crate::pulls::{Joined, PullError, Pulls, Wanted};
 use crate::sites::Site;
-use crate::store::{Blob, Store};
+use crate::store::{Blob, Doubt, Store};
 
 use access::Gate;
 use prefetch::Prefetch;
@@ -305,6 +305,16 @@ impl Images {
         let credential = self.0.gate.credential(asker)?;
         let passed = asker.site.origin.pass(path_and_query, &credential).await.map_err(Refusal::from);
         self.0.gate.or_challenge(asker, passed)
+    }
+
+    /// Whether a stored blob may have rotted, now that somebody is to get it.
+    pub fn doubt(&self, blob: &Blob) -> Option<Doubt> {
+        self.0.store.doubt(blob, Instant::now())
+    }
+
+    /// Notes that somebody got a stored blob to its end.
+    pub fn given(&self, blob: &Blob) {
+        self.0.store.given(blob, Instant::now());
     }
 
     /// Drops a blob that could not be read to its end.

@@ -9,7 +9,7 @@ use darter_core::{Digest, Registry};
 
 use crate::metrics::Source;
 use crate::pulls::Reader;
-use crate::store::Blob;
+use crate::store::{Blob, Doubt};
 
 /// An answer before it is on the wire.
 #[derive(Debug)]
@@ -29,8 +29,8 @@ pub(super) struct Answer {
 pub(super) enum Body {
     /// In memory: manifests, errors.
     Bytes(Bytes),
-    /// A part of a file that will not change: complete blobs.
-    File(Blob, Span),
+    /// A part of a file that will not change: complete blobs. One that is in doubt is looked at first.
+    File(Blob, Span, Option<Doubt>),
     /// A blob that is still being fetched, from its first byte to its last.
     Trail(Reader),
     /// None, though the headers tell of one of this length: the answer to a HEAD.
@@ -42,7 +42,7 @@ impl Body {
     pub(super) fn len(&self) -> u64 {
         match self {
             Self::Bytes(bytes) => bytes.len() as u64,
-            Self::File(_, span) => span.len(),
+            Self::File(_, span, _) => span.len(),
             Self::Trail(reader) => reader.size(),
             Self::Absent(len) => *len,
         }

@@ -146,7 +146,12 @@ async fn answer(
     };
     routes.count(&counted, &answer, sent);
     match outcome {
-        Ok(()) => Ok(()),
+        Ok(()) => {
+            if let Body::File(blob, span, _) = &answer.body {
+                routes.given(blob, *span);
+            }
+            Ok(())
+        }
         Err(error @ (SendError::Client(_) | SendError::Slow(_))) => {
             // Ordinary: containerd closes each chunk of a parallel fetch early.
             debug!(target = %head.target, sent, error = %chain(&error), "client went away");
@@ -178,9 +183,9 @@ async fn write(
             Ok(())
         }
         Body::Absent(_) => send::bytes(socket, head.as_bytes(), false, patience).await,
-        Body::File(blob, span) => {
+        Body::File(blob, span, doubt) => {
             send::bytes(socket, head.as_bytes(), true, patience).await?;
-            send::file(socket, blob.file(), *span, patience, sent).await
+            send::file(socket, blob.file(), *span, doubt.as_ref(), patience, sent).await
         }
         Body::Trail(reader) => {
             send::bytes(socket, head.as_bytes(), true, patience).await?;

@@ -202,9 +202,16 @@ impl Routes {
         if matches_etag(head.if_none_match.as_deref(), &digest) {
             return Answer::new(304, source, Body::Bytes(Bytes::new())).content(digest, OCTET_STREAM);
         }
-        let answer = match self.wanted_span(head, &digest, size) {
-            Wanted::Everything => Answer::new(200, source, Body::File(blob.clone(), Span { start: 0, end: size })),
-            Wanted::Part(span) => partial(source, Body::File(blob.clone(), span), span, size),
+        let doubt = self.images.doubt(blob);
+        let wanted = match self.wanted_span(head, &digest, size) {
+            // As one that is not complete: a body that may be cut short must be one stream.
+            Wanted::Part(span) if doubt.is_some() && span.len() == size => Wanted::Everything,
+            wanted => wanted,
+        };
+        let body = |span| Body::File(blob.clone(), span, doubt);
+        let answer = match wanted {
+            Wanted::Everything => Answer::new(200, source, body(Span { start: 0, end: size })),
+            Wanted::Part(span) => partial(source, body(span), span, size),
             Wanted::Nothing => return unsatisfiable(size),
         };
         answer.content(digest, OCTET_STREAM)
@@ -254,10 +261,18 @@ impl Routes {
         }
     }
 
+    /// Notes that a part of a blob was sent to its end.
+    pub(super) fn given(&self, blob: &crate::store::Blob, span: Span) {
+        if span.end == blob.size() {
+            self.images.given(blob);
+        }
+    }
+
     /// Notes a body that was cut short, so that the next requests for it get their 404 at once.
     pub(super) fn handed_over(&self, digest: Option<Digest>, error: &SendError) {
         let reason = match error {
             SendError::Store(_) => "store",
+            SendError::Rotten(_) => "rotten",
             SendError::Stalled(_) => "stalled",
             SendError::Pull(_) => "pull_failed",
             SendError::Stopped => "stopped",

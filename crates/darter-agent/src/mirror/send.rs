@@ -17,7 +17,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::pulls::{Progress, Reader};
-use crate::store;
+use crate::store::{self, Doubt, Rotten};
 
 /// Bytes that one turn on an async thread may send: large enough that system calls do not count,
 /// small enough that 64 readers on two threads wait for each other for milliseconds only.
@@ -38,6 +38,9 @@ pub(super) enum SendError {
     /// The file is shorter than it was, or cannot be read.
     #[error("the stored blob cannot be read")]
     Store(#[source] io::Error),
+    /// The stored bytes are wrong; none of them was sent.
+    #[error(transparent)]
+    Rotten(#[from] Rotten),
     /// What is fetched stopped coming.
     #[error("{0}")]
     Pull(String),
@@ -71,11 +74,13 @@ pub(super) async fn bytes(
     Ok(())
 }
 
-/// Sends `span` of `file`. Gives the bytes sent to `sent` as they go.
+/// Sends `span` of `file`, each part once no `doubt` about it is left. Gives the bytes sent to `sent` as
+/// they go.
 pub(super) async fn file(
     socket: &TcpStream,
     file: &Arc<File>,
     span: Span,
+    doubt: Option<&Doubt>,
     patience: Patience,
     sent: &mut u64,
 ) -> Result<(), SendError> {
@@ -83,6 +88,9 @@ pub(super) async fn file(
     while offset < span.end {
         let turn = if offset == span.start { FIRST_TURN } else { TURN };
         let turn = Span { start: offset, end: span.end.min(offset + turn) };
+        if let Some(doubt) = doubt {
+            doubt.check(turn).await?;
+        }
         store::warm(file, turn).await;
         while offset < turn.end {
             let count = usize::try_from(turn.end - offset).unwrap_or(usize::MAX);
@@ -138,7 +146,7 @@ pub(super) async fn trail(
             Progress::Stalled => return Err(SendError::Stalled(patience.pull)),
         };
         let span = Span { start: *sent, end };
-        file(socket, reader.file(), span, patience, sent).await?;
+        file(socket, reader.file(), span, None, patience, sent).await?;
     }
     Ok(())
 }

@@ -1,10 +1,12 @@
 //! Bringing an image here before anybody asks for it.
 //!
 //! Into the store, blob by blob; then, where a CRI socket is known, containerd pulls it through the
-//! mirror and unpacks it, as the kubelet would. Whoever ordered it gets an event for each step; when
-//! they go away it stops, and what has arrived is kept.
+//! mirror and unpacks it, as the kubelet would. At last it is pinned, so that it is still here when
+//! its pod comes. Whoever ordered it gets an event for each step; when they go away it stops, and what
+//! has arrived is kept.
 
 mod cri;
+mod pin;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -12,6 +14,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use darter_core::manifest::{Descriptor, Manifest, Platform};
+use darter_core::units::Seconds;
 use darter_core::{Digest, ImageName, Reference};
 use futures_util::{Stream, StreamExt, stream};
 use serde::{Deserialize, Serialize};
@@ -22,6 +25,9 @@ use crate::images::{Asker, BlobFound, Images};
 use crate::log::chain;
 use crate::pulls::{Progress, Reader};
 use crate::sites::Sites;
+use crate::store::{Blob, PIN_MAX, PinError, Store};
+
+pub use pin::{Pin, Release};
 
 /// Events that may wait for a slow reader; past it the work waits too.
 const EVENTS_MAX: usize = 64;
@@ -40,6 +46,9 @@ pub struct Order {
     /// Only into the store, even where a CRI socket is known.
     #[serde(default)]
     pub store_only: bool,
+    /// For how long eviction spares it afterwards: `0` is not at all, nothing is `store.pin_for`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pin: Option<Seconds>,
 }
 
 /// One step.
@@ -70,6 +79,13 @@ pub enum Event {
         bytes: u64,
         /// What containerd calls it, if it has it.
         image_ref: Option<String>,
+        /// Whether eviction spares it.
+        pin: Pin,
+    },
+    /// Eviction may take it again.
+    Unpinned {
+        /// Whether it was pinned before.
+        was_pinned: bool,
     },
     /// It could not be brought here.
     Failed {
@@ -92,7 +108,9 @@ pub struct BlobSize {
 pub struct Prewarm {
     sites: Arc<Sites>,
     images: Images,
+    store: Store,
     platform: Platform,
+    pin_for: Duration,
     layers: usize,
     patience: Duration,
     cri: Option<PathBuf>,
@@ -124,15 +142,31 @@ enum PrewarmError {
     Busy,
     #[error("whoever ordered it is gone")]
     Gone,
+    #[error("a pin may last {max} at most", max = Seconds(PIN_MAX))]
+    PinTooLong,
+    #[error("the pin was not released")]
+    Unpin(#[from] PinError),
+}
+
+/// An image, as its manifests tell it.
+struct Found {
+    /// The image manifest.
+    digest: Digest,
+    /// The manifests on the way to it, with their sizes.
+    manifests: Vec<(Digest, u64)>,
+    /// Configuration and layers, each once.
+    blobs: Vec<Descriptor>,
 }
 
 impl Prewarm {
     /// Takes orders for images of these registries.
-    pub fn new(config: &Config, sites: Arc<Sites>, images: Images) -> Self {
+    pub fn new(config: &Config, sites: Arc<Sites>, images: Images, store: Store) -> Self {
         Self {
             sites,
             images,
+            store,
             platform: config.platform(),
+            pin_for: config.store.pin_for.0,
             layers: config.mirror.prefetch_layers,
             patience: config.mirror.stall.0,
             cri: config.containerd.socket.clone(),
@@ -155,6 +189,19 @@ impl Prewarm {
         stream::unfold(receiver, |mut receiver| async { receiver.recv().await.map(|event| (event, receiver)) })
     }
 
+    /// Releases an image. Its registry is not asked: what was pinned under the name is released,
+    /// whatever the name means by now.
+    pub async fn release(self, order: Release) -> Event {
+        let released = match order.image.parse::<ImageName>() {
+            Ok(name) => pin::unpin(self.store, name.to_string()).await.map_err(PrewarmError::from),
+            Err(error) => Err(error.into()),
+        };
+        match released {
+            Ok(was_pinned) => Event::Unpinned { was_pinned },
+            Err(error) => Event::Failed { reason: chain(&error).to_string() },
+        }
+    }
+
     async fn carry_out(&self, order: &Order, events: &mpsc::Sender<Event>) -> Result<Event, PrewarmError> {
         // Refused and not queued: whoever waits here holds a connection of the admin socket.
         let _place = self.orders.try_acquire().map_err(|_| PrewarmError::Busy)?;
@@ -164,17 +211,23 @@ impl Prewarm {
     async fn image(&self, order: &Order, events: &mpsc::Sender<Event>) -> Result<Event, PrewarmError> {
         let started = Instant::now();
         let name: ImageName = order.image.parse()?;
+        let lifetime = order.pin.map_or(self.pin_for, |pin| pin.0);
+        if lifetime > PIN_MAX {
+            return Err(PrewarmError::PinTooLong);
+        }
         let site = self.sites.get(Some(&name.registry)).ok_or_else(|| PrewarmError::Registry(name.registry.clone()))?;
         let asker = Asker { site: site.clone(), repository: name.repository.clone(), caller: None };
-        let (digest, blobs) = self.manifest(&asker, &name).await?;
+        let Found { digest, manifests, blobs } = self.manifest(&asker, &name).await?;
         let sizes = blobs.iter().map(|blob| BlobSize { digest: blob.digest.to_string(), size: blob.size });
         tell(events, Event::Image { digest: digest.to_string(), blobs: sizes.collect() }).await?;
         // The sizes are the registry's word: a sum that is no number must not end the agent's task.
         let bytes = blobs.iter().map(|blob| blob.size).fold(0, u64::saturating_add);
+        let pinned = manifests.into_iter().chain(blobs.iter().map(|blob| (blob.digest, blob.size))).collect();
+        let mut pinning = pin::Pinning::new(&self.store, name.to_string(), pinned, lifetime);
         let blobs: Vec<_> = blobs.iter().map(|blob| self.blob(&asker, blob, events)).collect();
         let mut coming = stream::iter(blobs).buffer_unordered(self.layers);
         while let Some(outcome) = coming.next().await {
-            outcome?;
+            pinning.hold(outcome?);
         }
         let image_ref = match &self.cri {
             Some(socket) if !order.store_only => {
@@ -183,38 +236,51 @@ impl Prewarm {
             }
             _ => None,
         };
-        Ok(Event::Done { seconds: started.elapsed().as_secs_f64(), bytes, image_ref })
+        let pin = pinning.pin().await;
+        Ok(Event::Done { seconds: started.elapsed().as_secs_f64(), bytes, image_ref, pin })
     }
 
-    /// The image manifest for this node's platform: its digest, and its blobs, each once.
-    async fn manifest(&self, asker: &Asker, name: &ImageName) -> Result<(Digest, Vec<Descriptor>), PrewarmError> {
-        let mut digest_and_manifest = self.read(asker, &name.reference).await?;
-        if let (_, index @ Manifest::Index { .. }) = &digest_and_manifest {
+    /// The image manifest for this node's platform, and what it refers to.
+    async fn manifest(&self, asker: &Asker, name: &ImageName) -> Result<Found, PrewarmError> {
+        let (mut found, mut manifest) = self.read(asker, &name.reference).await?;
+        let mut manifests = vec![found];
+        if let index @ Manifest::Index { .. } = &manifest {
             let child = index.for_platform(&self.platform).ok_or_else(|| PrewarmError::Platform {
                 os: self.platform.os.clone(),
                 architecture: self.platform.architecture.clone(),
             })?;
-            digest_and_manifest = self.read(asker, &Reference::Digest(child.digest)).await?;
+            (found, manifest) = self.read(asker, &Reference::Digest(child.digest)).await?;
+            manifests.push(found);
         }
-        let (digest, manifest) = digest_and_manifest;
         let mut seen = HashMap::new();
         let blobs = manifest.references().into_iter().filter(|blob| seen.insert(blob.digest, ()).is_none());
-        Ok((digest, blobs.cloned().collect()))
+        Ok(Found { digest: found.0, manifests, blobs: blobs.cloned().collect() })
     }
 
-    async fn read(&self, asker: &Asker, reference: &Reference) -> Result<(Digest, Manifest), PrewarmError> {
+    /// A manifest, with its digest and size.
+    async fn read(&self, asker: &Asker, reference: &Reference) -> Result<((Digest, u64), Manifest), PrewarmError> {
         let refused = |source| PrewarmError::Refused { what: format!("the manifest {reference}"), source };
         let found = self.images.manifest(asker, reference, false).await.map_err(refused)?;
-        Ok((found.digest, Manifest::parse(&found.content)?))
+        Ok(((found.digest, found.content.len() as u64), Manifest::parse(&found.content)?))
     }
 
-    async fn blob(&self, asker: &Asker, blob: &Descriptor, events: &mpsc::Sender<Event>) -> Result<(), PrewarmError> {
+    /// Brings one blob here. Its handle, which keeps it here, if the store has it.
+    async fn blob(
+        &self,
+        asker: &Asker,
+        blob: &Descriptor,
+        events: &mpsc::Sender<Event>,
+    ) -> Result<Option<Blob>, PrewarmError> {
         let refused = |source| PrewarmError::Refused { what: blob.digest.to_string(), source };
-        match self.images.blob(asker, blob.digest).await.map_err(refused)? {
-            BlobFound::Complete(_) => {}
-            BlobFound::Coming(reader) => self.follow(reader, blob, events).await?,
-        }
-        tell(events, Event::Blob { digest: blob.digest.to_string(), bytes: blob.size }).await
+        let here = match self.images.blob(asker, blob.digest).await.map_err(refused)? {
+            BlobFound::Complete(blob) => Some(blob),
+            BlobFound::Coming(reader) => {
+                self.follow(reader, blob, events).await?;
+                self.store.look_up(&blob.digest).await
+            }
+        };
+        tell(events, Event::Blob { digest: blob.digest.to_string(), bytes: blob.size }).await?;
+        Ok(here)
     }
 
     async fn follow(

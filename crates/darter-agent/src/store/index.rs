@@ -3,13 +3,15 @@
 //! Pure bookkeeping: whoever holds the lock reads and changes it without waiting for a disk. Files
 //! are made and removed outside of the lock, and the slot says so meanwhile (`Ingest`, `Leaving`).
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::sync::Weak;
 use std::time::SystemTime;
 
 use darter_core::Digest;
 
 use super::blob::Open;
+use super::doubt::Standing;
+use super::pins::{Pin, Pins};
 use super::state::StoreError;
 use super::tally::Tally;
 
@@ -19,10 +21,9 @@ pub(super) const INGESTS_MAX: usize = 64;
 /// Blobs and ingests kept. At some 200 bytes each this is 50 MB for a store of nothing but tiny
 /// manifests; past it the oldest make room.
 pub(super) const SLOTS_MAX: usize = 262_144;
-/// Digests that wait for their sampled re-hash. A sample more or less is no loss.
+/// Digests that wait for a re-hash. A sample more or less is no loss, and what is in doubt is asked for
+/// again by its next reader.
 const SCRUBS_MAX: usize = 64;
-/// Pinned digests; a pin past this is refused with a log line.
-const PINS_MAX: usize = 65_536;
 
 /// What is under one digest.
 #[derive(Debug)]
@@ -63,6 +64,13 @@ pub(super) enum Phase {
     Parked(Option<Box<Tally>>),
 }
 
+/// How much of a blob is re-hashed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Extent {
+    OnePiece,
+    Whole,
+}
+
 /// A complete blob.
 #[derive(Debug)]
 pub(super) struct Entry {
@@ -75,6 +83,8 @@ pub(super) struct Entry {
     pub(super) durable: bool,
     /// The handle that readers hold, if any does: then it is in use.
     pub(super) open: Weak<Open>,
+    /// Whether it may have rotted.
+    pub(super) standing: Standing,
 }
 
 impl Slot {
@@ -109,21 +119,27 @@ pub(super) enum Begin {
 #[derive(Debug, Default)]
 pub(super) struct Index {
     slots: HashMap<Digest, Slot>,
-    pins: HashSet<Digest>,
-    /// The pins are not those of the journal.
-    pub(super) pins_changed: bool,
+    pins: Pins,
     bytes: u64,
+    pinned_bytes: u64,
     running: usize,
     /// Bytes that may be used, as last computed.
     pub(super) limit_bytes: u64,
+    /// Bytes that pinned blobs may have, as last computed.
+    pub(super) pin_limit_bytes: u64,
     /// Ingests of an earlier life, still to be hashed.
     pub(super) to_verify: VecDeque<Digest>,
-    scrubs: VecDeque<Digest>,
+    scrubs: VecDeque<(Digest, Extent)>,
 }
 
 impl Index {
     pub(super) const fn bytes(&self) -> u64 {
         self.bytes
+    }
+
+    /// Bytes of complete blobs that are pinned.
+    pub(super) const fn pinned_bytes(&self) -> u64 {
+        self.pinned_bytes
     }
 
     #[cfg(test)]
@@ -144,6 +160,11 @@ impl Index {
         }
     }
 
+    /// The size of a complete blob.
+    pub(super) fn blob_size(&self, digest: &Digest) -> Option<u64> {
+        self.slots.get(digest).filter(|slot| matches!(slot, Slot::Blob(_))).map(Slot::size)
+    }
+
     pub(super) fn blobs(&self) -> impl Iterator<Item = (&Digest, &Entry)> {
         self.slots.iter().filter_map(|(digest, slot)| match slot {
             Slot::Blob(entry) => Some((digest, entry)),
@@ -159,6 +180,7 @@ impl Index {
         self.take(&digest);
         self.bytes = self.bytes.saturating_add(slot.size());
         self.running += usize::from(is_running(&slot));
+        self.pinned_bytes += self.pinned_size(&digest, &slot);
         self.slots.insert(digest, slot);
     }
 
@@ -166,7 +188,15 @@ impl Index {
         let slot = self.slots.remove(digest)?;
         self.bytes -= slot.size();
         self.running -= usize::from(is_running(&slot));
+        self.pinned_bytes -= self.pinned_size(digest, &slot);
         Some(slot)
+    }
+
+    fn pinned_size(&self, digest: &Digest, slot: &Slot) -> u64 {
+        match slot {
+            Slot::Blob(entry) if self.pins.until(digest).is_some() => entry.size,
+            _ => 0,
+        }
     }
 
     /// Bytes that the file system still counts as free, of those that are accounted for.
@@ -224,7 +254,8 @@ impl Index {
     }
 
     /// Who has to leave so that `bytes` less are used and there are `slots` fewer: parked ingests
-    /// before blobs, the longest unused first. `Err` holds those that would have helped, if all of
+    /// before blobs, the longest unused first, and at last what is pinned past the share of pins.
+    /// `Err` holds those that would have helped, if all of
     /// them are not enough.
     pub(super) fn victims(&self, bytes: u64, slots: usize) -> Result<Vec<Digest>, Vec<Digest>> {
         if bytes == 0 && slots == 0 {
@@ -236,6 +267,7 @@ impl Index {
             Slot::Ingest { touched, .. } => (false, *touched, **digest),
             Slot::Leaving { .. } => (true, SystemTime::UNIX_EPOCH, **digest),
         });
+        candidates.extend(self.pinned_past_share());
         let (mut victims, mut freed) = (Vec::new(), 0_u64);
         for (digest, slot) in candidates {
             if freed >= bytes && victims.len() >= slots {
@@ -250,15 +282,37 @@ impl Index {
     /// Bytes that eviction could free.
     pub(super) fn evictable_bytes(&self) -> u64 {
         let leaving = self.slots.values().filter(|slot| matches!(slot, Slot::Leaving { .. }));
-        leaving.map(Slot::size).chain(self.evictable().map(|(_, slot)| slot.size())).sum()
+        let evictable = self.evictable().chain(self.pinned_past_share());
+        leaving.map(Slot::size).chain(evictable.map(|(_, slot)| slot.size())).sum()
     }
 
     fn evictable(&self) -> impl Iterator<Item = (&Digest, &Slot)> {
         self.slots.iter().filter(|(digest, slot)| match slot {
-            Slot::Blob(entry) => entry.open.strong_count() == 0 && !self.pins.contains(digest),
+            Slot::Blob(entry) => entry.open.strong_count() == 0 && self.pins.until(digest).is_none(),
             Slot::Ingest { phase: Phase::Parked(_), .. } => true,
             Slot::Ingest { .. } | Slot::Leaving { .. } => false,
         })
+    }
+
+    /// Pinned blobs that may leave because others took the disk: so many that the rest fits into the
+    /// share of pins again. The pin that ends first comes first.
+    fn pinned_past_share(&self) -> Vec<(&Digest, &Slot)> {
+        let mut excess = self.pinned_bytes.saturating_sub(self.pin_limit_bytes);
+        if excess == 0 {
+            return Vec::new();
+        }
+        let closed = |digest| match self.slots.get_key_value(digest)? {
+            (digest, slot @ Slot::Blob(entry)) if entry.open.strong_count() == 0 => Some((digest, slot)),
+            _ => None,
+        };
+        let mut pinned: Vec<_> = self.pins.digests().filter_map(closed).collect();
+        pinned.sort_unstable_by_key(|(digest, _)| (self.pins.until(digest), **digest));
+        let is_past = |(_, slot): &(&Digest, &Slot)| {
+            let is_past = excess > 0;
+            excess = excess.saturating_sub(slot.size());
+            is_past
+        };
+        pinned.into_iter().take_while(is_past).collect()
     }
 
     /// Slots past the bound.
@@ -266,19 +320,25 @@ impl Index {
         self.slots.len().saturating_sub(SLOTS_MAX)
     }
 
-    pub(super) fn pin(&mut self, digest: &Digest) {
-        if self.pins.len() >= PINS_MAX {
-            tracing::warn!(%digest, "too many pinned blobs; this one can be evicted");
-        } else {
-            self.pins_changed |= self.pins.insert(*digest);
-        }
+    /// Pins an image, or releases it. What was before.
+    pub(super) fn set_pin(&mut self, image: &str, pin: Option<Pin>) -> Option<Pin> {
+        let before = self.pins.set(image, pin);
+        self.count_pinned();
+        before
     }
 
-    pub(super) fn unpin(&mut self, digest: &Digest) {
-        self.pins_changed |= self.pins.remove(digest);
+    /// Releases the pins that have ended, and names them.
+    pub(super) fn expire_pins(&mut self, now: SystemTime) -> Vec<String> {
+        let ended = self.pins.expire(now);
+        self.count_pinned();
+        ended
     }
 
-    pub(super) const fn pins(&self) -> &HashSet<Digest> {
+    fn count_pinned(&mut self) {
+        self.pinned_bytes = self.pins.digests().filter_map(|digest| self.blob_size(digest)).sum();
+    }
+
+    pub(super) const fn pins(&self) -> &Pins {
         &self.pins
     }
 
@@ -286,12 +346,20 @@ impl Index {
     pub(super) fn ask_scrub(&mut self, digest: &Digest) -> bool {
         let room = self.scrubs.len() < SCRUBS_MAX;
         if room {
-            self.scrubs.push_back(*digest);
+            self.scrubs.push_back((*digest, Extent::OnePiece));
         }
         room
     }
 
-    pub(super) fn next_scrub(&mut self) -> Option<Digest> {
+    /// Asks for a re-hash of all of a blob, before those of pieces.
+    pub(super) fn ask_rehash(&mut self, digest: &Digest) {
+        let asked = (*digest, Extent::Whole);
+        if self.scrubs.len() < SCRUBS_MAX && !self.scrubs.contains(&asked) {
+            self.scrubs.push_front(asked);
+        }
+    }
+
+    pub(super) fn next_scrub(&mut self) -> Option<(Digest, Extent)> {
         self.scrubs.pop_front()
     }
 
@@ -331,7 +399,14 @@ mod tests {
 
     fn blob(used: u64) -> Slot {
         let used = at(used);
-        Slot::Blob(Entry { size: 10, used, used_on_disk: used, durable: true, open: Weak::new() })
+        Slot::Blob(Entry {
+            size: 10,
+            used,
+            used_on_disk: used,
+            durable: true,
+            open: Weak::new(),
+            standing: Standing::default(),
+        })
     }
 
     fn parked(touched: u64) -> Slot {

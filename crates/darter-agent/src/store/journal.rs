@@ -1,22 +1,24 @@
-//! Which blobs were complete and safely on disk when this agent last ran, and which are pinned.
+//! Which blobs were complete and safely on disk when this agent last ran, and which images are pinned.
 //!
 //! A blob is named here only after its bytes, its record and its rename were synced, so a blob that
 //! is named needs no hashing at start, only a look at its size. Losing the journal, or any line of
 //! it, costs that hashing and nothing else; hence a line is appended without a sync. The one order
 //! that matters is a loss remembered after a blob came back under its name, see `settle`.
 //!
-//! One line a change: `blob <hex> <size> <check>`, `gone <hex> <check>`, `pin <hex> <check>`.
-//! The check is 8 hex digits of the line's BLAKE3.
+//! One line a change: `blob <hex> <size> <check>`, `gone <hex> <check>`,
+//! `pin <until, in Unix seconds> <image> <hex>… <check>`, `unpin <image> <check>`. The check is 8 hex digits of the line's BLAKE3.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use darter_core::Digest;
 
 use super::disk::Disk;
+use super::pins::Pin;
 use super::state::DiskError;
 
 /// Lines that may be dead before the file is worth writing anew.
@@ -25,22 +27,29 @@ const DEAD_LINES: usize = 4096;
 const BYTES_MAX: u64 = 128 * 1024 * 1024;
 
 /// One change.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Line {
     /// Complete and synced, with its size.
     Blob(Digest, u64),
     /// Deleted.
     Gone(Digest),
-    /// Eviction spares it.
-    Pin(Digest),
+    /// Eviction spares the blobs of an image, in place of what its last pin said.
+    Pin(String, Pin),
+    /// An image is released.
+    Unpin(String),
 }
 
 impl Line {
-    fn text(self) -> String {
+    fn text(&self) -> String {
         let body = match self {
             Self::Blob(digest, size) => format!("blob {} {size}", digest.hex()),
             Self::Gone(digest) => format!("gone {}", digest.hex()),
-            Self::Pin(digest) => format!("pin {}", digest.hex()),
+            Self::Pin(image, pin) => {
+                let until = pin.until.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+                let digests: String = pin.digests.iter().map(|digest| format!(" {}", digest.hex())).collect();
+                format!("pin {until} {image}{digests}")
+            }
+            Self::Unpin(image) => format!("unpin {image}"),
         };
         format!("{body} {}\n", check(&body))
     }
@@ -50,12 +59,18 @@ impl Line {
         if check(body) != given {
             return None;
         }
-        let mut words = body.split(' ');
-        let (verb, digest) = (words.next()?, Digest::from_hex(words.next()?).ok()?);
-        match (verb, words.next(), words.next()) {
-            ("blob", Some(size), None) => Some(Self::Blob(digest, size.parse().ok()?)),
-            ("gone", None, None) => Some(Self::Gone(digest)),
-            ("pin", None, None) => Some(Self::Pin(digest)),
+        let (verb, rest) = body.split_once(' ')?;
+        let words: Vec<&str> = rest.split(' ').collect();
+        let digest = |word: &&str| Digest::from_hex(word).ok();
+        match (verb, words.as_slice()) {
+            ("blob", [hex, size]) => Some(Self::Blob(digest(hex)?, size.parse().ok()?)),
+            ("gone", [hex]) => Some(Self::Gone(digest(hex)?)),
+            ("pin", [until, image, digests @ ..]) => {
+                let until = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(until.parse().ok()?))?;
+                let digests = digests.iter().map(digest).collect::<Option<_>>()?;
+                Some(Self::Pin((*image).to_owned(), Pin { until, digests }))
+            }
+            ("unpin", [image]) => Some(Self::Unpin((*image).to_owned())),
             _ => None,
         }
     }
@@ -70,8 +85,8 @@ fn check(body: &str) -> String {
 pub(super) struct Contents {
     /// Blobs that are complete and synced, with their sizes.
     pub(super) blobs: HashMap<Digest, u64>,
-    /// Digests that eviction spares.
-    pub(super) pins: HashSet<Digest>,
+    /// Images that eviction spares.
+    pub(super) pins: BTreeMap<String, Pin>,
 }
 
 impl Contents {
@@ -83,8 +98,11 @@ impl Contents {
             Line::Gone(digest) => {
                 self.blobs.remove(&digest);
             }
-            Line::Pin(digest) => {
-                self.pins.insert(digest);
+            Line::Pin(image, pin) => {
+                self.pins.insert(image, pin);
+            }
+            Line::Unpin(image) => {
+                self.pins.remove(&image);
             }
         }
     }
@@ -99,7 +117,7 @@ pub(super) struct Journal {
     lines: usize,
     /// The file does not end in a line end: a crash or a full disk cut the last line.
     torn: bool,
-    /// A `gone` is in the page cache only.
+    /// A line that must not be lost is in the page cache only.
     unsettled: bool,
 }
 
@@ -128,8 +146,8 @@ impl Journal {
     }
 
     /// Adds a line. Where it cannot, the next `rewrite` makes up for it.
-    pub(super) fn append(&mut self, line: Line) {
-        self.unsettled |= matches!(line, Line::Gone(_));
+    pub(super) fn append(&mut self, line: &Line) {
+        self.unsettled |= !matches!(line, Line::Blob(..));
         let Some(file) = &mut self.file else { return };
         let mut text = line.text();
         if self.torn {
@@ -144,7 +162,7 @@ impl Journal {
         }
     }
 
-    /// To be called before a blob gets its final name. A `gone` that a power loss takes back would
+    /// To be called before a blob gets its final name, and after a pin. A `gone` that a power loss takes back would
     /// leave an older line that vouches for the new file, whose bytes may not be on disk yet.
     pub(super) fn settle(&mut self) -> Result<(), DiskError> {
         if self.unsettled {
@@ -163,11 +181,17 @@ impl Journal {
         self.file.is_none() || self.lines > live.saturating_mul(2).saturating_add(DEAD_LINES)
     }
 
+    /// As after a failed write.
+    #[cfg(test)]
+    pub(super) fn lose_file(&mut self) {
+        self.file = None;
+    }
+
     /// Writes it anew with what holds now, replaced by rename.
     pub(super) fn rewrite(&mut self, contents: &Contents) -> Result<(), DiskError> {
         let new = self.path.with_extension("new");
         let mut text = String::new();
-        contents.pins.iter().for_each(|digest| text.push_str(&Line::Pin(*digest).text()));
+        contents.pins.iter().for_each(|(image, pin)| text.push_str(&Line::Pin(image.clone(), pin.clone()).text()));
         contents.blobs.iter().for_each(|(digest, size)| text.push_str(&Line::Blob(*digest, *size).text()));
         let write = || {
             let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
@@ -207,12 +231,24 @@ mod tests {
 
     fn lines() -> Vec<Line> {
         let [a, b, c] = [b"a", b"b", b"c"].map(|x| Digest::of(x));
-        vec![Line::Blob(a, 7), Line::Pin(a), Line::Blob(b, 9), Line::Gone(a), Line::Pin(c)]
+        let pin = |image: &str, digests: &[Digest]| {
+            let until = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
+            Line::Pin(image.to_owned(), Pin { until, digests: digests.to_vec() })
+        };
+        let unpin = Line::Unpin("r.example/a:1".to_owned());
+        vec![
+            Line::Blob(a, 7),
+            pin("r.example/a:1", &[a]),
+            Line::Blob(b, 9),
+            Line::Gone(a),
+            pin("r.example/b:2", &[b, c]),
+            unpin,
+        ]
     }
 
     fn contents(lines: &[Line]) -> Contents {
         let mut contents = Contents::default();
-        lines.iter().for_each(|line| contents.apply(*line));
+        lines.iter().for_each(|line| contents.apply(line.clone()));
         contents
     }
 
@@ -221,20 +257,20 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("journal");
         let (mut journal, _) = Journal::open(path.clone());
-        lines().into_iter().for_each(|line| journal.append(line));
+        lines().iter().for_each(|line| journal.append(line));
         let (mut journal, before) = Journal::open(path.clone());
         assert_eq!(before, contents(&lines()));
         journal.rewrite(&before).unwrap();
-        assert_eq!(fs::read_to_string(&path).unwrap().lines().count(), 3);
+        assert_eq!(fs::read_to_string(&path).unwrap().lines().count(), 2);
         assert_eq!(Journal::open(path).1, before);
     }
 
     proptest! {
         #[test]
-        fn a_torn_last_line_loses_only_itself(cut in 0usize..600) {
+        fn a_torn_last_line_loses_only_itself(cut in 0usize..800) {
             let dir = tempfile::tempdir().unwrap();
             let path = dir.path().join("journal");
-            let text: String = lines().into_iter().map(Line::text).collect();
+            let text: String = lines().iter().map(Line::text).collect();
             let cut = cut.min(text.len());
             fs::write(&path, &text[..cut]).unwrap();
             // A line is whole even where only its line end is missing.
@@ -246,7 +282,7 @@ mod tests {
             prop_assert_eq!(read, contents(&lines()[..whole]));
             // What is appended next does not run into the torn line.
             let next = Line::Blob(Digest::of(b"next"), 1);
-            journal.append(next);
+            journal.append(&next);
             let mut wanted = lines()[..whole].to_vec();
             wanted.push(next);
             prop_assert_eq!(Journal::open(path).1, contents(&wanted));
@@ -258,7 +294,7 @@ mod tests {
             let path = dir.path().join("journal");
             fs::write(&path, &garbage).unwrap();
             prop_assert_eq!(Journal::open(path.clone()).1, Contents::default());
-            let mut bytes: Vec<u8> = lines().into_iter().flat_map(|line| line.text().into_bytes()).collect();
+            let mut bytes: Vec<u8> = lines().iter().flat_map(|line| line.text().into_bytes()).collect();
             bytes[flip] ^= 4;
             fs::write(&path, &bytes).unwrap();
             let _ = Journal::open(path);

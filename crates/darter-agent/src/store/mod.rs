@@ -5,8 +5,9 @@
 //! answers 404; the agent goes on, and the store recovers by itself in `run`.
 //!
 //! Code map: `disk` paths, lock and file calls; `record` what vouches for a piece; `journal` what
-//! was complete; `index` and `admit` what is here and who leaves; `tally` the hashes of an ingest; `ingest` and
-//! `writer` its two ends; `scan` the start; `upkeep` the background; `scrub` re-hashing;
+//! was complete; `index` and `admit` what is here and who leaves; `pins` who stays; `tally` the hashes of an ingest; `ingest` and
+//! `writer` its two ends; `scan` the start; `upkeep` the background; `scrub` re-hashing
+//! and `doubt` when it is urgent;
 //! `containerd` blobs that containerd keeps; `warm` the page cache.
 //! Not here: who may read a blob, where it comes from.
 
@@ -14,9 +15,11 @@ mod admit;
 mod blob;
 mod containerd;
 mod disk;
+mod doubt;
 mod index;
 mod ingest;
 mod journal;
+mod pins;
 mod ranges;
 mod record;
 mod scan;
@@ -45,7 +48,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 pub use blob::Blob;
+pub use doubt::{Doubt, Rotten};
 pub use ingest::{Ingest, IngestReader, Progress};
+pub use pins::{PIN_MAX, PinError};
 pub use state::{DiskError, State, StoreError, Usage};
 pub use warm::warm;
 
@@ -140,6 +145,7 @@ impl Store {
             limit_bytes: index.limit_bytes,
             blobs: index.blobs().count(),
             ingests: index.ingests(),
+            pinned_bytes: index.pinned_bytes(),
         }
     }
 
@@ -223,19 +229,6 @@ impl Store {
         }
     }
 
-    /// Eviction spares the blob from now on; it need not be here yet. `run` writes it down, for
-    /// restarts.
-    pub fn pin(&self, digest: &Digest) {
-        self.shared.change(|index| index.pin(digest));
-        self.shared.work.notify_one();
-    }
-
-    /// Eviction may take it again.
-    pub fn unpin(&self, digest: &Digest) {
-        self.shared.change(|index| index.unpin(digest));
-        self.shared.work.notify_one();
-    }
-
     /// Drops a blob that was found corrupt. Handles that are open stay open.
     pub fn forget(&self, digest: &Digest) {
         self.shared.drop_corrupt(digest, "somebody who read it");
@@ -252,10 +245,17 @@ impl Shared {
     fn change<T>(&self, change: impl FnOnce(&mut Index) -> T) -> T {
         let mut index = lock(&self.index);
         let result = change(&mut index);
-        self.metrics.store_bytes.set(i64::try_from(index.bytes()).unwrap_or(i64::MAX));
+        self.measure(&index);
         drop(index);
         self.changed.notify_waiters();
         result
+    }
+
+    /// Brings the gauges up to date.
+    fn measure(&self, index: &Index) {
+        let gauge = |bytes| i64::try_from(bytes).unwrap_or(i64::MAX);
+        self.metrics.store_bytes.set(gauge(index.bytes()));
+        self.metrics.store_pinned_bytes.set(gauge(index.pinned_bytes()));
     }
 
     /// Makes room and takes the slot. Whoever only has to wait changed nothing, and wakes nobody: not
@@ -269,7 +269,7 @@ impl Shared {
     ) -> Result<(Begin, Victims), StoreError> {
         let mut index = lock(&self.index);
         let admitted = admit(&mut index, digest, size, limits, handle)?;
-        self.metrics.store_bytes.set(i64::try_from(index.bytes()).unwrap_or(i64::MAX));
+        self.measure(&index);
         drop(index);
         if !matches!(admitted.0, Begin::Wait) {
             self.changed.notify_waiters();
@@ -361,7 +361,12 @@ impl Shared {
     /// Removes what `Index::leave` has marked, wherever it is.
     fn evict(&self, victims: &[(Shelf, Digest)], reason: &'static str) {
         for (shelf, digest) in victims {
-            info!(%digest, reason, ?shelf, "evicted");
+            let pinned = *shelf == Shelf::Blobs && lock(&self.index).pins().until(digest).is_some();
+            if pinned {
+                warn!(%digest, reason, "evicted a pinned blob: others use so much of the disk that pins have to give way");
+            } else {
+                info!(%digest, reason, ?shelf, "evicted");
+            }
             self.remove(*shelf, &[*digest]);
             self.metrics.store_evictions.get_or_create(&ReasonLabels { reason }).inc();
         }
@@ -371,7 +376,7 @@ impl Shared {
     fn remove(&self, shelf: Shelf, digests: &[Digest]) {
         for digest in digests {
             if shelf == Shelf::Blobs {
-                self.append(Line::Gone(*digest));
+                self.append(&Line::Gone(*digest));
             }
             if let Err(error) = self.disk.remove(shelf, digest) {
                 warn!(%digest, error = error.reason(), "cannot remove a blob");
@@ -411,7 +416,7 @@ impl Shared {
     }
 
     /// Adds a line to the journal: one write to the page cache.
-    fn append(&self, line: Line) {
+    fn append(&self, line: &Line) {
         if let Some(mount) = self.mount.get() {
             lock(&mount.journal).append(line);
         }
@@ -428,7 +433,10 @@ impl Shared {
     fn contents(&self) -> Contents {
         let index = lock(&self.index);
         let durable = index.blobs().filter(|(_, entry)| entry.durable);
-        Contents { blobs: durable.map(|(digest, entry)| (*digest, entry.size)).collect(), pins: index.pins().clone() }
+        Contents {
+            blobs: durable.map(|(digest, entry)| (*digest, entry.size)).collect(),
+            pins: index.pins().images().clone(),
+        }
     }
 
     /// Takes a failed file operation into the state, and has it looked at soon.

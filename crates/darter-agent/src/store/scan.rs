@@ -15,6 +15,7 @@ use tracing::{info, warn};
 
 use super::Shared;
 use super::disk::{Name, Shelf};
+use super::doubt::Standing;
 use super::index::{Entry, Phase, SLOTS_MAX, Slot};
 use super::journal::Contents;
 use super::record::{Claim, Record};
@@ -23,7 +24,7 @@ use super::writer::closed;
 
 /// Fills the empty index from the disk.
 pub(super) fn scan(shared: &Shared, known: &Contents) -> Result<(), DiskError> {
-    known.pins.iter().for_each(|digest| shared.change(|index| index.pin(digest)));
+    shared.change(|index| known.pins.iter().for_each(|(image, pin)| drop(index.set_pin(image, Some(pin.clone())))));
     let blobs = list(shared, Shelf::Blobs)?;
     for digest in &blobs.data {
         look_at_blob(shared, digest, known.blobs.get(digest).copied());
@@ -77,7 +78,8 @@ fn look_at_blob(shared: &Shared, digest: &Digest, size: Option<u64>) {
     match size {
         Some(size) if size == metadata.len() => {
             let used = used(&metadata);
-            let entry = Entry { size, used, used_on_disk: used, durable: true, open: closed() };
+            let entry =
+                Entry { size, used, used_on_disk: used, durable: true, open: closed(), standing: Standing::default() };
             shared.change(|index| index.put(*digest, Slot::Blob(entry)));
         }
         Some(size) => {

@@ -1,7 +1,8 @@
 //! Re-hashing what is stored: disks lie, and a wrong blob must not be served for ever.
 //!
-//! One piece of a blob now and then is cheap and finds rot sooner or later. A piece that does not
-//! match its record may be the record's fault, so the sha256 of the whole has the last word.
+//! One piece of a blob now and then is cheap and finds rot sooner or later; `doubt` asks where there is
+//! a sign of it. A piece that does not match its record may be the record's fault, so the sha256 of
+//! the whole has the last word.
 
 use std::fs::File;
 use std::io;
@@ -14,13 +15,17 @@ use tracing::debug;
 
 use super::blob::Blob;
 use super::disk::Shelf;
+use super::index::Extent;
 use super::record::{Claim, Record};
 use super::tally::{file_digest, piece_value};
 use super::{Shared, random_below};
 
-/// Re-hashes one piece of a blob, and drops the blob if it is wrong. Blocks.
-pub(super) fn scrub(shared: &Arc<Shared>, digest: &Digest) {
+/// Re-hashes a blob or one piece of it, and drops the blob if it is wrong. Blocks.
+pub(super) fn scrub(shared: &Arc<Shared>, digest: &Digest, extent: Extent) {
     let Some(blob) = shared.open_blob(digest) else { return };
+    if extent == Extent::Whole {
+        return check_all(shared, &blob);
+    }
     let pieces = Layout::new(blob.size()).pieces();
     let index = random_below(pieces, shared.gets.load(Ordering::Relaxed));
     match check_piece(shared, &blob, index) {
@@ -33,7 +38,8 @@ pub(super) fn scrub(shared: &Arc<Shared>, digest: &Digest) {
     }
 }
 
-fn check_piece(shared: &Shared, blob: &Blob, index: u64) -> io::Result<bool> {
+/// Whether a piece is what its record says.
+pub(super) fn check_piece(shared: &Shared, blob: &Blob, index: u64) -> io::Result<bool> {
     let layout = Layout::new(blob.size());
     if index >= layout.pieces() {
         return Ok(true);
@@ -53,7 +59,7 @@ fn check_all(shared: &Arc<Shared>, blob: &Blob) {
             }
         }
         Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-        _ => shared.drop_corrupt(blob.digest(), "a sampled re-hash"),
+        _ => shared.drop_corrupt(blob.digest(), "a re-hash"),
     }
 }
 

@@ -61,6 +61,8 @@ pub struct Usage {
     pub blobs: usize,
     /// Ingests, running and parked.
     pub ingests: usize,
+    /// Bytes of complete blobs that are pinned.
+    pub pinned_bytes: u64,
 }
 
 /// A file operation that failed.

@@ -83,8 +83,8 @@ async fn blocking<T: Send + 'static>(shared: &Arc<Shared>, work: fn(&Arc<Shared>
 /// Hashes one thing that waits for it, if any does.
 pub(super) fn hash_one(shared: &Arc<Shared>) -> bool {
     let sample = lock(&shared.index).next_scrub();
-    if let Some(digest) = sample {
-        scrub::scrub(shared, &digest);
+    if let Some((digest, extent)) = sample {
+        scrub::scrub(shared, &digest, extent);
         return true;
     }
     if *lock(&shared.state) != State::Ok {
@@ -99,14 +99,23 @@ pub(super) fn hash_one(shared: &Arc<Shared>) -> bool {
 
 /// One look at everything. Blocks on the disk.
 pub(super) fn pass(shared: &Arc<Shared>) {
-    if let Err(error) = try_pass(shared) {
+    pass_at(shared, SystemTime::now());
+}
+
+/// The same as if it were `now`.
+pub(super) fn pass_at(shared: &Arc<Shared>, now: SystemTime) {
+    if let Err(error) = try_pass(shared, now) {
         shared.trouble_seen(&error);
     }
 }
 
-fn try_pass(shared: &Arc<Shared>) -> Result<(), DiskError> {
+fn try_pass(shared: &Arc<Shared>, now: SystemTime) -> Result<(), DiskError> {
     if shared.mount.get().is_none() {
         mount(shared)?;
+    }
+    // Not written down: a restart finds out by the same clock.
+    for image in shared.change(|index| index.expire_pins(now)) {
+        info!(image, "the pin of an image has ended; it can be evicted");
     }
     if *lock(&shared.state) != State::Ok {
         match shared.disk.probe() {
@@ -150,6 +159,7 @@ fn mount(shared: &Shared) -> Result<(), DiskError> {
 fn make_room(shared: &Shared) -> Result<Limits, DiskError> {
     let limits = Limits::of(&shared.settings, shared.disk.free()?);
     let (over_limit, over_free) = shared.change(|index| {
+        index.pin_limit_bytes = shared.settings.pin_share.of(limits.capacity(index));
         let bound = |cap: u64, index: &mut super::Index| {
             let victims = index.victims(index.bytes().saturating_sub(cap), 0).unwrap_or_else(|all| all);
             leave_all(index, victims)
@@ -162,6 +172,7 @@ fn make_room(shared: &Shared) -> Result<Limits, DiskError> {
     let limits = Limits::of(&shared.settings, shared.disk.free()?);
     let capacity = shared.change(|index| {
         index.limit_bytes = limits.capacity(index);
+        index.pin_limit_bytes = shared.settings.pin_share.of(index.limit_bytes);
         index.limit_bytes
     });
     shared.metrics.store_limit_bytes.set(i64::try_from(capacity).unwrap_or(i64::MAX));
@@ -215,7 +226,7 @@ fn make_durable(shared: &Arc<Shared>) {
             same
         });
         if marked {
-            shared.append(Line::Blob(digest, blob.size()));
+            shared.append(&Line::Blob(digest, blob.size()));
         }
     }
 }
@@ -234,12 +245,9 @@ fn sync(shared: &Shared, blob: &super::Blob) -> Result<(), DiskError> {
 fn keep_journal(shared: &Shared) -> Result<(), DiskError> {
     let Some(mount) = shared.mount.get() else { return Ok(()) };
     let mut journal = lock(&mount.journal);
-    let repinned = std::mem::take(&mut lock(&shared.index).pins_changed);
     let contents = shared.contents();
-    if repinned || journal.wants_rewrite(contents.blobs.len() + contents.pins.len()) {
-        let written = journal.rewrite(&contents);
-        lock(&shared.index).pins_changed |= repinned && written.is_err();
-        return written;
+    if journal.wants_rewrite(contents.blobs.len() + contents.pins.len()) {
+        return journal.rewrite(&contents);
     }
     Ok(())
 }

@@ -18,6 +18,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::Shared;
 use super::blob::{Blob, Open};
 use super::disk::{Disk, Shelf};
+use super::doubt::Standing;
 use super::index::{Entry, Handle, Phase, Slot};
 use super::ingest::{Ingest, IngestReader, Message, Progress, QUEUE};
 use super::record::Record;
@@ -55,7 +56,8 @@ impl Claim {
         let (digest, size) = (self.digest, self.size);
         let open = Arc::new(Open { digest, size, file: Arc::clone(file), source: Source::Cache });
         let now = SystemTime::now();
-        let entry = Entry { size, used: now, used_on_disk: now, durable: false, open: Arc::downgrade(&open) };
+        let (open_to, standing) = (Arc::downgrade(&open), Standing::default());
+        let entry = Entry { size, used: now, used_on_disk: now, durable: false, open: open_to, standing };
         self.shared.change(|index| index.put(digest, Slot::Blob(entry)));
         self.shared.work.notify_one();
         Blob(open)

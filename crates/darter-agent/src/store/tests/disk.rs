@@ -172,7 +172,6 @@ async fn a_directory_that_cannot_be_made_is_a_state_and_run_recovers() {
     assert!(reason.starts_with("unavailable: cannot create") && reason.contains("blocker/data"), "{reason}");
     assert!(store.get(&Digest::of(b"x")).is_none());
     assert!(matches!(store.ingest(&Digest::of(b"x"), 1).await, Err(StoreError::Unavailable { .. })));
-    store.pin(&Digest::of(b"x"));
     store.forget(&Digest::of(b"x"));
 
     std::fs::remove_file(&blocker).unwrap();

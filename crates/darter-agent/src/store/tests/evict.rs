@@ -33,7 +33,7 @@ async fn pinned_open_and_running_ones_stay_and_parked_ingests_leave_first() {
     let dir = tempfile::tempdir().unwrap();
     let store = open_with(dir.path(), &settings(5 * MIB)).await;
     let pinned = store_blob(&store, &seeded(60, MIB)).await;
-    store.pin(&pinned);
+    store.pin("r.example/a:1", &[(pinned, MIB)], in_an_hour()).unwrap();
     let open = store_blob(&store, &seeded(61, MIB)).await;
     let handle = store.get(&open).unwrap();
     let idle_blob = store_blob(&store, &seeded(62, MIB)).await;
@@ -58,11 +58,15 @@ async fn pinned_open_and_running_ones_stay_and_parked_ingests_leave_first() {
     assert!(running.finish().await.is_ok());
     drop((writing, handle));
     idle(&store).await;
-    store.unpin(&pinned);
+    assert!(store.unpin("r.example/a:1").unwrap());
     upkeep_pass(&store).await;
     assert_eq!(store.state(), State::Ok);
     store_blob(&store, &seeded(67, 5 * MIB)).await;
-    assert_eq!(store.usage(), Usage { bytes: 5 * MIB, limit_bytes: 5 * MIB, blobs: 1, ingests: 0 });
+    assert_eq!(store.usage(), Usage { bytes: 5 * MIB, limit_bytes: 5 * MIB, blobs: 1, ingests: 0, pinned_bytes: 0 });
+}
+
+fn in_an_hour() -> SystemTime {
+    SystemTime::now() + std::time::Duration::from_secs(3600)
 }
 
 async fn upkeep_pass(store: &Store) {
@@ -102,9 +106,7 @@ async fn a_restart_keeps_pins_and_the_order_of_use_and_a_lower_limit_is_obeyed()
     for seed in 80..84 {
         digests.push(store_blob(&store, &seeded(seed, MIB)).await);
     }
-    store.pin(&digests[1]);
-    store.pin(&digests[2]);
-    store.unpin(&digests[2]);
+    store.pin("r.example/a:1", &[(digests[1], MIB)], in_an_hour()).unwrap();
     assert!(store.get(&digests[0]).is_some());
     upkeep(&store).await;
     drop(store);

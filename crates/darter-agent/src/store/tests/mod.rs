@@ -2,14 +2,16 @@
 
 mod crash;
 mod disk;
+mod doubt;
 mod evict;
+mod pins;
 
 use std::io::Read;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::Path;
 
 use darter_core::range::Span;
-use darter_core::units::Size;
+use darter_core::units::{Seconds, Share, Size};
 use rand::seeded;
 
 use super::index::Slot;
@@ -38,7 +40,13 @@ mod rand {
 }
 
 fn settings(limit: u64) -> config::Store {
-    config::Store { limit: Space::Bytes(Size(limit)), min_free: Space::Bytes(Size(0)), verify_one_in: 0 }
+    config::Store {
+        limit: Space::Bytes(Size(limit)),
+        min_free: Space::Bytes(Size(0)),
+        pin_for: Seconds(std::time::Duration::from_secs(3600)),
+        pin_share: Share(50),
+        verify_one_in: 0,
+    }
 }
 
 async fn open(dir: &Path) -> Store {
