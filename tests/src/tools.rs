@@ -5,7 +5,7 @@
 //! means that nothing was looked at.
 
 use std::fs::File;
-use std::io::Write as _;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
@@ -68,10 +68,10 @@ impl Need {
             Self::Containerd(_) | Self::Root if !is_root() => "needs root",
             Self::Root => "needs root",
             Self::Containerd(Release::V1) => "no containerd: run scripts/install-tools",
-            Self::Containerd(Release::V2) => "no containerd 2.2.4: run scripts/install-tools (it needs Go)",
+            Self::Containerd(Release::V2) => "no containerd 2.2.4: scripts/install-tools builds it, with Go",
             Self::DockerRegistry => "no docker-registry or htpasswd: run scripts/install-tools",
             Self::Nginx => "no nginx: run scripts/install-tools",
-            Self::Conformance => "no conformance suite: run scripts/install-tools (it needs Go)",
+            Self::Conformance => "no conformance suite: scripts/install-tools builds it, with Go",
             Self::Darter => "no darter binary: run cargo build -p darter",
         }
     }
@@ -85,15 +85,21 @@ pub fn can_run(test: &str, needs: &[Need]) -> bool {
     assert!(std::env::var_os("DARTER_REQUIRE_ALL").is_none(), "{test}: {reason}");
     let line = format!("NOT RUN: {test}: {reason}");
     say(&line);
-    if let Ok(mut list) = File::options().create(true).append(true).open(not_run_list()) {
-        let _ = writeln!(list, "{line}");
+    if let Ok(list) = File::options().create(true).append(true).open(not_run_list()) {
+        let _ = append(list, &line);
     }
     false
 }
 
+/// Adds a line in one write: tests that run at once append to the same list, and theirs would come
+/// between two.
+fn append(mut list: impl io::Write, line: &str) -> io::Result<()> {
+    list.write_all(format!("{line}\n").as_bytes())
+}
+
 /// Writes a line to the terminal. The test runner hides what tests print with `println!`.
 pub fn say(line: &str) {
-    let _ = writeln!(std::io::stderr(), "{line}");
+    let _ = writeln!(io::stderr(), "{line}");
 }
 
 /// The list of tests that did not run, one a line: `$DARTER_NOT_RUN`, or `not-run.txt` in target/.
@@ -149,4 +155,31 @@ fn profile_dir() -> PathBuf {
 
 fn is_root() -> bool {
     rustix::process::geteuid().is_root()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What each call of `write` brought.
+    #[derive(Default)]
+    struct Writes(Vec<Vec<u8>>);
+
+    impl io::Write for &mut Writes {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.push(bytes.to_vec());
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_line_reaches_the_list_in_one_write_so_that_no_other_comes_between() {
+        let mut writes = Writes::default();
+        append(&mut writes, "NOT RUN: a test: no root").unwrap();
+        assert_eq!(writes.0, [b"NOT RUN: a test: no root\n"]);
+    }
 }
