@@ -10,6 +10,7 @@ CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/darter
 export CARGO_TARGET_DIR ?= $(CACHE)/target
 export DARTER_TOOLS ?= $(CACHE)/tools
 export DARTER_NOT_RUN ?= $(CARGO_TARGET_DIR)/not-run.txt
+TEST_LOG := $(CARGO_TARGET_DIR)/test.log
 export DARTER_REVISION ?= $(shell git rev-parse --short HEAD 2>/dev/null || echo unknown)
 
 .PHONY: help needs-root demo test test-long check fuzz bench bench-mirror tools build clean
@@ -36,8 +37,8 @@ test: tools ## Every test, against real containerd and registries
 	@echo "== building the agent that the tests start"
 	cargo build --locked -p darter
 	@echo "== testing"
-	cargo test --locked --workspace --no-fail-fast || { scripts/not-run; exit 1; }
-	@scripts/not-run
+	cargo test --locked --workspace --no-fail-fast | tee "$(TEST_LOG)" || { scripts/test-summary "$(TEST_LOG)" FAILED; exit 1; }
+	@scripts/test-summary "$(TEST_LOG)"
 
 test-long: test ## The same with many more random cases
 	PROPTEST_CASES=20000 cargo test --locked --release -p darter-core -p darter-agent

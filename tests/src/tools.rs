@@ -9,6 +9,7 @@ use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
+use rustix::thread::{CapabilitySet, capabilities};
 
 /// Which containerd.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,28 +53,31 @@ pub enum Need {
 impl Need {
     /// Why it is not met, or `None`.
     fn missing(self) -> Option<&'static str> {
-        let met = match self {
-            Self::Root => is_root(),
-            Self::Containerd(release) => is_root() && release.programs().is_some(),
-            Self::DockerRegistry => find("docker-registry").is_some() && find("htpasswd").is_some(),
-            Self::Nginx => find("nginx").is_some(),
-            Self::Conformance => conformance().is_some(),
-            Self::Darter => darter().is_ok(),
+        let (met, reason) = match self {
+            Self::Root | Self::Containerd(_) if !has_rights() => {
+                (false, "needs root, with the right to make network namespaces and mounts")
+            }
+            Self::Root | Self::Containerd(_) if find("ip").is_none() || find("tc").is_none() => {
+                (false, "no ip or tc: run scripts/install-tools")
+            }
+            Self::Root => (true, ""),
+            Self::Containerd(release @ Release::V1) => {
+                (release.programs().is_some(), "no containerd: run scripts/install-tools")
+            }
+            Self::Containerd(release @ Release::V2) => {
+                (release.programs().is_some(), "no containerd 2.2.4: scripts/install-tools builds it, with Go")
+            }
+            Self::DockerRegistry => (
+                find("docker-registry").is_some() && find("htpasswd").is_some(),
+                "no docker-registry or htpasswd: run scripts/install-tools",
+            ),
+            Self::Nginx => (find("nginx").is_some(), "no nginx: run scripts/install-tools"),
+            Self::Conformance => {
+                (conformance().is_some(), "no conformance suite: scripts/install-tools builds it, with Go")
+            }
+            Self::Darter => (darter().is_ok(), "no darter binary: run cargo build -p darter"),
         };
-        if met { None } else { Some(self.reason()) }
-    }
-
-    fn reason(self) -> &'static str {
-        match self {
-            Self::Containerd(_) | Self::Root if !is_root() => "needs root",
-            Self::Root => "needs root",
-            Self::Containerd(Release::V1) => "no containerd: run scripts/install-tools",
-            Self::Containerd(Release::V2) => "no containerd 2.2.4: scripts/install-tools builds it, with Go",
-            Self::DockerRegistry => "no docker-registry or htpasswd: run scripts/install-tools",
-            Self::Nginx => "no nginx: run scripts/install-tools",
-            Self::Conformance => "no conformance suite: scripts/install-tools builds it, with Go",
-            Self::Darter => "no darter binary: run cargo build -p darter",
-        }
+        if met { None } else { Some(reason) }
     }
 }
 
@@ -153,8 +157,11 @@ fn profile_dir() -> PathBuf {
     }
 }
 
-fn is_root() -> bool {
-    rustix::process::geteuid().is_root()
+/// Root of a container may have neither right.
+fn has_rights() -> bool {
+    let needed = CapabilitySet::SYS_ADMIN | CapabilitySet::NET_ADMIN;
+    let own = capabilities(None).map_or(CapabilitySet::empty(), |sets| sets.effective);
+    rustix::process::geteuid().is_root() && own.contains(needed)
 }
 
 #[cfg(test)]
