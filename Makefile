@@ -10,9 +10,10 @@ CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/darter
 export CARGO_TARGET_DIR ?= $(CACHE)/target
 export DARTER_TOOLS ?= $(CACHE)/tools
 export DARTER_NOT_RUN ?= $(CARGO_TARGET_DIR)/not-run.txt
+TEST_LOG := $(CARGO_TARGET_DIR)/test.log
 export DARTER_REVISION ?= $(shell git rev-parse --short HEAD 2>/dev/null || echo unknown)
 
-.PHONY: help demo test test-long check fuzz bench bench-mirror tools build clean
+.PHONY: help needs-root demo test test-long check fuzz bench bench-mirror tools build clean
 
 help: ## Say what there is
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 24
@@ -24,7 +25,11 @@ tools: ## Install what builds and tests need, as far as it is missing
 build: tools ## Build darter (release)
 	cargo build --release --locked -p darter
 
-demo: build ## A containerd pulls an image through an agent from a registry with a password, twice
+# Said before minutes of building, not after them.
+needs-root:
+	@[ "$$(id -u)" = 0 ] || { echo "make demo: needs root, to make network namespaces and mounts" >&2; exit 1; }
+
+demo: needs-root build ## A containerd pulls an image through an agent from a registry with a password, twice
 	cargo run --release --locked -p darter-tests --bin demo
 
 test: tools ## Every test, against real containerd and registries
@@ -32,8 +37,8 @@ test: tools ## Every test, against real containerd and registries
 	@echo "== building the agent that the tests start"
 	cargo build --locked -p darter
 	@echo "== testing"
-	cargo test --locked --workspace --no-fail-fast || { scripts/not-run; exit 1; }
-	@scripts/not-run
+	cargo test --locked --workspace --no-fail-fast | tee "$(TEST_LOG)" || { scripts/test-summary "$(TEST_LOG)" FAILED; exit 1; }
+	@scripts/test-summary "$(TEST_LOG)"
 
 test-long: test ## The same with many more random cases
 	PROPTEST_CASES=20000 cargo test --locked --release -p darter-core -p darter-agent

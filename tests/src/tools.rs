@@ -5,10 +5,11 @@
 //! means that nothing was looked at.
 
 use std::fs::File;
-use std::io::Write as _;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
+use rustix::thread::{CapabilitySet, capabilities};
 
 /// Which containerd.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,28 +53,31 @@ pub enum Need {
 impl Need {
     /// Why it is not met, or `None`.
     fn missing(self) -> Option<&'static str> {
-        let met = match self {
-            Self::Root => is_root(),
-            Self::Containerd(release) => is_root() && release.programs().is_some(),
-            Self::DockerRegistry => find("docker-registry").is_some() && find("htpasswd").is_some(),
-            Self::Nginx => find("nginx").is_some(),
-            Self::Conformance => conformance().is_some(),
-            Self::Darter => darter().is_ok(),
+        let (met, reason) = match self {
+            Self::Root | Self::Containerd(_) if !has_rights() => {
+                (false, "needs root, with the right to make network namespaces and mounts")
+            }
+            Self::Root | Self::Containerd(_) if find("ip").is_none() || find("tc").is_none() => {
+                (false, "no ip or tc: run scripts/install-tools")
+            }
+            Self::Root => (true, ""),
+            Self::Containerd(release @ Release::V1) => {
+                (release.programs().is_some(), "no containerd: run scripts/install-tools")
+            }
+            Self::Containerd(release @ Release::V2) => {
+                (release.programs().is_some(), "no containerd 2.2.4: scripts/install-tools builds it, with Go")
+            }
+            Self::DockerRegistry => (
+                find("docker-registry").is_some() && find("htpasswd").is_some(),
+                "no docker-registry or htpasswd: run scripts/install-tools",
+            ),
+            Self::Nginx => (find("nginx").is_some(), "no nginx: run scripts/install-tools"),
+            Self::Conformance => {
+                (conformance().is_some(), "no conformance suite: scripts/install-tools builds it, with Go")
+            }
+            Self::Darter => (darter().is_ok(), "no darter binary: run cargo build -p darter"),
         };
-        if met { None } else { Some(self.reason()) }
-    }
-
-    fn reason(self) -> &'static str {
-        match self {
-            Self::Containerd(_) | Self::Root if !is_root() => "needs root",
-            Self::Root => "needs root",
-            Self::Containerd(Release::V1) => "no containerd: run scripts/install-tools",
-            Self::Containerd(Release::V2) => "no containerd 2.2.4: run scripts/install-tools (it needs Go)",
-            Self::DockerRegistry => "no docker-registry or htpasswd: run scripts/install-tools",
-            Self::Nginx => "no nginx: run scripts/install-tools",
-            Self::Conformance => "no conformance suite: run scripts/install-tools (it needs Go)",
-            Self::Darter => "no darter binary: run cargo build -p darter",
-        }
+        if met { None } else { Some(reason) }
     }
 }
 
@@ -85,15 +89,21 @@ pub fn can_run(test: &str, needs: &[Need]) -> bool {
     assert!(std::env::var_os("DARTER_REQUIRE_ALL").is_none(), "{test}: {reason}");
     let line = format!("NOT RUN: {test}: {reason}");
     say(&line);
-    if let Ok(mut list) = File::options().create(true).append(true).open(not_run_list()) {
-        let _ = writeln!(list, "{line}");
+    if let Ok(list) = File::options().create(true).append(true).open(not_run_list()) {
+        let _ = append(list, &line);
     }
     false
 }
 
+/// Adds a line in one write: tests that run at once append to the same list, and theirs would come
+/// between two.
+fn append(mut list: impl io::Write, line: &str) -> io::Result<()> {
+    list.write_all(format!("{line}\n").as_bytes())
+}
+
 /// Writes a line to the terminal. The test runner hides what tests print with `println!`.
 pub fn say(line: &str) {
-    let _ = writeln!(std::io::stderr(), "{line}");
+    let _ = writeln!(io::stderr(), "{line}");
 }
 
 /// The list of tests that did not run, one a line: `$DARTER_NOT_RUN`, or `not-run.txt` in target/.
@@ -147,6 +157,36 @@ fn profile_dir() -> PathBuf {
     }
 }
 
-fn is_root() -> bool {
-    rustix::process::geteuid().is_root()
+/// Root of a container may have neither right.
+fn has_rights() -> bool {
+    let needed = CapabilitySet::SYS_ADMIN | CapabilitySet::NET_ADMIN;
+    let own = capabilities(None).map_or(CapabilitySet::empty(), |sets| sets.effective);
+    rustix::process::geteuid().is_root() && own.contains(needed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What each call of `write` brought.
+    #[derive(Default)]
+    struct Writes(Vec<Vec<u8>>);
+
+    impl io::Write for &mut Writes {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.push(bytes.to_vec());
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_line_reaches_the_list_in_one_write_so_that_no_other_comes_between() {
+        let mut writes = Writes::default();
+        append(&mut writes, "NOT RUN: a test: no root").unwrap();
+        assert_eq!(writes.0, [b"NOT RUN: a test: no root\n"]);
+    }
 }
