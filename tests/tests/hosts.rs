@@ -7,15 +7,14 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use darter_tests::agent::{Agent, Options};
+use darter_tests::agent::Agent;
 use darter_tests::containerd::{self, ConfigPath, hosts_toml};
-use darter_tests::fake_ecr::{Auth, Kind};
-use darter_tests::image::{Format, Image};
+use darter_tests::fake_ecr::Auth;
 use darter_tests::net::Place;
 use darter_tests::on_each_release;
 use darter_tests::process::{self, Output};
 use darter_tests::scratch::Scratch;
-use darter_tests::stage::{MIB, REPOSITORY, Stage, TAG, ecr, eventually, pair_options};
+use darter_tests::stage::{MIB, Stage, ecr, eventually, pair_options};
 use darter_tests::tools;
 use serde_json::Value;
 
@@ -225,36 +224,4 @@ async fn a_mirror_that_answers_nobody_is_withdrawn_and_comes_back() -> Result<()
     drop(idle);
     eventually("the file is back", async || Ok(file.exists())).await?;
     eventually("it is ready again", async || Ok(agent.admin("/readyz").await?.status == 200)).await
-}
-
-#[tokio::test]
-async fn a_foreign_host_is_asked_before_the_registry_itself() -> Result<()> {
-    if !tools::can_run("a_foreign_host_is_asked_before_the_registry_itself", &[tools::Need::Darter]) {
-        return Ok(());
-    }
-    // A Harbor in front of the registry, as the user's own hosts.toml names it.
-    let (harbor, registry) = (ecr(Auth::Public)?, ecr(Auth::Public)?);
-    let image = Image::index(Format::Oci, 7, &[4096])?;
-    let second = Image::index(Format::Oci, 8, &[4096])?;
-    for (at, image, tag) in [(&harbor, &image, TAG), (&registry, &image, TAG), (&registry, &second, "v2")] {
-        at.push(image, REPOSITORY, tag);
-    }
-    let dir = Scratch::new()?;
-    let certs_d = dir.dir("containerd/certs.d")?;
-    fs::create_dir_all(certs_d.join(registry.name()))?;
-    let text = format!("[host.{:?}]\n  capabilities = [\"pull\", \"resolve\"]\n", harbor.url());
-    fs::write(certs_d.join(registry.name()).join("hosts.toml"), text)?;
-    let options = |options: Options| options.set("certs_d.path", certs_d.display().to_string());
-    let agent = Agent::start(options(pair_options(&registry, &[("access", "public".into())]))).await?;
-    let client = agent.client();
-    let url = |path: &str| format!("{}/v2/{REPOSITORY}/{path}?ns={}", agent.mirror_url(), registry.name());
-    assert_eq!(client.get(&url(&format!("manifests/{TAG}"))).await?.status, 200);
-    let layer = client.get(&url(&format!("blobs/{}", image.layers[0].digest()))).await?;
-    assert_eq!(layer.status, 200);
-    ensure!(harbor.count(Kind::Blob).bytes > 0, "the foreign host was not asked");
-    assert_eq!(registry.log().len(), 0, "the registry was asked before it");
-    // What it does not have, the registry has.
-    assert_eq!(client.get(&url("manifests/v2")).await?.status, 200);
-    ensure!(!registry.log().is_empty());
-    Ok(())
 }

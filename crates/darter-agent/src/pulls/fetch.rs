@@ -18,7 +18,7 @@ use tracing::debug;
 use super::{PullError, State, Wanted};
 use crate::log::chain;
 use crate::metrics::{Metrics, RegistryLabels};
-use crate::origin::{BlobStream, OriginError};
+use crate::origin::{BlobStream, OriginError, Whom};
 use crate::store::{Blob, Ingest, Store, StoreError};
 
 /// The operator's choices.
@@ -145,7 +145,7 @@ fn missing(ingest: &Ingest) -> Vec<Span> {
 }
 
 async fn open(wanted: &Wanted, span: Option<Span>) -> Result<BlobStream, OriginError> {
-    wanted.site.origin.blob(&wanted.repository, &wanted.digest, span, &wanted.credential).await
+    wanted.site.origin.of(Whom::Anyone).blob(&wanted.repository, &wanted.digest, span, &wanted.credential).await
 }
 
 /// What the workers of one pull share.
