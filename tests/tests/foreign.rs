@@ -1,9 +1,10 @@
 //! Hosts before the registry, as a user's hosts.toml names them: a lax cache that gives everything to
-//! everybody, and a strict registry. What the cache may bring, and what its yes never opens.
+//! everybody, and a strict registry. What the cache may bring, what its yes never opens, and when it is
+//! asked at all.
 
 use std::fs;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use darter_core::Digest;
 use darter_tests::agent::{Agent, Options};
 use darter_tests::fake_ecr::{Auth, FakeEcr, Fault, Kind, Rule};
@@ -316,5 +317,63 @@ async fn what_a_tag_means_the_registry_says_and_a_cache_only_while_that_is_away(
     assert_eq!(site.get(REPOSITORY, &tag).await?.0, 404);
     let root = site.image.root.digest();
     assert_eq!(site.get(REPOSITORY, &format!("manifests/{root}")).await?, (200, root));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_host_that_comes_to_hosts_toml_or_goes_is_followed_while_the_agent_runs() -> Result<()> {
+    if !can("a_host_that_comes_to_hosts_toml_or_goes_is_followed_while_the_agent_runs") {
+        return Ok(());
+    }
+    // Read one range after the other, so that a pull asks many times; and looked at when it is changed,
+    // not by the timer.
+    let slow = |options: Options| options.set("certs_d.check_every", "1h").set("origin.ranges", 1);
+    let site = Site::with(Auth::Public, &[("access", "public".into())], "[\"pull\"]", slow).await?;
+    let file = site.dir.join("containerd/certs.d").join(site.registry.name()).join("hosts.toml");
+    let said = |word: &str| site.agent.log().lines().filter(|line| line.contains(word)).count();
+    let swapped = "asked before the registry now";
+    let brings = async |seed: u64| -> Result<(u64, u64)> {
+        let image = Image::new(Format::Oci, seed, &[MIB])?;
+        for at in [&site.cache, &site.registry] {
+            at.push(&image, REPOSITORY, &format!("v{seed}"));
+        }
+        let before = [&site.cache, &site.registry].map(FakeEcr::blob_bytes);
+        assert_eq!(site.get(REPOSITORY, &format!("manifests/v{seed}")).await?, (200, image.root.digest()));
+        let layer = image.layers[0].digest();
+        assert_eq!(site.get(REPOSITORY, &format!("blobs/{layer}")).await?, (200, layer));
+        Ok((site.cache.blob_bytes() - before[0], site.registry.blob_bytes() - before[1]))
+    };
+    let (from_cache, from_registry) = brings(60).await?;
+    ensure!(from_cache >= MIB && from_registry == 0, "{from_cache} and {from_registry}");
+
+    // The user takes it out of the file that darter wrote.
+    let with = fs::read_to_string(&file)?;
+    let (without, _) = with.split_once(&format!("[host.{:?}]", site.cache.url())).context("it is in the file")?;
+    fs::write(&file, without)?;
+    eventually("it is seen", async || Ok(said(swapped) == 1)).await?;
+    let (from_cache, from_registry) = brings(61).await?;
+    ensure!(from_cache == 0 && from_registry >= MIB, "{from_cache} and {from_registry}\n{}", site.agent.log());
+
+    // A pull runs from the registry while the user puts it back: that one ends where it began.
+    let running = Image::new(Format::Oci, 62, &[40 * MIB])?;
+    for at in [&site.cache, &site.registry] {
+        at.push(&running, REPOSITORY, "v62");
+    }
+    assert_eq!(site.get(REPOSITORY, "manifests/v62").await?.0, 200);
+    site.registry.set_rate(Some(20 * MIB), None);
+    let layer = running.layers[0].digest();
+    let (url, client) = (site.url(REPOSITORY, &format!("blobs/{layer}")), Client::new(Place::Host));
+    let pull = tokio::spawn(async move { client.get(&url).await });
+    eventually("it runs", async || Ok(site.registry.count_of(Kind::Blob, layer).bytes > 0)).await?;
+    fs::write(&file, &with)?;
+    eventually("it is seen", async || Ok(said(swapped) == 2)).await?;
+    ensure!(!pull.is_finished(), "the pull was over before");
+    site.registry.inject(Rule::on(Kind::Blob).digest(layer), Fault::Truncate(MIB));
+    assert_eq!(Digest::of(&pull.await??.body), layer);
+    assert_eq!(site.cache.count_of(Kind::Blob, layer).requests, 0, "a running pull went over to the cache");
+    let (from_cache, from_registry) = brings(63).await?;
+    ensure!(from_cache >= MIB && from_registry == 0, "{from_cache} and {from_registry}\n{}", site.agent.log());
+    let line = site.agent.log().lines().find(|line| line.contains(swapped)).unwrap_or_default().to_owned();
+    ensure!(line.contains("registry=") && line.contains("hosts=[]"), "{line}");
     Ok(())
 }

@@ -146,8 +146,8 @@ impl Gate {
         }
         let proof = self.proof(&place, credential);
         // Also for a manifest that this repository was not seen to hold: the registry knows.
-        let reference = Reference::Digest(digest);
-        let question = asker.site.origin.head_manifest(&asker.repository, &reference, credential);
+        let (origin, reference) = (asker.site.origin(), Reference::Digest(digest));
+        let question = origin.head_manifest(&asker.repository, &reference, credential);
         let stale_will_do = proof != Proof::Missing && self.proofs().holds(&place, &digest);
         let fallback = stale_will_do || may_borrow(asker, credential);
         let answer = self.away.ask(&asker.site, fallback, question).await;
@@ -208,7 +208,8 @@ impl Gate {
         if self.is_open(&place, &digest, credential) {
             return Ok(Proved { size: self.proofs().size(&place, &digest) });
         }
-        let question = asker.site.origin.probe(&asker.repository, &digest, FIRST_BYTE, credential);
+        let origin = asker.site.origin();
+        let question = origin.probe(&asker.repository, &digest, FIRST_BYTE, credential);
         let answer = self.away.ask(&asker.site, may_borrow(asker, credential), question).await;
         let stream = self.learn(asker, credential, answer)?;
         self.saw(asker, digest, stream.size);

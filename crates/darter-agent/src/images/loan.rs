@@ -28,7 +28,7 @@ const SHOWN_BYTES: u64 = 256;
 /// Whether a host before the registry can stand in for it. Not where the pull has a credential: what is
 /// given to everybody proves nothing of this caller.
 pub(super) fn may_borrow(asker: &Asker, credential: &Credential) -> bool {
-    !matches!(credential, Credential::Caller(_)) && asker.site.origin.has_others()
+    !matches!(credential, Credential::Caller(_)) && asker.site.origin().has_others()
 }
 
 impl Gate {
@@ -47,7 +47,7 @@ impl Gate {
         if self.is_lent(asker, digest, credential) {
             return Ok(Grant::Loan(None));
         }
-        let others = asker.site.origin.of(Whom::Others);
+        let others = asker.site.origin().of(Whom::Others);
         // All of it, whose digest is computed: also where it is here.
         match others.manifest(&asker.repository, &Reference::Digest(digest), credential).await {
             Ok(fetched) => {
@@ -127,7 +127,7 @@ async fn shows(asker: &Asker, blob: &Blob, credential: &Credential) -> bool {
 }
 
 async fn probe(asker: &Asker, digest: Digest, span: Span, credential: &Credential) -> Result<BlobStream, OriginError> {
-    asker.site.origin.of(Whom::Others).probe(&asker.repository, &digest, span, credential).await
+    asker.site.origin().of(Whom::Others).probe(&asker.repository, &digest, span, credential).await
 }
 
 async fn read(mut stream: BlobStream, span: Span) -> Result<Bytes, OriginError> {

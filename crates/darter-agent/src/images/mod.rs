@@ -206,7 +206,7 @@ impl Images {
         digest: Digest,
         credential: &Credential,
     ) -> Result<ManifestFound, Refusal> {
-        let (fetched, is_proved) = if asker.site.origin.has_others() {
+        let (fetched, is_proved) = if asker.site.origin().has_others() {
             self.fetch_before_the_registry(asker, digest, credential).await?
         } else {
             (self.fetch_from_the_registry(asker, digest, credential).await?, true)
@@ -234,7 +234,7 @@ impl Images {
         digest: Digest,
         credential: &Credential,
     ) -> Result<Fetched, Refusal> {
-        let fetched = asker.site.origin.manifest(&asker.repository, &Reference::Digest(digest), credential).await;
+        let fetched = asker.site.origin().manifest(&asker.repository, &Reference::Digest(digest), credential).await;
         self.0.gate.learn(asker, credential, fetched)
     }
 
@@ -250,7 +250,7 @@ impl Images {
         if let Grant::Loan(Some(fetched)) = grant {
             return Ok((fetched, false));
         }
-        let others = asker.site.origin.of(Whom::Others);
+        let others = asker.site.origin().of(Whom::Others);
         match (others.manifest(&asker.repository, &Reference::Digest(digest), credential).await, grant) {
             (Ok(fetched), grant) => Ok((fetched, matches!(grant, Grant::Proof))),
             // They do not have it, or something else under its name.
@@ -336,7 +336,7 @@ impl Images {
     /// Tags and referrers: the registry's own answer, or where it is away that of a host before it.
     pub async fn pass(&self, asker: &Asker, path_and_query: &str) -> Result<crate::origin::Passed, Refusal> {
         let credential = self.0.gate.credential(asker)?;
-        let (origin, may_borrow) = (&asker.site.origin, may_borrow(asker, &credential));
+        let (origin, may_borrow) = (asker.site.origin(), may_borrow(asker, &credential));
         let question = origin.pass(path_and_query, &credential);
         let passed = match self.0.gate.away().ask(&asker.site, may_borrow, question).await {
             Err(away) if away.is_away() && may_borrow => {

@@ -129,7 +129,7 @@ impl Tags {
 
 /// HEAD, and GET where the answer to it names no digest.
 async fn ask(asker: &Asker, tag: &Tag, credential: &Credential, whom: Whom) -> Result<Digest, OriginError> {
-    let (origin, reference) = (asker.site.origin.of(whom), Reference::Tag(tag.clone()));
+    let (origin, reference) = (asker.site.origin().of(whom), Reference::Tag(tag.clone()));
     let described = origin.head_manifest(&asker.repository, &reference, credential).await?;
     match described.digest {
         Some(digest) => Ok(digest),

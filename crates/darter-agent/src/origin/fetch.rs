@@ -66,7 +66,7 @@ impl Inner {
         if whom == Whom::Others {
             return Err(OriginError::NotFound);
         }
-        let mut attempts = Attempts::new(self.attempts, &self.wire.metrics);
+        let mut attempts = Attempts::new(self.kept.attempts, &self.wire.metrics);
         loop {
             match self.at(own, job, who).await {
                 Ok(answer) => return Ok(answer),
@@ -99,7 +99,7 @@ impl Inner {
     /// `None`: it is away, and was not asked.
     async fn hurried(&self, target: &Target, job: &Job<'_>, who: &Credential) -> Result<Option<Answer>, OriginError> {
         // That we are busy says nothing about the host.
-        let permit = self.slots.take(job.weight).await;
+        let permit = self.kept.slots.take(job.weight).await;
         // Those before us in the queue may have found out.
         if !target.away.may_ask(Instant::now()) {
             return Ok(None);
@@ -125,7 +125,7 @@ impl Inner {
 
     /// One attempt at one origin.
     async fn at(&self, target: &Target, job: &Job<'_>, who: &Credential) -> Result<Answer, OriginError> {
-        let permit = self.slots.take(job.weight).await;
+        let permit = self.kept.slots.take(job.weight).await;
         let response = self.head(target, job, who).await?;
         Ok(Answer { response, permit })
     }
@@ -173,7 +173,7 @@ impl Inner {
         let mut refused = None;
         loop {
             // Held while the registry is asked: the other ranges of the blob wait for its answer.
-            let mut slot = self.signed.lock(key).await?;
+            let mut slot = self.kept.signed.lock(key).await?;
             let known = slot.clone().filter(|known| known.is_good(Instant::now(), refused.as_ref()));
             match known {
                 Some(Known::Signed { uri, .. }) => {
@@ -227,7 +227,7 @@ impl Inner {
         let known = target.bearer();
         let wanted = |bearer| Wanted { from: &target.place, bearer, repository, basic: basic.as_ref() };
         ask.authorization = match &known {
-            Some(bearer) => Some(self.tokens.get(&self.wire, &wanted(bearer), None).await?),
+            Some(bearer) => Some(self.kept.tokens.get(&self.wire, &wanted(bearer), None).await?),
             None => basic.as_ref().and_then(Basic::header),
         };
         let response = self.wire.once(&ask).await?;
@@ -239,7 +239,7 @@ impl Inner {
         let another = match &named {
             Some(bearer) => {
                 target.learn(named.clone());
-                Some(self.tokens.get(&self.wire, &wanted(bearer), ask.authorization.as_ref()).await?)
+                Some(self.kept.tokens.get(&self.wire, &wanted(bearer), ask.authorization.as_ref()).await?)
             }
             None => self.another(target, who, basic.as_ref(), known.is_some(), status).await?,
         };
@@ -254,7 +254,7 @@ impl Inner {
         match who {
             Credential::Anonymous => Ok(None),
             Credential::Caller(basic) => Ok(Some(basic.clone())),
-            Credential::Node => self.node.get(&self.wire, None).await,
+            Credential::Node => self.kept.node.get(&self.wire, None).await,
         }
     }
 
@@ -276,7 +276,7 @@ impl Inner {
         if !matches!(who, Credential::Node) || showed_token {
             return Ok(None);
         }
-        let another = self.node.another(&self.wire, basic, status.as_u16()).await?;
+        let another = self.kept.node.another(&self.wire, basic, status.as_u16()).await?;
         Ok(another.as_ref().and_then(Basic::header))
     }
 }

@@ -56,6 +56,7 @@ use signed::SIGNED_MAX;
 use slots::Slots;
 use target::{Target, place, targets};
 use token::Tokens;
+use url::Place;
 
 /// Lists of tags and referrers that are passed on: registries page them, by 1,000 at most.
 const LIST_MAX_BYTES: u64 = 4 * 1024 * 1024;
@@ -75,12 +76,23 @@ pub struct Origin {
 struct Inner {
     targets: Vec<Target>,
     wire: Wire,
+    kept: Arc<Kept>,
+}
+
+/// What stays where other hosts come to stand before the registry: its limits would else be doubled while
+/// fetches run on, and its tokens be asked for again.
+struct Kept {
     slots: Connections,
     tokens: Tokens,
     node: NodeCredential,
     signed: Slots<signed::Key, signed::Known>,
     body: blob::Settings,
     attempts: u32,
+    registry: RegistryConfig,
+    settings: crate::config::Origin,
+    roots: Arc<RootCertStore>,
+    /// Where AWS is asked for tokens, if not at its usual address.
+    api: Option<Place>,
 }
 
 /// What all registries have in common: the system's certificates and the tokens of AWS.
@@ -133,32 +145,44 @@ impl Origin {
     pub fn new(
         config: &Config,
         registry: &RegistryConfig,
-        foreign: Vec<ForeignOrigin>,
+        foreign: &[ForeignOrigin],
         shared: &Shared,
         metrics: Arc<Metrics>,
     ) -> Result<Self, OriginError> {
         let settings = &config.origin;
-        let targets = targets(registry, &foreign)?;
-        let api = config.aws.ecr_endpoint.as_deref().map(place).transpose()?;
-        let guard = Guard::new(targets.iter().map(|target| &target.place).chain(&api), &settings.allow_local);
-        let roots = http::roots(&shared.roots, registry.ca.as_deref())?;
-        let connections = registry.connections.unwrap_or(settings.connections);
         let label = RegistryLabel::of(&registry.name);
-        let http = http::Http::new(settings, connections, roots, guard)?;
         let throttle = registry.bandwidth.or(settings.bandwidth).map(|rate| Arc::new(Throttle::new(rate)));
         // Whoever is waited for makes up to three requests: with an old token, for a new one, with it.
         let patience = settings.header_timeout.0 * 3;
-        let inner = Inner {
-            targets,
-            wire: Wire { http, plain_http: registry.plain_http, metrics: metrics.clone(), label: label.clone() },
-            slots: Connections::new(connections),
+        let kept = Kept {
+            slots: Connections::new(registry.connections.unwrap_or(settings.connections)),
             tokens: Tokens::new(patience, settings.stall.0),
             node: NodeCredential::of(registry, &shared.ecr),
             signed: Slots::new(SIGNED_MAX, patience),
             body: blob::Settings { stall: settings.stall.0, throttle, metrics, label },
             attempts: settings.attempts,
+            registry: registry.clone(),
+            settings: settings.clone(),
+            roots: Arc::new(http::roots(&shared.roots, registry.ca.as_deref())?),
+            api: config.aws.ecr_endpoint.as_deref().map(place).transpose()?,
         };
-        Ok(Self { inner: Arc::new(inner), whom: Whom::Registry })
+        Self::behind(foreign, Arc::new(kept))
+    }
+
+    /// The same registry behind other hosts. What was begun on this one goes on with the hosts it has.
+    pub fn with_foreign(&self, foreign: &[ForeignOrigin]) -> Result<Self, OriginError> {
+        Self::behind(foreign, self.inner.kept.clone())
+    }
+
+    fn behind(foreign: &[ForeignOrigin], kept: Arc<Kept>) -> Result<Self, OriginError> {
+        let Kept { registry, settings, body, .. } = &*kept;
+        let targets = targets(registry, foreign)?;
+        let guard = Guard::new(targets.iter().map(|target| &target.place).chain(&kept.api), &settings.allow_local);
+        let connections = registry.connections.unwrap_or(settings.connections);
+        let http = http::Http::new(settings, connections, kept.roots.clone(), guard)?;
+        let (metrics, label) = (body.metrics.clone(), body.label.clone());
+        let wire = Wire { http, plain_http: registry.plain_http, metrics, label };
+        Ok(Self { inner: Arc::new(Inner { targets, wire, kept }), whom: Whom::Registry })
     }
 
     /// The same registry, for answers of these.
@@ -171,9 +195,15 @@ impl Origin {
         self.inner.targets.len() > 1
     }
 
+    /// The hosts before the registry, in the order they are asked.
+    pub fn others(&self) -> Vec<String> {
+        let others = self.inner.targets.split_last().map_or(&[][..], |(_, others)| others);
+        others.iter().map(|target| target.place.to_string()).collect()
+    }
+
     /// Whether `Credential::Node` is more than `Credential::Anonymous` here.
     pub fn has_node_credential(&self) -> bool {
-        !self.inner.node.is_none()
+        !self.inner.kept.node.is_none()
     }
 
     /// HEAD of a manifest: proves access, and tells the digest of a tag.
@@ -204,7 +234,7 @@ impl Origin {
         let Answer { response, permit: _permit } = self.fetch(&job, credential).await?;
         let (media_type, told) = (media_type(response.headers()), told(response.headers()));
         let content = collect(response, MANIFEST_MAX_BYTES, self.stall()).await?;
-        self.inner.body.count(content.len());
+        self.inner.kept.body.count(content.len());
         let digest = Digest::of(&content);
         let asked = match reference {
             Reference::Digest(asked) => Some(*asked),
@@ -260,7 +290,7 @@ impl Origin {
             blob: known,
         };
         let Answer { response, permit } = self.fetch(&job, credential).await?;
-        BlobStream::new(response, job.range, self.inner.body.clone(), permit)
+        BlobStream::new(response, job.range, self.inner.kept.body.clone(), permit)
     }
 
     /// A list of tags or referrers: `path_and_query` is what follows `/v2/`.
@@ -287,7 +317,7 @@ impl Origin {
         });
         let (status, headers) = (response.status().as_u16(), headers.collect());
         let content = collect(response, LIST_MAX_BYTES, self.stall()).await?;
-        self.inner.body.count(content.len());
+        self.inner.kept.body.count(content.len());
         Ok(Passed { status, headers, content })
     }
 
@@ -296,7 +326,7 @@ impl Origin {
     }
 
     fn stall(&self) -> Duration {
-        self.inner.body.stall
+        self.inner.kept.body.stall
     }
 }
 

@@ -99,7 +99,7 @@ fn an_adopted_registry_goes_on_from_what_it_had_before_spegel() {
     host.config.certs_d.adopt = true;
     host.round(true);
     assert!(host.hosts().contains("harbor.example"), "{}", host.hosts());
-    assert_eq!(host.certs_d().foreign_origins(&REGISTRY.parse().unwrap()), [harbor()]);
+    assert_eq!(host.foreign(), [harbor()]);
 }
 
 #[test]
@@ -312,21 +312,15 @@ fn a_registry_that_is_off_gets_no_file() {
     assert_eq!(host.tree().len(), 0, "not even certs.d itself");
 }
 
-fn harbor() -> ForeignOrigin {
-    ForeignOrigin { url: "https://harbor.example".to_owned(), resolve: true }
-}
-
 #[test]
 fn foreign_origins_are_read_before_and_after_installation() {
-    let registry = REGISTRY.parse().unwrap();
     let host = Host::with(&[(&format!("{REGISTRY}/hosts.toml"), HARBOR)]);
     for _ in 0..2 {
-        assert_eq!(host.certs_d().foreign_origins(&registry), [harbor()]);
+        assert_eq!(host.foreign(), [harbor()]);
         host.round(true);
     }
     let host = Host::with(&[("_default/hosts.toml", HARBOR)]);
-    assert_eq!(host.certs_d().foreign_origins(&registry), [harbor()]);
-    assert_eq!(host.certs_d().foreign_origins(&"other.example".parse().unwrap()), []);
+    assert_eq!(host.foreign(), [harbor()]);
 }
 
 #[test]

@@ -10,7 +10,7 @@ async fn behind(foreign: Vec<ForeignOrigin>, server: &Server, attempts: u32) -> 
     let mut config = config();
     config.origin.attempts = attempts;
     let shared = Shared::new(&config).await.unwrap();
-    Origin::new(&config, &registry(server), foreign, &shared, metrics()).unwrap().of(Whom::Anyone)
+    Origin::new(&config, &registry(server), &foreign, &shared, metrics()).unwrap().of(Whom::Anyone)
 }
 
 async fn registry_server() -> Server {
@@ -85,7 +85,7 @@ async fn who_waits_for_a_connection_meanwhile_hears_of_it() {
     let mut config = config();
     config.origin.connections = 1;
     let shared = Shared::new(&config).await.unwrap();
-    let origin = Origin::new(&config, &registry(&server), vec![foreign(&url, true)], &shared, metrics()).unwrap();
+    let origin = Origin::new(&config, &registry(&server), &[foreign(&url, true)], &shared, metrics()).unwrap();
     let origin = origin.of(Whom::Anyone);
     let start = Instant::now();
     let ask = |span| blob(&origin, Some(span), &Credential::Anonymous);

@@ -101,7 +101,7 @@ async fn origins_are_asked_in_order_and_only_the_registry_sees_credentials() {
     (registry.username, registry.password_file) = (Some("node".into()), Some(password.clone()));
     let config = config();
     let shared = Shared::new(&config).await.unwrap();
-    let origin = Origin::new(&config, &registry, vec![foreign(&away.url(), true)], &shared, metrics()).unwrap();
+    let origin = Origin::new(&config, &registry, &[foreign(&away.url(), true)], &shared, metrics()).unwrap();
     let origin = origin.of(Whom::Anyone);
     assert!(origin.has_node_credential());
 
