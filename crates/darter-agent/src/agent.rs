@@ -81,7 +81,7 @@ impl Agent {
         raise_file_limit();
         let metrics = Arc::new(Metrics::new(version, revision));
         discover(&mut config).await;
-        let preflight = certs_d::preflight(&config);
+        let preflight = certs_d::preflight(&config).await;
         for problem in preflight.problems() {
             warn!(%problem, "containerd may not use the mirror");
         }

@@ -4,6 +4,7 @@ use std::os::unix::fs::PermissionsExt;
 
 use super::*;
 use crate::config::Access;
+use crate::containerd::Known;
 
 #[test]
 fn install_and_withdraw_leave_every_host_as_it_was() {
@@ -297,7 +298,7 @@ fn no_write_mode_writes_nothing_and_says_what_the_file_should_be() {
 fn preflight_names_what_dragonfly_and_spegel_left() {
     for (text, by) in [(DRAGONFLY, vec![Foreign::Dragonfly]), (SPEGEL, vec![Foreign::Spegel]), (HARBOR, vec![])] {
         let host = Host::with(&[(&format!("{REGISTRY}/hosts.toml"), text)]);
-        let found = preflight(&host.config);
+        let found = preflight_for(&host.config, Known::default());
         assert_eq!(found.left.iter().map(|left| left.by).collect::<Vec<_>>(), by);
         assert_eq!(found.to_string().contains("certs_d.adopt"), !by.is_empty());
     }
