@@ -7,16 +7,15 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use darter_tests::agent::{Agent, Options};
-use darter_tests::containerd::{self, ConfigPath, hosts_toml};
-use darter_tests::fake_ecr::{Auth, Kind};
-use darter_tests::image::{Format, Image};
+use darter_tests::agent::Agent;
+use darter_tests::containerd::{self, ConfigPath, Containerd, hosts_toml};
+use darter_tests::fake_ecr::Auth;
 use darter_tests::net::Place;
 use darter_tests::on_each_release;
 use darter_tests::process::{self, Output};
 use darter_tests::scratch::Scratch;
-use darter_tests::stage::{MIB, REPOSITORY, Stage, TAG, ecr, eventually, pair_options};
-use darter_tests::tools;
+use darter_tests::stage::{MIB, Stage, ecr, eventually, pair_options};
+use darter_tests::tools::{self, Release};
 use serde_json::Value;
 
 /// Runs a command of darter with the configuration of an agent.
@@ -27,6 +26,14 @@ async fn darter(place: &Place, agent_dir: &Path, arguments: &[&str]) -> Result<O
         command.env_remove(name);
     }
     process::run(arguments[0], command, Duration::from_secs(30)).await
+}
+
+/// What the version of this release begins with.
+fn release_of(release: Release) -> &'static str {
+    match release {
+        Release::V1 => "1.6.",
+        Release::V2 => "2.2.4",
+    }
 }
 
 /// A check of `/readyz`, as state and reason.
@@ -67,7 +74,8 @@ on_each_release! {
                 (true, Two, None),
                 (false, One, None),
                 (false, Two, Some("transfer_two_directories")),
-                (true, Unset, Some("no_config_path")),
+                // It has a default, which is not where this darter writes.
+                (true, Unset, Some("not_in_config_path")),
             ],
         };
         for (discard_unpacked_layers, config_path, problem) in cases.iter().copied() {
@@ -86,17 +94,61 @@ on_each_release! {
             assert_eq!(asked, expected, "{case}: containerd itself\n{}", stage.story());
             assert_eq!(pulled.is_ok(), expected, "{case}");
             let reasons = &said["verdicts"];
+            // The address in containerd's own configuration told it.
+            let version = said["containerd"]["version"].as_str().unwrap_or_default();
+            ensure!(version.trim_start_matches('v').starts_with(release_of(release)), "{case}: {said}");
+            assert_eq!(said["honoured"], expected, "{case}: {said}");
             if let Some(problem) = problem {
-                // `honoured` itself may be true: without the version of containerd preflight cannot
-                // tell, and says so with the reason and its status.
-                ensure!(reasons[0]["reason"] == problem && reasons[0]["severity"] != "note", "{case}: {reasons}");
+                ensure!(reasons[0]["reason"] == problem && reasons[0]["severity"] == "blocks", "{case}: {reasons}");
+                // The agent found out the same way: this containerd never asks it.
                 let (state, reason) = check(stage.agent(), "containerd").await?;
                 assert_eq!(state, "degraded", "{case}: {reason}");
-            } else {
-                assert_eq!(said["honoured"], true, "{case}: {reasons}");
+                ensure!(!reason.contains("version unknown"), "{case}: {reason}");
             }
             assert_eq!(output.status.code(), Some(i32::from(!expected)), "{case}: {reasons}");
         }
+        Ok(())
+    }
+
+    where_nobody_tells_the_version_preflight_says_that_it_cannot_tell(release) {
+        // Only the version tells these two apart.
+        let (discard_unpacked_layers, config_path) = (false, ConfigPath::Two);
+        let options = containerd::Options { discard_unpacked_layers, config_path, ..Default::default() };
+        let mut containerd = Containerd::start(release, &Place::Host, &options).await?;
+        let dir = Scratch::new()?;
+        let at = |path: &Path| path.display().to_string();
+        let (certs_d, config) = (at(&containerd.certs_d()), at(&containerd.config()));
+        let config = |socket: &Path| {
+            let socket = at(socket);
+            format!("[certs_d]\npath = {certs_d:?}\n[containerd]\nconfig = {config:?}\nsocket = {socket:?}\n")
+        };
+        let honoured = match release {
+            Release::V1 => Value::Bool(true),
+            Release::V2 => Value::Bool(false),
+        };
+        // The socket that the operator named counts, whatever containerd's own configuration says.
+        for (socket, honoured, code) in [
+            (containerd.socket(), honoured.clone(), i32::from(honoured == false)),
+            (dir.join("nothing-there"), Value::Null, 3),
+        ] {
+            fs::write(dir.join("darter.toml"), config(&socket))?;
+            let output = darter(&Place::Host, dir.path(), &["preflight", "--json"]).await?;
+            let said: Value = serde_json::from_str(&output.stdout).with_context(|| format!("{output:?}"))?;
+            assert_eq!((&said["honoured"], output.status.code()), (&honoured, Some(code)), "{said}");
+            assert_eq!(said["containerd"]["socket"], at(&socket), "{said}");
+            let text = darter(&Place::Host, dir.path(), &["preflight"]).await?;
+            assert_eq!(text.status.code(), Some(code), "{text:?}");
+            let is_told = !text.stdout.contains("version unknown");
+            assert_eq!(is_told, !honoured.is_null(), "{}", text.stdout);
+            ensure!(said.to_string().contains("version unknown") != is_told, "{said}");
+        }
+        // A containerd that hangs is waited for no longer than a moment.
+        containerd.process().signal(rustix::process::Signal::STOP)?;
+        fs::write(dir.join("darter.toml"), config(&containerd.socket()))?;
+        let output = darter(&Place::Host, dir.path(), &["preflight"]).await?;
+        containerd.process().signal(rustix::process::Signal::CONT)?;
+        assert_eq!(output.status.code(), Some(3), "{output:?}");
+        ensure!(output.stdout.contains("no answer within"), "{}", output.stdout);
         Ok(())
     }
 
@@ -227,36 +279,4 @@ async fn a_mirror_that_answers_nobody_is_withdrawn_and_comes_back() -> Result<()
     drop(idle);
     eventually("the file is back", async || Ok(file.exists())).await?;
     eventually("it is ready again", async || Ok(agent.admin("/readyz").await?.status == 200)).await
-}
-
-#[tokio::test]
-async fn a_foreign_host_is_asked_before_the_registry_itself() -> Result<()> {
-    if !tools::can_run("a_foreign_host_is_asked_before_the_registry_itself", &[tools::Need::Darter]) {
-        return Ok(());
-    }
-    // A Harbor in front of the registry, as the user's own hosts.toml names it.
-    let (harbor, registry) = (ecr(Auth::Public)?, ecr(Auth::Public)?);
-    let image = Image::index(Format::Oci, 7, &[4096])?;
-    let second = Image::index(Format::Oci, 8, &[4096])?;
-    for (at, image, tag) in [(&harbor, &image, TAG), (&registry, &image, TAG), (&registry, &second, "v2")] {
-        at.push(image, REPOSITORY, tag);
-    }
-    let dir = Scratch::new()?;
-    let certs_d = dir.dir("containerd/certs.d")?;
-    fs::create_dir_all(certs_d.join(registry.name()))?;
-    let text = format!("[host.{:?}]\n  capabilities = [\"pull\", \"resolve\"]\n", harbor.url());
-    fs::write(certs_d.join(registry.name()).join("hosts.toml"), text)?;
-    let options = |options: Options| options.set("certs_d.path", certs_d.display().to_string());
-    let agent = Agent::start(options(pair_options(&registry, &[("access", "public".into())]))).await?;
-    let client = agent.client();
-    let url = |path: &str| format!("{}/v2/{REPOSITORY}/{path}?ns={}", agent.mirror_url(), registry.name());
-    assert_eq!(client.get(&url(&format!("manifests/{TAG}"))).await?.status, 200);
-    let layer = client.get(&url(&format!("blobs/{}", image.layers[0].digest()))).await?;
-    assert_eq!(layer.status, 200);
-    ensure!(harbor.count(Kind::Blob).bytes > 0, "the foreign host was not asked");
-    assert_eq!(registry.log().len(), 0, "the registry was asked before it");
-    // What it does not have, the registry has.
-    assert_eq!(client.get(&url("manifests/v2")).await?.status, 200);
-    ensure!(!registry.log().is_empty());
-    Ok(())
 }

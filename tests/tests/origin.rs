@@ -51,7 +51,7 @@ impl Setting {
         change(&mut config, &mut registry);
         let shared = Shared::new(&config).await?;
         let metrics = Arc::new(Metrics::new("0", "0"));
-        let origin = Origin::new(&config, &registry, Vec::new(), &shared, metrics.clone())?;
+        let origin = Origin::new(&config, &registry, &[], &shared, metrics.clone())?;
         Ok(Self { ecr, image, imds, origin, metrics, _files: files })
     }
 

@@ -299,9 +299,8 @@ async fn a_pinned_image_is_here_whatever_else_comes_until_it_is_released() -> Re
     if !can_run("a_pinned_image_is_here_whatever_else_comes_until_it_is_released", &[Need::Darter]) {
         return Ok(());
     }
-    let small = |options: Options| {
-        options.set("store.limit", "20MiB").set("mirror.prefetch", "off").set("log.level", "info")
-    };
+    let small =
+        |options: Options| options.set("store.limit", "20MiB").set("mirror.prefetch", "off").set("log.level", "info");
     let mut pair = Pair::with(&[4 * MIB, 3 * MIB], Auth::Public, &[("access", "public".into())], small).await?;
     let image = reference(&pair);
     let output = prewarm(&Place::Host, &pair.agent, &["--json", "--pin", "48h", &image]).await?;

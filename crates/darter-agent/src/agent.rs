@@ -62,6 +62,7 @@ pub enum AgentError {
 pub struct Agent {
     config: Config,
     metrics: Arc<Metrics>,
+    sites: Arc<Sites>,
     store: Store,
     pulls: Pulls,
     mirror: Mirror,
@@ -80,7 +81,7 @@ impl Agent {
         raise_file_limit();
         let metrics = Arc::new(Metrics::new(version, revision));
         discover(&mut config).await;
-        let preflight = certs_d::preflight_for(&config, None);
+        let preflight = certs_d::preflight_here(&config).await;
         for problem in preflight.problems() {
             warn!(%problem, "containerd may not use the mirror");
         }
@@ -102,16 +103,27 @@ impl Agent {
             preflight: preflight.subscribe(),
             seen: mirror.seen(),
         };
-        let prewarm = Prewarm::new(&config, sites, images, store.clone());
+        let prewarm = Prewarm::new(&config, sites.clone(), images, store.clone());
         let admin = Admin::bind(config.admin.listen, &config.admin_socket(), metrics.clone(), watched, prewarm).await?;
-        Ok(Self { config, metrics, store, pulls, mirror, admin, certs_d, serving, preflight, pulling })
+        Ok(Self { config, metrics, sites, store, pulls, mirror, admin, certs_d, serving, preflight, pulling })
     }
 
     /// Serves until `stop`, then drains. An agent of which one part ends early stops as a whole:
     /// half an agent would be worse than none, because containerd goes around none.
     pub async fn run(self, stop: CancellationToken) -> Result<(), AgentError> {
-        let Self { config, metrics: _metrics, store, pulls, mirror, admin, certs_d, serving, preflight, pulling } =
-            self;
+        let Self {
+            config,
+            metrics: _metrics,
+            sites,
+            store,
+            pulls,
+            mirror,
+            admin,
+            certs_d,
+            serving,
+            preflight,
+            pulling,
+        } = self;
         let (files, serve, keep) = (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
         let seen = mirror.seen();
         let address = mirror.address().unwrap_or(config.mirror.listen);
@@ -119,6 +131,7 @@ impl Agent {
         info!(mirror = %address, admin = %config.admin.listen, data = %config.data_dir().display(),
             registries = config.registries.len(), "darter agent is up");
         let (passing, passes) = watch::channel(false);
+        let mut follow = Part::start("origins", sites.follow(certs_d.others(), files.clone()));
         let mut hosts = Part::start("hosts.toml", certs_d.run(passes, files.clone()));
         let mut mirror = Part::start("mirror", mirror.run(serve.clone()));
         let mut admin = Part::start("admin", admin.run(keep.clone()));
@@ -130,7 +143,7 @@ impl Agent {
                 info!("stopping: hosts.toml first, then the mirror");
                 Ok(())
             }
-            part = first_end([&mut hosts, &mut mirror, &mut admin, &mut store, &mut checks]) => {
+            part = first_end([&mut hosts, &mut mirror, &mut admin, &mut store, &mut checks, &mut follow]) => {
                 error!(part, "a part of the agent ended; stopping all of it");
                 Err(AgentError::Ended { part })
             }
@@ -139,6 +152,7 @@ impl Agent {
         files.cancel();
         hosts.finish(DRAIN).await;
         checks.finish(DRAIN).await;
+        follow.finish(DRAIN).await;
         serve.cancel();
         mirror.finish(drain).await;
         pulling.cancel();
@@ -181,13 +195,14 @@ async fn discover(config: &mut Config) {
 
 async fn sites(config: &Config, certs_d: &CertsD, metrics: &Arc<Metrics>) -> Result<Sites, AgentError> {
     let shared = Shared::new(config).await.map_err(AgentError::Shared)?;
+    let others = certs_d.others();
     let mut sites = Vec::new();
     for registry in &config.registries {
-        let foreign = certs_d.foreign_origins(&registry.name);
-        let origin = Origin::new(config, registry, foreign, &shared, metrics.clone())
+        let foreign = others.borrow().get(&registry.name).cloned().unwrap_or_default();
+        let origin = Origin::new(config, registry, &foreign, &shared, metrics.clone())
             .map_err(|source| AgentError::Origin { registry: registry.name.clone(), source })?;
-        let site = Site::new(registry.clone(), origin);
-        if site.access() == Some(Access::Node) && !site.origin.has_node_credential() {
+        let site = Site::new(registry.clone(), origin, foreign);
+        if site.access() == Some(Access::Node) && !site.origin().has_node_credential() {
             warn!(registry = %registry.name, "access = \"node\", and this node has no credential for it: give \
                 username and password_file, or docker_config");
         }

@@ -8,6 +8,7 @@ pub mod admin;
 pub mod agent;
 pub mod certs_d;
 pub mod config;
+pub mod containerd;
 pub mod images;
 pub mod imds;
 pub mod log;

@@ -12,10 +12,11 @@ use tracing::{error, info, warn};
 
 use crate::certs_d::{Preflight, preflight_for};
 use crate::config::Config;
+use crate::containerd::{self, Known};
 use crate::log::chain;
 use crate::mirror::{self, Seen};
 
-/// A handful of small files.
+/// A handful of small files, and one question.
 const CONTAINERD_PATIENCE: Duration = Duration::from_secs(3);
 
 /// The task, and whom it tells.
@@ -70,9 +71,17 @@ impl SelfTest {
     }
 
     async fn containerd(&self) {
-        let (config, version) = (self.config.clone(), self.seen.version());
+        let containerd = match self.seen.version() {
+            Some(version) => Known::by_requests(version),
+            // A containerd that does not look at our files never asks us: its socket tells.
+            None => {
+                let named = || self.preflight.borrow().judgement.socket.clone();
+                containerd::known(self.config.containerd.socket.clone().or_else(named)).await
+            }
+        };
+        let config = self.config.clone();
         // It reads files, which may be on a slow disk.
-        match tokio::task::spawn_blocking(move || preflight_for(&config, version)).await {
+        match tokio::task::spawn_blocking(move || preflight_for(&config, containerd)).await {
             Ok(found) => {
                 self.preflight.send_replace(found);
             }

@@ -1,21 +1,28 @@
 //! The registries this node mirrors, each with its origin and its rules.
 //!
-//! A request for any other registry is answered 404: the mirror is no open proxy.
+//! A request for any other registry is answered 404: the mirror is no open proxy. The hosts before a
+//! registry are those of its hosts.toml, and change with it.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use darter_core::Registry;
 use darter_core::ecr::Ecr;
+use darter_core::hosts_toml::ForeignOrigin;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
 
+use crate::certs_d::Others;
 use crate::config::{Access, RegistryConfig};
+use crate::log::chain;
 use crate::metrics::RegistryLabel;
 use crate::origin::Origin;
 
 /// One mirrored registry.
 pub struct Site {
-    /// How to reach it.
-    pub origin: Origin,
+    /// How to reach it, and the hosts of hosts.toml that stand before it.
+    reach: RwLock<(Origin, Vec<ForeignOrigin>)>,
     /// Its label in the metrics.
     pub label: RegistryLabel,
     /// What the operator said about it.
@@ -23,9 +30,35 @@ pub struct Site {
 }
 
 impl Site {
-    /// A registry with the origin that was made for it.
-    pub fn new(config: RegistryConfig, origin: Origin) -> Self {
-        Self { origin, label: RegistryLabel::of(&config.name), config }
+    /// A registry with the origin that was made for it and for these hosts before it.
+    pub fn new(config: RegistryConfig, origin: Origin, foreign: Vec<ForeignOrigin>) -> Self {
+        Self { reach: RwLock::new((origin, foreign)), label: RegistryLabel::of(&config.name), config }
+    }
+
+    /// How to reach it now. Whoever asks for several parts of one thing keeps what this gives.
+    pub fn origin(&self) -> Origin {
+        self.reach.read().unwrap_or_else(PoisonError::into_inner).0.clone()
+    }
+
+    /// Takes the hosts that its hosts.toml names now.
+    fn take(&self, foreign: &[ForeignOrigin]) {
+        let mut reach = self.reach.write().unwrap_or_else(PoisonError::into_inner);
+        if reach.1 == foreign {
+            return;
+        }
+        match reach.0.with_foreign(foreign) {
+            Ok(origin) => {
+                info!(registry = %self.registry(), hosts = ?origin.others(),
+                    "hosts.toml was changed: these hosts are asked before the registry now");
+                *reach = (origin, foreign.to_vec());
+            }
+            Err(error) => {
+                warn!(registry = %self.registry(), error = %chain(&error),
+                    "hosts.toml was changed, and the hosts before the registry cannot be: they stay as they were");
+                // Not tried again before it is changed again.
+                reach.1 = foreign.to_vec();
+            }
+        }
     }
 
     /// The registry's name.
@@ -64,6 +97,24 @@ impl Sites {
     /// The registry that a request means.
     pub fn get(&self, named: Option<&Registry>) -> Option<&Arc<Site>> {
         named.or(self.default.as_ref()).and_then(|registry| self.sites.get(registry))
+    }
+
+    /// Follows what hosts.toml files name, until `stop`.
+    pub async fn follow(self: Arc<Self>, mut others: watch::Receiver<Others>, stop: CancellationToken) {
+        loop {
+            for (registry, foreign) in &*others.borrow_and_update() {
+                if let Some(site) = self.sites.get(registry) {
+                    site.take(foreign);
+                }
+            }
+            tokio::select! {
+                () = stop.cancelled() => return,
+                // Who looks at the files is gone, and the agent with it.
+                changed = others.changed() => if changed.is_err() {
+                    return stop.cancelled().await;
+                },
+            }
+        }
     }
 
     /// All of them, in order of name.

@@ -2,7 +2,8 @@
 //!
 //! A proof says that a credential could read a repository at its registry a short while ago. It
 //! opens only what that repository is known to hold: manifests that were seen in it, and what they
-//! refer to. Not here: how a proof is got (a HEAD or GET at the origin, by `darter_agent::access`).
+//! refer to. A loan is far less: another host gave one digest while the registry could not be asked.
+//! Not here: how either is got (a HEAD or GET at an origin, by `darter_agent::images::access`).
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -30,8 +31,12 @@ pub struct Limits {
     pub fresh: Duration,
     /// A proof this young still holds while the origin is away.
     pub stale: Duration,
+    /// A loan this young spares its host from being asked again.
+    pub loan: Duration,
     /// Proofs remembered: credentials times repositories in use on one node.
     pub proofs: usize,
+    /// Loans remembered.
+    pub loans: usize,
     /// Repositories whose content is remembered.
     pub places: usize,
     /// Digests remembered for one repository: some hundred images of a hundred layers.
@@ -54,6 +59,8 @@ pub enum Proof {
 pub struct Proofs {
     limits: Limits,
     proved: BTreeMap<(CredentialKey, Place), Instant>,
+    /// Apart from all that is proved: no loan ever tells what a repository holds.
+    loans: BTreeMap<(CredentialKey, Place, Digest), Instant>,
     places: BTreeMap<Place, Content>,
 }
 
@@ -70,7 +77,7 @@ struct Content {
 impl Proofs {
     /// Nothing proved, nothing seen.
     pub const fn new(limits: Limits) -> Self {
-        Self { limits, proved: BTreeMap::new(), places: BTreeMap::new() }
+        Self { limits, proved: BTreeMap::new(), loans: BTreeMap::new(), places: BTreeMap::new() }
     }
 
     /// How good the proof of `credential` for `place` is at `now`.
@@ -85,33 +92,44 @@ impl Proofs {
     /// The origin let `credential` read `place` at `now`.
     pub fn prove(&mut self, now: Instant, credential: CredentialKey, place: &Place) {
         self.proved.insert((credential, place.clone()), now);
-        if self.proved.len() > self.limits.proofs {
-            let oldest = self.proved.iter().min_by_key(|(_, at)| **at).map(|(key, _)| key.clone());
-            oldest.map(|key| self.proved.remove(&key));
-        }
+        keep_newest(&mut self.proved, self.limits.proofs);
     }
 
     /// The origin refused `credential` for `place`: what was proved before no longer counts.
     pub fn refuse(&mut self, credential: CredentialKey, place: &Place) {
         self.proved.remove(&(credential, place.clone()));
+        self.loans.retain(|(key, lent, _), _| !(*key == credential && lent == place));
+    }
+
+    /// A host before the registry gave this digest, for `credential`, while the registry could not be
+    /// asked. Opens nothing else, and holds only while that is so.
+    pub fn lend(&mut self, now: Instant, credential: CredentialKey, place: &Place, digest: Digest) {
+        self.loans.insert((credential, place.clone(), digest), now);
+        keep_newest(&mut self.loans, self.limits.loans);
+    }
+
+    /// Whether this digest was lent a moment ago.
+    pub fn is_lent(&self, now: Instant, credential: CredentialKey, place: &Place, digest: Digest) -> bool {
+        let at = self.loans.get(&(credential, place.clone(), digest));
+        at.is_some_and(|at| now.saturating_duration_since(*at) < self.limits.loan)
     }
 
     /// `manifest` was read from `place` and refers to `references`.
     pub fn saw_manifest(&mut self, now: Instant, place: &Place, manifest: Digest, references: &[(Digest, u64)]) {
-        self.saw(now, place, &[(manifest, None)]);
+        self.note(now, place, &[(manifest, None)]);
         let references: Vec<_> = references.iter().map(|(digest, size)| (*digest, Some(*size))).collect();
-        self.saw(now, place, &references);
+        self.note(now, place, &references);
         if let Some(content) = self.places.get_mut(place) {
             content.manifest = Some(manifest);
         }
     }
 
-    /// The origin itself gave a blob of `place`.
-    pub fn saw_blob(&mut self, now: Instant, place: &Place, digest: Digest, size: Option<u64>) {
-        self.saw(now, place, &[(digest, size)]);
+    /// The registry itself says that `place` holds this.
+    pub fn saw(&mut self, now: Instant, place: &Place, digest: Digest, size: Option<u64>) {
+        self.note(now, place, &[(digest, size)]);
     }
 
-    fn saw(&mut self, now: Instant, place: &Place, digests: &[(Digest, Option<u64>)]) {
+    fn note(&mut self, now: Instant, place: &Place, digests: &[(Digest, Option<u64>)]) {
         if !self.places.contains_key(place) && self.places.len() >= self.limits.places {
             let idlest = self.places.iter().min_by_key(|(_, content)| content.used).map(|(place, _)| place.clone());
             idlest.map(|place| self.places.remove(&place));
@@ -147,6 +165,13 @@ impl Proofs {
     }
 }
 
+fn keep_newest<K: Ord + Clone>(times: &mut BTreeMap<K, Instant>, max: usize) {
+    if times.len() > max {
+        let oldest = times.iter().min_by_key(|(_, at)| **at).map(|(key, _)| key.clone());
+        oldest.map(|key| times.remove(&key));
+    }
+}
+
 #[cfg(test)]
 #[allow(clippy::disallowed_methods, reason = "a test needs some time to count from")]
 mod tests {
@@ -157,7 +182,9 @@ mod tests {
     const LIMITS: Limits = Limits {
         fresh: Duration::from_secs(900),
         stale: Duration::from_secs(43_200),
+        loan: Duration::from_secs(60),
         proofs: 3,
+        loans: 4,
         places: 2,
         digests: 8,
     };
@@ -196,6 +223,26 @@ mod tests {
         assert!(!proofs.holds(&place("a"), &digest("other")));
     }
 
+    #[test]
+    fn a_loan_opens_one_digest_for_a_minute_and_proves_nothing() {
+        let (t0, key) = (Instant::now(), CredentialKey([1; 32]));
+        let mut proofs = Proofs::new(LIMITS);
+        proofs.saw_manifest(t0, &place("a"), digest("manifest"), &[(digest("layer"), 7)]);
+        proofs.lend(t0, key, &place("a"), digest("manifest"));
+        let soon = t0 + Duration::from_secs(59);
+        assert!(proofs.is_lent(soon, key, &place("a"), digest("manifest")));
+        assert!(!proofs.is_lent(t0 + Duration::from_secs(60), key, &place("a"), digest("manifest")));
+        assert!(!proofs.is_lent(soon, key, &place("a"), digest("layer")), "not what the manifest refers to");
+        assert!(!proofs.is_lent(soon, key, &place("b"), digest("manifest")), "not in another repository");
+        assert!(!proofs.is_lent(soon, CredentialKey([2; 32]), &place("a"), digest("manifest")), "not to another");
+        assert_eq!(proofs.proof(soon, key, &place("a")), Proof::Missing, "no proof, not even a stale one");
+        proofs.lend(t0, key, &place("b"), digest("other"));
+        assert!(!proofs.holds(&place("b"), &digest("other")), "what a repository holds only its registry tells");
+        proofs.refuse(key, &place("a"));
+        assert!(!proofs.is_lent(soon, key, &place("a"), digest("manifest")), "the registry says no");
+        assert!(proofs.is_lent(soon, key, &place("b"), digest("other")));
+    }
+
     proptest! {
         #[test]
         fn memory_is_bounded_whatever_is_asked(names in prop::collection::vec("[a-d]{1,2}", 1..40)) {
@@ -206,9 +253,12 @@ mod tests {
                 let key = CredentialKey([u8::try_from(step % 5).unwrap(); 32]);
                 proofs.prove(now, key, &place(name));
                 proofs.saw_manifest(now, &place(name), digest(name), &[(digest(&format!("{name}{step}")), 1)]);
+                proofs.lend(now, key, &place(name), digest(name));
+                prop_assert!(proofs.is_lent(now, key, &place(name), digest(name)), "what was just lent is");
                 prop_assert!(proofs.holds(&place(name), &digest(name)), "what was just seen is known");
                 prop_assert_eq!(proofs.proof(now, key, &place(name)), Proof::Fresh, "what was just proved holds");
                 prop_assert!(proofs.proved.len() <= LIMITS.proofs);
+                prop_assert!(proofs.loans.len() <= LIMITS.loans);
                 prop_assert!(proofs.places.len() <= LIMITS.places);
                 prop_assert!(proofs.places.values().all(|content| content.digests.len() <= LIMITS.digests));
             }

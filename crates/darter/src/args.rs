@@ -37,7 +37,13 @@ pub(crate) enum Command {
     Config(ConfigCommand),
     /// Tell whether this node's containerd will use the mirror, and if not, why.
     ///
-    /// Exits with 1 if it will not.
+    /// Reads containerd's configuration, and asks containerd for its version: at containerd.socket, at the
+    /// address that its configuration names, or at its usual socket.
+    #[command(after_help = "Exit codes:\n  \
+        0  it will\n  \
+        1  it will not, or not for all pulls; or the command failed\n  \
+        2  the command line is wrong\n  \
+        3  that cannot be told: its version is not known and matters, or its configuration cannot be read")]
     Preflight {
         #[command(flatten)]
         source: Source,

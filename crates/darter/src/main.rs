@@ -40,7 +40,10 @@ fn run(args: Args) -> Result<ExitCode> {
             let registries = source.load()?.config()?.registries.len();
             show::print(&format!("ok: {registries} registries configured\n"))
         }
-        Command::Preflight { source, json } => show::preflight(&certs_d::preflight(&source.load()?.config()?), json),
+        Command::Preflight { source, json } => {
+            let config = source.load()?.config()?;
+            show::preflight(&runtime()?.block_on(certs_d::preflight(&config)), json)
+        }
         Command::Uninstall(source) => show::uninstall(&certs_d::uninstall(&source.load()?.config()?)?),
         Command::Prewarm(order) => runtime()?.block_on(prewarm::run(order)),
     }

@@ -14,14 +14,22 @@ pub(crate) fn print(text: &str) -> Result<ExitCode> {
     }
 }
 
-/// What preflight found. 1 if containerd will not use the mirror.
+/// Preflight's exit code where it cannot be told whether containerd will use the mirror. 2 is a wrong
+/// command line (clap).
+const CANNOT_TELL: u8 = 3;
+
+/// What preflight found. 1 if containerd will not use the mirror, or not for all pulls.
 pub(crate) fn preflight(found: &Preflight, json: bool) -> Result<ExitCode> {
     if json {
         print(&(serde_json::to_string_pretty(found)? + "\n"))?;
     } else {
         print(&format!("{found}\n"))?;
     }
-    Ok(if found.problem().is_none() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(match (found.honoured, found.problem()) {
+        (None, _) => ExitCode::from(CANNOT_TELL),
+        (Some(true), None) => ExitCode::SUCCESS,
+        (Some(_), _) => ExitCode::FAILURE,
+    })
 }
 
 /// What uninstall did.

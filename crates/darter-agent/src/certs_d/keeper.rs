@@ -9,11 +9,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use darter_core::Registry;
-use darter_core::hosts_toml::{ForeignOrigin, HostsTomlError, LeftOut, Wanted, own_server};
+use darter_core::hosts_toml::{HostsTomlError, LeftOut, Wanted, own_server};
 use tracing::{info, warn};
 
-use super::site::{Installed, Others, Site};
-use super::{CertsDError, HostsState, States, chain, files, mirror_url, preflight, site, uninstall, wanted};
+use super::site::{Installed, OtherHosts, Site};
+use super::{CertsDError, HostsState, Others, States, chain, files, mirror_url, preflight, site, uninstall, wanted};
 use crate::config::{Access, Config, RegistryConfig};
 use crate::metrics::{HostsTomlLabels, Metrics, RegistryLabel};
 
@@ -28,11 +28,14 @@ pub(super) struct Keeper {
     closed: Vec<Registry>,
     pub(super) metrics: Arc<Metrics>,
     last: BTreeMap<Registry, HostsState>,
+    others: Others,
+    said: BTreeMap<Registry, OtherHosts>,
 }
 
 /// What a round did.
 pub(super) struct Round {
     pub(super) states: States,
+    pub(super) others: Others,
     /// Something was put right, or could not be: what we hear next may be our own doing.
     pub(super) is_uneasy: bool,
 }
@@ -52,7 +55,7 @@ impl Keeper {
             wanted: wanted(config, registry, mirror),
         };
         let closed = off.iter().map(|registry| registry.name.clone());
-        Self {
+        let mut keeper = Self {
             root: config.certs_d.path.clone(),
             mirror_url: mirror_url(mirror),
             write: config.certs_d.write,
@@ -60,24 +63,42 @@ impl Keeper {
             closed: closed.collect(),
             metrics,
             last: BTreeMap::new(),
-        }
+            others: BTreeMap::new(),
+            said: BTreeMap::new(),
+        };
+        keeper.look_for_others();
+        keeper
     }
 
-    /// What others want asked for this registry. Says what of theirs is not honoured, or ours to take
-    /// out.
-    pub(super) fn foreign_origins(&self, registry: &Registry) -> Vec<ForeignOrigin> {
-        let Some(site) = self.sites.iter().find(|site| site.wanted.registry == *registry) else { return Vec::new() };
-        let Others { origins, left_out, left_by } = site.others().unwrap_or_else(|error| {
-            warn!(%registry, error = %chain(&error), "cannot look for other hosts of this registry");
-            Others::default()
-        });
-        for LeftOut { host, key } in &left_out {
-            warn!(%registry, %host, key, "containerd alone asks this host: darter cannot honour the key");
+    /// The other hosts that each registry's hosts.toml names, as of the last look.
+    pub(super) const fn others(&self) -> &Others {
+        &self.others
+    }
+
+    /// Says once what of others' is not honoured, or ours to take out.
+    fn look_for_others(&mut self) {
+        for site in &self.sites {
+            let registry = &site.wanted.registry;
+            let found = match site.others() {
+                Ok(found) => found,
+                Err(error) => {
+                    // They stay as they were. The state of the file tells the same later on.
+                    if !self.others.contains_key(registry) {
+                        warn!(%registry, error = %chain(&error), "cannot look for other hosts of this registry");
+                    }
+                    continue;
+                }
+            };
+            self.others.insert(registry.clone(), found.origins.clone());
+            let known = self.said.entry(registry.clone()).or_default();
+            for LeftOut { host, key } in found.left_out.iter().filter(|host| !known.left_out.contains(host)) {
+                warn!(%registry, %host, key, "containerd alone asks this host: darter cannot honour the key");
+            }
+            for by in found.left_by.iter().filter(|by| !site.wanted.adopt && !known.left_by.contains(by)) {
+                warn!(%registry, %by, "another program left a host in hosts.toml; certs_d.adopt = true takes it out");
+            }
+            *known = found;
         }
-        for by in left_by.iter().filter(|_| !site.wanted.adopt) {
-            warn!(%registry, %by, "another program left a host in hosts.toml; certs_d.adopt = true takes it out");
-        }
-        origins
     }
 
     /// The directories whose changes matter.
@@ -216,7 +237,8 @@ impl Keeper {
         let is_in_trouble = |state: &HostsState| matches!(state, HostsState::Drifted | HostsState::Failed { .. });
         let is_uneasy =
             self.metrics.hosts_toml_repairs.get() > repairs || states.iter().any(|(_, state)| is_in_trouble(state));
-        Round { states, is_uneasy }
+        self.look_for_others();
+        Round { states, others: self.others.clone(), is_uneasy }
     }
 
     fn tell(&self, registry: &Registry, before: Option<&HostsState>, state: &HostsState) {

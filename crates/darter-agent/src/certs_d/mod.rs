@@ -16,6 +16,7 @@ mod uninstall;
 mod verdict;
 mod watch;
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
@@ -32,7 +33,7 @@ use tracing::{error, warn};
 use crate::config::{Config, RegistryConfig};
 use crate::metrics::Metrics;
 
-pub use preflight::{Preflight, preflight, preflight_for};
+pub use preflight::{Preflight, preflight, preflight_for, preflight_here};
 pub use site::{How, Undone};
 pub use uninstall::uninstall;
 
@@ -127,6 +128,10 @@ impl HostsState {
 /// The states of all registries, in the order of the configuration.
 pub type States = Vec<(Registry, HostsState)>;
 
+/// What others want asked for each registry, found in its file, in their order. `/v2` belongs after each
+/// that has no such segment.
+pub type Others = BTreeMap<Registry, Vec<ForeignOrigin>>;
+
 /// The writer of certs.d.
 #[derive(Debug)]
 pub struct CertsD {
@@ -134,21 +139,21 @@ pub struct CertsD {
     remove_on_exit: bool,
     check_every: Duration,
     states: channel::Sender<States>,
+    others: channel::Sender<Others>,
 }
 
 impl CertsD {
     /// Reads containerd's configuration for the directories that ours would hide; writes nothing.
     pub fn new(config: &Config, registries: &[RegistryConfig], mirror: SocketAddr, metrics: Arc<Metrics>) -> Self {
         let keeper = Keeper::new(config, registries, mirror, metrics);
-        let states = channel::Sender::new(Vec::new());
+        let (states, others) = (channel::Sender::new(Vec::new()), channel::Sender::new(keeper.others().clone()));
         let crate::config::CertsD { remove_on_exit, check_every, .. } = config.certs_d;
-        Self { keeper, remove_on_exit, check_every: check_every.0, states }
+        Self { keeper, remove_on_exit, check_every: check_every.0, states, others }
     }
 
-    /// What others want asked for this registry, found in the existing file, in their order. `/v2`
-    /// belongs after each that has no such segment.
-    pub fn foreign_origins(&self, registry: &Registry) -> Vec<ForeignOrigin> {
-        self.keeper.foreign_origins(registry)
+    /// The hosts of others, as of the last round.
+    pub fn others(&self) -> channel::Receiver<Others> {
+        self.others.subscribe()
     }
 
     /// The states, as of the last round.
@@ -158,7 +163,7 @@ impl CertsD {
 
     /// Keeps the files right until `stop`: there while `serving` is true, taken out while it is not.
     pub async fn run(self, mut serving: channel::Receiver<bool>, stop: CancellationToken) {
-        let Self { mut keeper, remove_on_exit, check_every, states } = self;
+        let Self { mut keeper, remove_on_exit, check_every, states, others } = self;
         let mut watch = Watch::new().inspect_err(|error| warn!(%error, "changes are seen by the timer only")).ok();
         let mut is_sure = true;
         let Some((kept, ())) = blocking(keeper, |keeper| keeper.clear_leftovers()).await else { return };
@@ -171,6 +176,12 @@ impl CertsD {
             let Some((kept, round)) = blocking(keeper, move |keeper| keeper.round(is_serving)).await else { return };
             keeper = kept;
             states.send_replace(round.states);
+            others.send_if_modified(|before| {
+                *before != round.others && {
+                    *before = round.others;
+                    true
+                }
+            });
             if watch.as_mut().is_some_and(|watch| watch.cover(&keeper.watched())) {
                 continue;
             }

@@ -1,6 +1,8 @@
 //! `darter preflight`: would containerd, as this host has it, look at what we write?
 //!
-//! Reads its configuration with all imports, and the roots that it names; writes nothing.
+//! Reads its configuration with all imports, and the roots that it names; writes nothing. Which version
+//! reads that configuration decides some of it: containerd is asked, and where it does not tell, only what
+//! holds for all versions is said for sure.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -14,6 +16,7 @@ use serde::Serialize;
 use super::site::Site;
 use super::{CertsDError, files, site};
 use crate::config::{Config, RegistryConfig};
+use crate::containerd::{self, Known};
 
 /// containerd itself has no limit; a host with more has a loop that paths do not show.
 const IMPORTS_MAX: usize = 256;
@@ -23,8 +26,11 @@ const IMPORTS_MAX: usize = 256;
 pub struct Preflight {
     /// Where hosts.toml files go.
     pub certs_d: PathBuf,
-    /// Whether containerd asks the mirror for what is written there, as far as can be told.
-    pub honoured: bool,
+    /// Whether containerd asks the mirror for what is written there. `None` where that cannot be told: its
+    /// version is not known and matters, or a file of its configuration cannot be read.
+    pub honoured: Option<bool>,
+    /// Which containerd that is.
+    pub containerd: Known,
     /// The files that were read, in containerd's order.
     pub files: Vec<PathBuf>,
     /// What Dragonfly or Spegel left in the hosts.toml of a registry; `certs_d.adopt` takes it out.
@@ -51,30 +57,50 @@ impl fmt::Display for Left {
     }
 }
 
-/// Judges this host where the version of its containerd is not known, its hosts.toml files too.
-pub fn preflight(config: &Config) -> Preflight {
-    Preflight { left: left(config), ..preflight_for(config, None) }
+/// Judges this host for the containerd that answers at its socket, its hosts.toml files too.
+pub async fn preflight(config: &Config) -> Preflight {
+    Preflight { left: left(config), ..preflight_here(config).await }
 }
 
-/// Judges containerd's configuration for a version of it, such as its requests tell in their
-/// User-Agent. In a running agent the hosts.toml files have a keeper, who reads them.
-pub fn preflight_for(config: &Config, version: Option<Version>) -> Preflight {
+/// The same without the hosts.toml files: in a running agent they have a keeper, who reads them.
+pub async fn preflight_here(config: &Config) -> Preflight {
+    let named = || core::judge(&load(&config.containerd.config).0, &config.certs_d.path, None).socket;
+    let known = containerd::known(config.containerd.socket.clone().or_else(named)).await;
+    preflight_for(config, known)
+}
+
+/// Judges containerd's configuration for what is known of this containerd.
+pub fn preflight_for(config: &Config, containerd: Known) -> Preflight {
     let (files, unread) = load(&config.containerd.config);
-    let certs_d = &config.certs_d.path;
-    let mut judgement = core::judge(&files, certs_d, version);
-    if files.is_empty() {
-        // A host without containerd, or a mount that is missing: its defaults say nothing about it.
-        judgement.verdicts.clear();
-        judgement.content_root = None;
-    }
-    for verdict in unread.into_iter().chain(shadows(config, &judgement)) {
-        judgement.add(verdict);
-    }
-    let files: Vec<PathBuf> = files.into_iter().map(|(path, _)| path).collect();
+    let judged = |version| {
+        let mut judgement = core::judge(&files, &config.certs_d.path, version);
+        if files.is_empty() {
+            // A host without containerd, or a mount that is missing: its defaults say nothing about it.
+            judgement.verdicts.clear();
+            judgement.content_root = None;
+        }
+        for verdict in unread.iter().cloned().chain(shadows(config, &judgement)) {
+            judgement.add(verdict);
+        }
+        judgement
+    };
+    let version = containerd.version();
+    let honoured = {
+        let kinds = version.map_or_else(|| Version::KINDS.to_vec(), |version| vec![version]);
+        let mut answers: Vec<bool> = kinds.into_iter().map(|kind| judged(Some(kind)).is_honoured()).collect();
+        answers.dedup();
+        match answers[..] {
+            [false] => Some(false),
+            [true] if unread.is_empty() => Some(true),
+            _ => None,
+        }
+    };
+    let judgement = judged(version);
     Preflight {
-        certs_d: certs_d.clone(),
-        honoured: !files.is_empty() && judgement.is_honoured(),
-        files,
+        certs_d: config.certs_d.path.clone(),
+        honoured,
+        containerd,
+        files: files.into_iter().map(|(path, _)| path).collect(),
         left: Vec::new(),
         judgement,
     }
@@ -160,12 +186,16 @@ fn shadows(config: &Config, judgement: &Judgement) -> Vec<Verdict> {
 
 impl fmt::Display for Preflight {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let answer = match (self.honoured, self.files.is_empty()) {
-            (true, _) => "containerd looks into",
-            (false, true) => "cannot tell whether containerd looks into",
-            (false, false) => "containerd does not look into",
+        let answer = match self.honoured {
+            Some(true) => "looks into",
+            Some(false) => "does not look into",
+            None => "may or may not look into",
         };
-        writeln!(f, "{answer} {}", self.certs_d.display())?;
+        let version = self.containerd.version.as_ref().map(|version| format!(" {version}")).unwrap_or_default();
+        writeln!(f, "containerd{version} {answer} {}", self.certs_d.display())?;
+        if let Some(why) = &self.containerd.unknown {
+            writeln!(f, "  version unknown: {why}\n    set containerd.socket, and run this as root")?;
+        }
         for verdict in &self.judgement.verdicts {
             let severity = match verdict.severity {
                 Severity::Blocks => "blocks",

@@ -66,7 +66,7 @@ pub enum How {
 
 /// The hosts of others in a file.
 #[derive(Debug, Default)]
-pub(super) struct Others {
+pub(super) struct OtherHosts {
     /// Those that want to be asked for this registry.
     pub(super) origins: Vec<ForeignOrigin>,
     /// Those that containerd alone can ask.
@@ -342,14 +342,14 @@ impl Site {
     }
 
     /// The hosts in the file that are not ours.
-    pub(super) fn others(&self) -> Result<Others, CertsDError> {
+    pub(super) fn others(&self) -> Result<OtherHosts, CertsDError> {
         let dir = self.dir();
         let base = self.base(&dir, &Found::read(&dir)?)?;
-        let Some(merged) = merged_anyway(base.text.as_deref(), &self.wanted) else { return Ok(Others::default()) };
+        let Some(merged) = merged_anyway(base.text.as_deref(), &self.wanted) else { return Ok(OtherHosts::default()) };
         let mut left_by = merged.found;
         left_by.retain(|by| *by != Foreign::Other);
         left_by.dedup();
-        Ok(Others { origins: merged.foreign_origins, left_out: merged.left_out, left_by })
+        Ok(OtherHosts { origins: merged.foreign_origins, left_out: merged.left_out, left_by })
     }
 }
 

@@ -1,28 +1,48 @@
-//! Getting proofs of access from the origin, by the policy of each registry.
+//! Getting proofs of access from the registry itself, by the policy of each registry.
 //!
 //! `darter_core::access::Proofs` remembers them and says what they open. Here is who asks for
-//! them, with which credential, and what an origin that is away means.
+//! them, with which credential, and what a registry that is away means. No host before the registry
+//! is ever asked for one: what a cache gives to everybody says nothing of what the registry would
+//! give. `loan` is what such a host is good for while the registry is away.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use darter_core::access::{CredentialKey, Limits, Place, Proof, Proofs};
 use darter_core::manifest::Manifest;
+use darter_core::range::Span;
 use darter_core::{Digest, Reference};
 
 use super::away::Away;
+use super::loan::may_borrow;
 use super::turns::Turns;
 use super::{Asker, Refusal};
 use crate::config::{self, Access};
-use crate::origin::{Credential, OriginError};
+use crate::origin::{Credential, Fetched, OriginError};
+use crate::store::Store;
 
 /// Credentials times repositories: a node runs a few hundred pods.
 const PROOFS_MAX: usize = 4096;
+/// How long a host before the registry is not asked for the same digest again: one pull of an image.
+const LOAN: Duration = Duration::from_secs(60);
+/// Digests lent at once: those of the images that a node starts within `LOAN`.
+const LOANS_MAX: usize = 4096;
 /// Repositories whose content is remembered.
 const PLACES_MAX: usize = 1024;
 /// Digests of one repository: some hundred images of a hundred layers. 1024 of such repositories
 /// would take 500 MiB; a node that ran them all would have run out of disk long before.
 const DIGESTS_MAX: usize = 16_384;
+
+pub(super) const FIRST_BYTE: Span = Span { start: 0, end: 1 };
+
+/// Why a manifest may be read.
+pub(super) enum Grant {
+    /// The registry says so, or said so a while ago and is away.
+    Proof,
+    /// A host before it has this very digest, and the registry is away. Here it is where that host has
+    /// just given it.
+    Loan(Option<Fetched>),
+}
 
 /// A blob that may be read.
 pub(super) struct Proved {
@@ -33,21 +53,26 @@ pub(super) struct Proved {
 /// Lets pulls through that have a proof.
 pub(super) struct Gate {
     proofs: Mutex<Proofs>,
+    pub(super) store: Store,
     /// Proofs that are being asked for: a quota counts each of them.
-    asking: Turns<(CredentialKey, Place, Digest)>,
+    pub(super) asking: Turns<(CredentialKey, Place, Digest)>,
     away: Away,
 }
 
 impl Gate {
-    pub(super) fn new(mirror: &config::Mirror) -> Self {
+    /// Proofs for what is in this store, or is to come into it.
+    pub(super) fn new(mirror: &config::Mirror, store: Store) -> Self {
         let limits = Limits {
             fresh: mirror.proof_ttl.0,
             stale: mirror.proof_stale.0,
+            loan: LOAN,
             proofs: PROOFS_MAX,
+            loans: LOANS_MAX,
             places: PLACES_MAX,
             digests: DIGESTS_MAX,
         };
-        Self { proofs: Mutex::new(Proofs::new(limits)), asking: Turns::default(), away: Away::default() }
+        let proofs = Mutex::new(Proofs::new(limits));
+        Self { proofs, store, asking: Turns::default(), away: Away::default() }
     }
 
     /// The credential that the policy of the registry asks for.
@@ -71,7 +96,7 @@ impl Gate {
         }
     }
 
-    /// Notes what an answer of the origin says about the credential.
+    /// Notes what an answer of the registry itself says about the credential.
     pub(super) fn learn<T>(
         &self,
         asker: &Asker,
@@ -87,7 +112,7 @@ impl Gate {
         Ok(answer?)
     }
 
-    /// What is known of origins that are away.
+    /// What is known of registries that are away.
     pub(super) const fn away(&self) -> &Away {
         &self.away
     }
@@ -97,13 +122,20 @@ impl Gate {
         self.proof(&asker.place(), credential) != Proof::Missing
     }
 
-    /// Proves that this asker may read `digest`, a manifest that is already here.
+    /// Proves that this asker may read `digest`, a manifest.
     pub(super) async fn prove_manifest(
         &self,
         asker: &Asker,
         digest: Digest,
         credential: &Credential,
-    ) -> Result<(), Refusal> {
+    ) -> Result<Grant, Refusal> {
+        match self.ask_for_manifest(asker, digest, credential).await {
+            Err(Refusal::Origin(away)) if away.is_away() => self.borrow_manifest(asker, digest, credential, away).await,
+            asked => asked.map(|()| Grant::Proof),
+        }
+    }
+
+    async fn ask_for_manifest(&self, asker: &Asker, digest: Digest, credential: &Credential) -> Result<(), Refusal> {
         let place = asker.place();
         if self.is_open(&place, &digest, credential) {
             return Ok(());
@@ -113,13 +145,17 @@ impl Gate {
             return Ok(());
         }
         let proof = self.proof(&place, credential);
-        // Also for a manifest that this repository was not seen to hold: the origin knows.
-        let reference = Reference::Digest(digest);
-        let question = asker.site.origin.head_manifest(&asker.repository, &reference, credential);
+        // Also for a manifest that this repository was not seen to hold: the registry knows.
+        let (origin, reference) = (asker.site.origin(), Reference::Digest(digest));
+        let question = origin.head_manifest(&asker.repository, &reference, credential);
         let stale_will_do = proof != Proof::Missing && self.proofs().holds(&place, &digest);
-        let answer = self.away.ask(&asker.site, stale_will_do, question).await;
+        let fallback = stale_will_do || may_borrow(asker, credential);
+        let answer = self.away.ask(&asker.site, fallback, question).await;
         match self.learn(asker, credential, answer) {
-            Ok(_) => Ok(()),
+            Ok(_) => {
+                self.saw(asker, digest, None);
+                Ok(())
+            }
             Err(Refusal::Origin(error)) if error.is_away() && stale_will_do => Ok(()),
             Err(refusal) => Err(refusal),
         }
@@ -132,18 +168,25 @@ impl Gate {
         digest: Digest,
         credential: &Credential,
     ) -> Result<Proved, Refusal> {
+        match self.ask_for_blob(asker, digest, credential).await {
+            Err(Refusal::Origin(away)) if away.is_away() => self.borrow_blob(asker, digest, credential, away).await,
+            asked => asked,
+        }
+    }
+
+    async fn ask_for_blob(&self, asker: &Asker, digest: Digest, credential: &Credential) -> Result<Proved, Refusal> {
         let place = asker.place();
         if !self.is_open(&place, &digest, credential) {
             let holds = self.proofs().holds(&place, &digest);
             let witness = if holds { self.proofs().witness(&place) } else { None };
             let proved = match witness {
-                Some(manifest) => self.prove_manifest(asker, manifest, credential).await,
-                None => return self.ask_for_blob(asker, digest, credential).await,
+                Some(manifest) => self.ask_for_manifest(asker, manifest, credential).await,
+                None => return self.ask_for_first_byte(asker, digest, credential).await,
             };
             match proved {
                 // The manifest is gone, by a lifecycle rule say; the blob may belong to another image.
                 Err(Refusal::Origin(OriginError::NotFound)) => {
-                    return self.ask_for_blob(asker, digest, credential).await;
+                    return self.ask_for_first_byte(asker, digest, credential).await;
                 }
                 proved => proved?,
             }
@@ -152,21 +195,33 @@ impl Gate {
     }
 
     /// No manifest seen in this repository refers to the blob (the agent was restarted in mid-pull,
-    /// say): the origin itself decides, by the first byte of it. A blob GET is what a pull would
+    /// say): the registry itself decides, by the first byte of it. A blob GET is what a pull would
     /// send anyway; a HEAD is refused by ECR Public.
-    async fn ask_for_blob(&self, asker: &Asker, digest: Digest, credential: &Credential) -> Result<Proved, Refusal> {
+    async fn ask_for_first_byte(
+        &self,
+        asker: &Asker,
+        digest: Digest,
+        credential: &Credential,
+    ) -> Result<Proved, Refusal> {
         let place = asker.place();
         let _turn = self.asking.take((credential.key(), place.clone(), digest)).await;
         if self.is_open(&place, &digest, credential) {
             return Ok(Proved { size: self.proofs().size(&place, &digest) });
         }
-        let answer = asker.site.origin.first_byte(&asker.repository, &digest, credential).await;
+        let origin = asker.site.origin();
+        let question = origin.probe(&asker.repository, &digest, FIRST_BYTE, credential);
+        let answer = self.away.ask(&asker.site, may_borrow(asker, credential), question).await;
         let stream = self.learn(asker, credential, answer)?;
-        self.proofs().saw_blob(Instant::now(), &place, digest, stream.size);
+        self.saw(asker, digest, stream.size);
         Ok(Proved { size: stream.size })
     }
 
-    /// Notes what a manifest of the asker's repository refers to.
+    /// Notes that the registry itself says that the asker's repository holds this.
+    pub(super) fn saw(&self, asker: &Asker, digest: Digest, size: Option<u64>) {
+        self.proofs().saw(Instant::now(), &asker.place(), digest, size);
+    }
+
+    /// Notes what a manifest refers to that the registry itself has in the asker's repository.
     pub(super) fn saw_manifest(&self, asker: &Asker, digest: Digest, manifest: &Manifest) {
         let references: Vec<_> = match manifest {
             Manifest::Image { .. } => manifest.references().iter().map(|d| (d.digest, d.size)).collect(),
@@ -186,7 +241,7 @@ impl Gate {
         self.proofs().proof(Instant::now(), credential.key(), place)
     }
 
-    fn proofs(&self) -> MutexGuard<'_, Proofs> {
+    pub(super) fn proofs(&self) -> MutexGuard<'_, Proofs> {
         self.proofs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

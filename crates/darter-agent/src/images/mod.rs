@@ -1,11 +1,14 @@
 //! What a request of a pull gets: a manifest or a blob, if whoever asks may read it.
 //!
-//! `access` says with which credential and whether its proof holds, `tags` what a tag means now,
-//! `prefetch` what is fetched ahead. Blobs come from the store, from containerd's content store or
-//! by a pull; manifests are small and come whole. Not here: HTTP (`mirror`).
+//! `access` says with which credential and whether its proof holds, `loan` what may be read where the
+//! registry cannot say so, `tags` what a tag means now, `prefetch` what is fetched ahead. Blobs come
+//! from the store, from containerd's content store or by a pull; manifests are small and come whole.
+//! Proofs come from the registry itself; bytes that one opened may come from the hosts before it.
+//! Not here: HTTP (`mirror`).
 
 mod access;
 mod away;
+mod loan;
 mod prefetch;
 mod tags;
 mod turns;
@@ -24,12 +27,13 @@ use tracing::{debug, warn};
 use crate::config::Config;
 use crate::log::chain;
 use crate::metrics::{Metrics, Source};
-use crate::origin::{Credential, OriginError};
+use crate::origin::{Credential, Fetched, OriginError, Whom};
 use crate::pulls::{Joined, PullError, Pulls, Wanted};
 use crate::sites::Site;
 use crate::store::{Blob, Doubt, Store};
 
-use access::Gate;
+use access::{Gate, Grant};
+use loan::may_borrow;
 use prefetch::Prefetch;
 use tags::Tags;
 use turns::Turns;
@@ -120,9 +124,9 @@ impl Images {
     /// Images out of this store, brought by these pulls. Prefetching ends when `stop` does.
     pub fn new(config: &Config, store: Store, pulls: Pulls, metrics: Arc<Metrics>, stop: CancellationToken) -> Self {
         Self(Arc::new(Inner {
+            gate: Gate::new(&config.mirror, store.clone()),
             store,
             pulls,
-            gate: Gate::new(&config.mirror),
             tags: Tags::new(config.mirror.tag_ttl.0, metrics),
             prefetch: Prefetch::new(config, stop),
             keeping: Arc::new(Semaphore::new(KEEPING_MAX)),
@@ -174,7 +178,7 @@ impl Images {
         if blob.size() > darter_core::manifest::MANIFEST_MAX_BYTES {
             return Ok(None);
         }
-        self.0.gate.prove_manifest(asker, digest, credential).await?;
+        let grant = self.0.gate.prove_manifest(asker, digest, credential).await?;
         let content = match blob.read_all().await {
             Ok(content) if Digest::of(&content) == digest => content,
             Ok(_) => {
@@ -189,34 +193,71 @@ impl Images {
             }
         };
         let Ok(manifest) = Manifest::parse(&content) else { return Ok(None) };
-        self.0.gate.saw_manifest(asker, digest, &manifest);
+        if let Grant::Proof = grant {
+            self.0.gate.saw_manifest(asker, digest, &manifest);
+        }
         let media_type = manifest.media_type().to_owned();
         Ok(Some(ManifestFound { digest, media_type, content, source: Source::Cache }))
     }
 
-    /// The manifest from the origin, which is a proof of access by itself.
+    /// The manifest from its origins. From the registry itself it is a proof of access too.
     async fn fetch_manifest(
         &self,
         asker: &Asker,
         digest: Digest,
         credential: &Credential,
     ) -> Result<ManifestFound, Refusal> {
-        let reference = Reference::Digest(digest);
-        let fetched = asker.site.origin.manifest(&asker.repository, &reference, credential).await;
-        let fetched = self.0.gate.learn(asker, credential, fetched)?;
-        let content = fetched.content;
+        let (fetched, is_proved) = if asker.site.origin().has_others() {
+            self.fetch_before_the_registry(asker, digest, credential).await?
+        } else {
+            (self.fetch_from_the_registry(asker, digest, credential).await?, true)
+        };
+        let Fetched { content, media_type, .. } = fetched;
         match Manifest::parse(&content) {
             Ok(manifest) => {
-                self.0.gate.saw_manifest(asker, digest, &manifest);
+                if is_proved {
+                    self.0.gate.saw_manifest(asker, digest, &manifest);
+                }
                 // Kept only if its media type can be told again from its bytes.
-                if manifest.media_type() == fetched.media_type {
+                if manifest.media_type() == media_type {
                     self.keep(digest, content.clone()).await;
                 }
             }
             // An artifact of a kind we do not know: served, and not kept.
             Err(error) => debug!(%digest, error = %chain(&error), "passing a manifest on unread"),
         }
-        Ok(ManifestFound { digest, media_type: fetched.media_type, content, source: Source::Origin })
+        Ok(ManifestFound { digest, media_type, content, source: Source::Origin })
+    }
+
+    async fn fetch_from_the_registry(
+        &self,
+        asker: &Asker,
+        digest: Digest,
+        credential: &Credential,
+    ) -> Result<Fetched, Refusal> {
+        let fetched = asker.site.origin().manifest(&asker.repository, &Reference::Digest(digest), credential).await;
+        self.0.gate.learn(asker, credential, fetched)
+    }
+
+    /// A manifest where hosts stand before the registry, which are there to spare it: the proof by a HEAD,
+    /// and the bytes from them. Docker Hub counts GETs. Whether the registry opened it is told too.
+    async fn fetch_before_the_registry(
+        &self,
+        asker: &Asker,
+        digest: Digest,
+        credential: &Credential,
+    ) -> Result<(Fetched, bool), Refusal> {
+        let grant = self.0.gate.prove_manifest(asker, digest, credential).await?;
+        if let Grant::Loan(Some(fetched)) = grant {
+            return Ok((fetched, false));
+        }
+        let others = asker.site.origin().of(Whom::Others);
+        match (others.manifest(&asker.repository, &Reference::Digest(digest), credential).await, grant) {
+            (Ok(fetched), grant) => Ok((fetched, matches!(grant, Grant::Proof))),
+            // They do not have it, or something else under its name.
+            (Err(_), Grant::Proof) => Ok((self.fetch_from_the_registry(asker, digest, credential).await?, true)),
+            (Err(error), Grant::Loan(_)) => Err(error.into()),
+        }
     }
 
     /// Keeps a manifest. It is in hand already, so a slow disk holds up the answer for a moment at
@@ -243,7 +284,7 @@ impl Images {
         let proved = self.0.gate.prove_blob(asker, digest, &credential).await;
         let proved = self.0.gate.or_challenge(asker, proved)?;
         self.not_handed_over(&digest)?;
-        if let Some(blob) = self.kept_blob(&digest).await {
+        if let Some(blob) = kept_blob(&self.0.store, &digest).await {
             return Ok(BlobFound::Complete(blob));
         }
         self.pull(asker, digest, credential, proved.size).await
@@ -254,7 +295,7 @@ impl Images {
         let credential = self.0.gate.credential(asker)?;
         self.not_handed_over(&digest)?;
         // Looked up before it is proved: an absent blob must not cost a request at the origin.
-        let Some(blob) = self.kept_blob(&digest).await else {
+        let Some(blob) = kept_blob(&self.0.store, &digest).await else {
             return Err(Refusal::NotHere("this blob is not complete here"));
         };
         let proved = self.0.gate.prove_blob(asker, digest, &credential).await;
@@ -267,7 +308,7 @@ impl Images {
         let credential = self.0.gate.credential(asker)?;
         let proved = self.0.gate.prove_blob(asker, digest, &credential).await;
         let proved = self.0.gate.or_challenge(asker, proved)?;
-        let kept = self.kept_blob(&digest).await.map(|blob| blob.size());
+        let kept = kept_blob(&self.0.store, &digest).await.map(|blob| blob.size());
         kept.or(proved.size).ok_or(Refusal::NotHere("the size of this blob is not known"))
     }
 
@@ -277,13 +318,6 @@ impl Images {
             return Err(Refusal::NotHere("this blob was cut short a moment ago"));
         }
         Ok(())
-    }
-
-    async fn kept_blob(&self, digest: &Digest) -> Option<Blob> {
-        if let Some(blob) = self.0.store.look_up(digest).await {
-            return Some(blob);
-        }
-        tokio::time::timeout(CONTAINERD_PATIENCE, self.0.store.get_from_containerd(digest)).await.ok().flatten()
     }
 
     async fn pull(
@@ -300,11 +334,18 @@ impl Images {
         }
     }
 
-    /// Tags and referrers: the origin's own answer.
+    /// Tags and referrers: the registry's own answer, or where it is away that of a host before it.
     pub async fn pass(&self, asker: &Asker, path_and_query: &str) -> Result<crate::origin::Passed, Refusal> {
         let credential = self.0.gate.credential(asker)?;
-        let passed = asker.site.origin.pass(path_and_query, &credential).await.map_err(Refusal::from);
-        self.0.gate.or_challenge(asker, passed)
+        let (origin, may_borrow) = (asker.site.origin(), may_borrow(asker, &credential));
+        let question = origin.pass(path_and_query, &credential);
+        let passed = match self.0.gate.away().ask(&asker.site, may_borrow, question).await {
+            Err(away) if away.is_away() && may_borrow => {
+                origin.of(Whom::Others).pass(path_and_query, &credential).await.map_err(|_| away)
+            }
+            passed => passed,
+        };
+        self.0.gate.or_challenge(asker, passed.map_err(Refusal::from))
     }
 
     /// Whether a stored blob may have rotted, now that somebody is to get it.
@@ -326,4 +367,12 @@ impl Images {
     pub fn pulls(&self) -> &Pulls {
         &self.0.pulls
     }
+}
+
+/// A blob that is on this node: in the store, or in containerd's.
+async fn kept_blob(store: &Store, digest: &Digest) -> Option<Blob> {
+    if let Some(blob) = store.look_up(digest).await {
+        return Some(blob);
+    }
+    tokio::time::timeout(CONTAINERD_PATIENCE, store.get_from_containerd(digest)).await.ok().flatten()
 }

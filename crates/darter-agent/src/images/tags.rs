@@ -1,7 +1,9 @@
-//! What a tag means now: asked at the origin, once for everybody who asks at the same time.
+//! What a tag means now: asked at the registry itself, once for everybody who asks at the same time.
 //!
 //! A peer is never asked (design: one lying member must not be able to redirect a tag), and an old
-//! answer is given only where the operator said so and the origin cannot be reached.
+//! answer is given only where the operator said so and the registry cannot be reached. Where there is
+//! no such answer either, a host before the registry is asked, if hosts.toml lets it resolve tags, as
+//! containerd itself would ask it; what it says is forgotten with the tag's TTL.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,11 +14,12 @@ use darter_core::{Digest, Reference, Tag};
 use tracing::warn;
 
 use super::access::Gate;
+use super::loan::may_borrow;
 use super::{Asker, Refusal};
 use crate::config::ServeStale;
 use crate::log::chain;
 use crate::metrics::{Metrics, RegistryLabels};
-use crate::origin::{Credential, OriginError};
+use crate::origin::{Credential, OriginError, Whom};
 
 /// Tags remembered, for their TTL and for `serve_stale`.
 const TAGS_MAX: usize = 4096;
@@ -25,7 +28,16 @@ type Key = (CredentialKey, Place, Tag);
 
 /// One tag, as one credential sees it. The lock is held while the origin is asked: others wait
 /// for the answer instead of asking too.
-type Slot = Arc<tokio::sync::Mutex<Option<(Digest, Instant)>>>;
+type Slot = Arc<tokio::sync::Mutex<Option<Known>>>;
+
+/// What a tag meant, and when.
+#[derive(Clone, Copy)]
+struct Known {
+    digest: Digest,
+    at: Instant,
+    /// A host before the registry said so.
+    is_lent: bool,
+}
 
 pub(super) struct Tags {
     ttl: Duration,
@@ -38,7 +50,7 @@ impl Tags {
         Self { ttl, metrics, slots: Mutex::default() }
     }
 
-    /// The digest behind a tag. The answer is a proof of access too.
+    /// The digest behind a tag. The registry's answer is a proof of access too.
     pub(super) async fn resolve(
         &self,
         asker: &Asker,
@@ -51,49 +63,52 @@ impl Tags {
         }
         let slot = self.slot((credential.key(), asker.place(), tag.clone()));
         let mut known = slot.lock().await;
-        if let Some((digest, at)) = *known
-            && at.elapsed() < self.ttl
-        {
+        let fresh = known.filter(|known| known.at.elapsed() < self.ttl);
+        if let Some(Known { digest, is_lent: false, .. }) = fresh {
             return Ok(digest);
         }
-        // Only what `stale` would answer makes the wait shorter.
-        let memory_will_do = known.is_some()
-            && asker.site.config.serve_stale == ServeStale::Node
-            && gate.holds_while_away(asker, credential);
-        let answer = gate.away().ask(&asker.site, memory_will_do, ask(asker, tag, credential)).await;
-        match gate.learn(asker, credential, answer) {
-            Ok(digest) => {
-                *known = Some((digest, Instant::now()));
+        let memory = known.filter(|known| {
+            !known.is_lent
+                && asker.site.config.serve_stale == ServeStale::Node
+                && gate.holds_while_away(asker, credential)
+        });
+        // Only what stands in below makes the wait shorter.
+        let fallback = memory.is_some() || may_borrow(asker, credential);
+        let answer = gate.away().ask(&asker.site, fallback, ask(asker, tag, credential, Whom::Registry)).await;
+        match (gate.learn(asker, credential, answer), memory) {
+            (Ok(digest), _) => {
+                gate.saw(asker, digest, None);
+                *known = Some(Known { digest, at: Instant::now(), is_lent: false });
                 Ok(digest)
             }
-            Err(Refusal::Origin(error)) if error.is_away() => self.stale(asker, tag, *known, memory_will_do, error),
-            Err(refusal) => {
+            // What the registry said itself comes before what another host says.
+            (Err(Refusal::Origin(error)), Some(memory)) if error.is_away() => {
+                self.tell_stale(asker, tag, memory, &error);
+                Ok(memory.digest)
+            }
+            (Err(Refusal::Origin(error)), None) if error.is_away() && may_borrow(asker, credential) => {
+                if let Some(Known { digest, .. }) = fresh {
+                    return Ok(digest);
+                }
+                let digest = ask(asker, tag, credential, Whom::Others).await.map_err(|_| error)?;
+                *known = Some(Known { digest, at: Instant::now(), is_lent: true });
+                Ok(digest)
+            }
+            (Err(Refusal::Origin(error)), None) if error.is_away() => Err(error.into()),
+            (Err(refusal), _) => {
                 *known = None;
                 Err(refusal)
             }
         }
     }
 
-    /// The digest seen last, where the operator prefers it to nothing.
-    fn stale(
-        &self,
-        asker: &Asker,
-        tag: &Tag,
-        known: Option<(Digest, Instant)>,
-        memory_will_do: bool,
-        error: OriginError,
-    ) -> Result<Digest, Refusal> {
-        match known {
-            Some((digest, at)) if memory_will_do => {
-                let labels = RegistryLabels { registry: asker.site.label.clone() };
-                self.metrics.stale_tags.get_or_create(&labels).inc();
-                warn!(registry = %asker.site.registry(), repository = %asker.repository, %tag, %digest,
-                    age_seconds = at.elapsed().as_secs(), error = %chain(&error),
-                    "the origin is away; answering the digest seen last");
-                Ok(digest)
-            }
-            _ => Err(error.into()),
-        }
+    /// The digest seen last is given, because the operator prefers it to nothing.
+    fn tell_stale(&self, asker: &Asker, tag: &Tag, Known { digest, at, .. }: Known, error: &OriginError) {
+        let labels = RegistryLabels { registry: asker.site.label.clone() };
+        self.metrics.stale_tags.get_or_create(&labels).inc();
+        warn!(registry = %asker.site.registry(), repository = %asker.repository, %tag, %digest,
+            age_seconds = at.elapsed().as_secs(), error = %chain(error),
+            "the origin is away; answering the digest seen last");
     }
 
     fn slot(&self, key: Key) -> Slot {
@@ -113,11 +128,11 @@ impl Tags {
 }
 
 /// HEAD, and GET where the answer to it names no digest.
-async fn ask(asker: &Asker, tag: &Tag, credential: &Credential) -> Result<Digest, OriginError> {
-    let reference = Reference::Tag(tag.clone());
-    let described = asker.site.origin.head_manifest(&asker.repository, &reference, credential).await?;
+async fn ask(asker: &Asker, tag: &Tag, credential: &Credential, whom: Whom) -> Result<Digest, OriginError> {
+    let (origin, reference) = (asker.site.origin().of(whom), Reference::Tag(tag.clone()));
+    let described = origin.head_manifest(&asker.repository, &reference, credential).await?;
     match described.digest {
         Some(digest) => Ok(digest),
-        None => Ok(asker.site.origin.manifest(&asker.repository, &reference, credential).await?.digest),
+        None => Ok(origin.manifest(&asker.repository, &reference, credential).await?.digest),
     }
 }

@@ -19,6 +19,17 @@ use super::token::Wanted;
 use super::url::shown;
 use super::{Inner, OriginError};
 
+/// Whose answer will do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Whom {
+    /// The registry's own: only that says what a credential may read.
+    Registry,
+    /// That of the hosts before it: it says what they give, and nothing of the registry.
+    Others,
+    /// Anybody's, those hosts first: for bytes that a digest names, once the registry opened them.
+    Anyone,
+}
+
 /// What is wanted of a registry.
 pub(super) struct Job<'a> {
     pub(super) method: Method,
@@ -43,35 +54,37 @@ pub(super) struct Answer {
 }
 
 impl Inner {
-    /// Asks until there is a good answer, or none to be had. The registry itself is asked again where
-    /// that may help, the others once.
-    pub(super) async fn fetch(&self, job: &Job<'_>, who: &Credential) -> Result<Answer, OriginError> {
-        let mut attempts = Attempts::new(self.attempts, &self.wire.metrics);
-        let mut is_first = true;
+    /// Asks until there is a good answer, or none to be had: the hosts before the registry once, the
+    /// registry itself again where that may help.
+    pub(super) async fn fetch(&self, job: &Job<'_>, whom: Whom, who: &Credential) -> Result<Answer, OriginError> {
+        let (own, others) = self.targets.split_last().ok_or(OriginError::NotFound)?;
+        if whom != Whom::Registry
+            && let Some(answer) = self.walk(others, job, who).await
+        {
+            return Ok(answer);
+        }
+        if whom == Whom::Others {
+            return Err(OriginError::NotFound);
+        }
+        let mut attempts = Attempts::new(self.kept.attempts, &self.wire.metrics);
         loop {
-            match self.walk(job, who, is_first).await {
+            match self.at(own, job, who).await {
                 Ok(answer) => return Ok(answer),
                 Err(error) => attempts.pause(error).await?,
             }
-            is_first = false;
         }
     }
 
-    /// Each origin once, in order. What the registry itself says is what counts.
-    async fn walk(&self, job: &Job<'_>, who: &Credential, is_first: bool) -> Result<Answer, OriginError> {
-        let (own, others) = self.targets.split_last().ok_or(OriginError::NotFound)?;
-        for (index, target) in others.iter().enumerate() {
-            // That a mirror gives something to everybody proves nothing of this caller.
-            let is_for_them = is_first && !matches!(who, Credential::Caller(_)) && (target.resolves || !job.by_tag);
+    /// Each host before the registry once, in order, until one gives it.
+    async fn walk(&self, others: &[Target], job: &Job<'_>, who: &Credential) -> Option<Answer> {
+        for target in others.iter().filter(|target| target.resolves || !job.by_tag) {
             let answer = match target.is_own {
-                true => self.at(index, target, job, who).await.map(Some),
-                false if is_for_them && !target.away.holds(Instant::now()) => {
-                    self.hurried(index, target, job, who).await
-                }
+                true => self.at(target, job, who).await.map(Some),
+                false if !target.away.holds(Instant::now()) => self.hurried(target, job, who).await,
                 false => Ok(None),
             };
             match answer {
-                Ok(Some(answer)) => return Ok(answer),
+                Ok(Some(answer)) => return Some(answer),
                 Ok(None) => {}
                 Err(error) => {
                     let (host, error) = (&target.place, crate::log::chain(&error));
@@ -79,25 +92,19 @@ impl Inner {
                 }
             }
         }
-        self.at(others.len(), own, job, who).await
+        None
     }
 
     /// One attempt at one origin that is not the registry: short, and remembered if in vain.
     /// `None`: it is away, and was not asked.
-    async fn hurried(
-        &self,
-        index: usize,
-        target: &Target,
-        job: &Job<'_>,
-        who: &Credential,
-    ) -> Result<Option<Answer>, OriginError> {
+    async fn hurried(&self, target: &Target, job: &Job<'_>, who: &Credential) -> Result<Option<Answer>, OriginError> {
         // That we are busy says nothing about the host.
-        let permit = self.slots.take(job.weight).await;
+        let permit = self.kept.slots.take(job.weight).await;
         // Those before us in the queue may have found out.
         if !target.away.may_ask(Instant::now()) {
             return Ok(None);
         }
-        let asked = tokio::time::timeout(PATIENCE, self.head(index, target, job, who)).await;
+        let asked = tokio::time::timeout(PATIENCE, self.head(target, job, who)).await;
         let asked = asked.unwrap_or_else(|_| {
             self.wire.count(job.kind, 0);
             Err(OriginError::TimedOut { host: target.place.to_string(), after: PATIENCE })
@@ -117,20 +124,14 @@ impl Inner {
     }
 
     /// One attempt at one origin.
-    async fn at(&self, index: usize, target: &Target, job: &Job<'_>, who: &Credential) -> Result<Answer, OriginError> {
-        let permit = self.slots.take(job.weight).await;
-        let response = self.head(index, target, job, who).await?;
+    async fn at(&self, target: &Target, job: &Job<'_>, who: &Credential) -> Result<Answer, OriginError> {
+        let permit = self.kept.slots.take(job.weight).await;
+        let response = self.head(target, job, who).await?;
         Ok(Answer { response, permit })
     }
 
     /// The head of what one origin answers.
-    async fn head(
-        &self,
-        index: usize,
-        target: &Target,
-        job: &Job<'_>,
-        who: &Credential,
-    ) -> Result<Response<Incoming>, OriginError> {
+    async fn head(&self, target: &Target, job: &Job<'_>, who: &Credential) -> Result<Response<Incoming>, OriginError> {
         let uri: Uri =
             format!("{}/{}", target.root, job.path).parse().map_err(|_| OriginError::Lied("no such path"))?;
         let ask = Ask {
@@ -145,7 +146,7 @@ impl Inner {
             Some(digest) => {
                 let repository = job.repository.to_owned();
                 let credential = if target.is_own { who.key() } else { Credential::Anonymous.key() };
-                let key = Key { origin: index, repository, digest, credential };
+                let key = Key { origin: target.root.clone(), repository, digest, credential };
                 self.blob_at(target, ask, job, who, &key).await?
             }
             None => {
@@ -172,7 +173,7 @@ impl Inner {
         let mut refused = None;
         loop {
             // Held while the registry is asked: the other ranges of the blob wait for its answer.
-            let mut slot = self.signed.lock(key).await?;
+            let mut slot = self.kept.signed.lock(key).await?;
             let known = slot.clone().filter(|known| known.is_good(Instant::now(), refused.as_ref()));
             match known {
                 Some(Known::Signed { uri, .. }) => {
@@ -226,7 +227,7 @@ impl Inner {
         let known = target.bearer();
         let wanted = |bearer| Wanted { from: &target.place, bearer, repository, basic: basic.as_ref() };
         ask.authorization = match &known {
-            Some(bearer) => Some(self.tokens.get(&self.wire, &wanted(bearer), None).await?),
+            Some(bearer) => Some(self.kept.tokens.get(&self.wire, &wanted(bearer), None).await?),
             None => basic.as_ref().and_then(Basic::header),
         };
         let response = self.wire.once(&ask).await?;
@@ -238,7 +239,7 @@ impl Inner {
         let another = match &named {
             Some(bearer) => {
                 target.learn(named.clone());
-                Some(self.tokens.get(&self.wire, &wanted(bearer), ask.authorization.as_ref()).await?)
+                Some(self.kept.tokens.get(&self.wire, &wanted(bearer), ask.authorization.as_ref()).await?)
             }
             None => self.another(target, who, basic.as_ref(), known.is_some(), status).await?,
         };
@@ -253,7 +254,7 @@ impl Inner {
         match who {
             Credential::Anonymous => Ok(None),
             Credential::Caller(basic) => Ok(Some(basic.clone())),
-            Credential::Node => self.node.get(&self.wire, None).await,
+            Credential::Node => self.kept.node.get(&self.wire, None).await,
         }
     }
 
@@ -275,7 +276,7 @@ impl Inner {
         if !matches!(who, Credential::Node) || showed_token {
             return Ok(None);
         }
-        let another = self.node.another(&self.wire, basic, status.as_u16()).await?;
+        let another = self.kept.node.another(&self.wire, basic, status.as_u16()).await?;
         Ok(another.as_ref().and_then(Basic::header))
     }
 }

@@ -42,7 +42,7 @@ impl Http {
     pub(super) fn new(
         settings: &crate::config::Origin,
         connections: usize,
-        roots: RootCertStore,
+        roots: Arc<RootCertStore>,
         guard: Guard,
     ) -> Result<Self, OriginError> {
         let dialer = Dialer { guard, timeout: settings.connect_timeout.0 };

@@ -44,6 +44,7 @@ use crate::metrics::{Metrics, RegistryLabel};
 pub use blob::BlobStream;
 pub use credential::{Basic, Credential};
 pub use error::OriginError;
+pub use fetch::Whom;
 
 use ecr::Ecr;
 use fetch::{Answer, Job};
@@ -55,6 +56,7 @@ use signed::SIGNED_MAX;
 use slots::Slots;
 use target::{Target, place, targets};
 use token::Tokens;
+use url::Place;
 
 /// Lists of tags and referrers that are passed on: registries page them, by 1,000 at most.
 const LIST_MAX_BYTES: u64 = 4 * 1024 * 1024;
@@ -63,18 +65,34 @@ static LIST_HEADERS: [HeaderName; 3] = [CONTENT_TYPE, LINK, HeaderName::from_sta
 const DOCKER_CONTENT_DIGEST: &str = "docker-content-digest";
 
 /// One registry to ask. Cheap to clone.
+///
+/// As it is made it asks the registry itself, whose answers are proofs; [`Origin::of`] asks others.
 #[derive(Clone)]
-pub struct Origin(Arc<Inner>);
+pub struct Origin {
+    inner: Arc<Inner>,
+    whom: Whom,
+}
 
 struct Inner {
     targets: Vec<Target>,
     wire: Wire,
+    kept: Arc<Kept>,
+}
+
+/// What stays where other hosts come to stand before the registry: its limits would else be doubled while
+/// fetches run on, and its tokens be asked for again.
+struct Kept {
     slots: Connections,
     tokens: Tokens,
     node: NodeCredential,
     signed: Slots<signed::Key, signed::Known>,
     body: blob::Settings,
     attempts: u32,
+    registry: RegistryConfig,
+    settings: crate::config::Origin,
+    roots: Arc<RootCertStore>,
+    /// Where AWS is asked for tokens, if not at its usual address.
+    api: Option<Place>,
 }
 
 /// What all registries have in common: the system's certificates and the tokens of AWS.
@@ -127,36 +145,65 @@ impl Origin {
     pub fn new(
         config: &Config,
         registry: &RegistryConfig,
-        foreign: Vec<ForeignOrigin>,
+        foreign: &[ForeignOrigin],
         shared: &Shared,
         metrics: Arc<Metrics>,
     ) -> Result<Self, OriginError> {
         let settings = &config.origin;
-        let targets = targets(registry, &foreign)?;
-        let api = config.aws.ecr_endpoint.as_deref().map(place).transpose()?;
-        let guard = Guard::new(targets.iter().map(|target| &target.place).chain(&api), &settings.allow_local);
-        let roots = http::roots(&shared.roots, registry.ca.as_deref())?;
-        let connections = registry.connections.unwrap_or(settings.connections);
         let label = RegistryLabel::of(&registry.name);
-        let http = http::Http::new(settings, connections, roots, guard)?;
         let throttle = registry.bandwidth.or(settings.bandwidth).map(|rate| Arc::new(Throttle::new(rate)));
         // Whoever is waited for makes up to three requests: with an old token, for a new one, with it.
         let patience = settings.header_timeout.0 * 3;
-        Ok(Self(Arc::new(Inner {
-            targets,
-            wire: Wire { http, plain_http: registry.plain_http, metrics: metrics.clone(), label: label.clone() },
-            slots: Connections::new(connections),
+        let kept = Kept {
+            slots: Connections::new(registry.connections.unwrap_or(settings.connections)),
             tokens: Tokens::new(patience, settings.stall.0),
             node: NodeCredential::of(registry, &shared.ecr),
             signed: Slots::new(SIGNED_MAX, patience),
             body: blob::Settings { stall: settings.stall.0, throttle, metrics, label },
             attempts: settings.attempts,
-        })))
+            registry: registry.clone(),
+            settings: settings.clone(),
+            roots: Arc::new(http::roots(&shared.roots, registry.ca.as_deref())?),
+            api: config.aws.ecr_endpoint.as_deref().map(place).transpose()?,
+        };
+        Self::behind(foreign, Arc::new(kept))
+    }
+
+    /// The same registry behind other hosts. What was begun on this one goes on with the hosts it has.
+    pub fn with_foreign(&self, foreign: &[ForeignOrigin]) -> Result<Self, OriginError> {
+        Self::behind(foreign, self.inner.kept.clone())
+    }
+
+    fn behind(foreign: &[ForeignOrigin], kept: Arc<Kept>) -> Result<Self, OriginError> {
+        let Kept { registry, settings, body, .. } = &*kept;
+        let targets = targets(registry, foreign)?;
+        let guard = Guard::new(targets.iter().map(|target| &target.place).chain(&kept.api), &settings.allow_local);
+        let connections = registry.connections.unwrap_or(settings.connections);
+        let http = http::Http::new(settings, connections, kept.roots.clone(), guard)?;
+        let (metrics, label) = (body.metrics.clone(), body.label.clone());
+        let wire = Wire { http, plain_http: registry.plain_http, metrics, label };
+        Ok(Self { inner: Arc::new(Inner { targets, wire, kept }), whom: Whom::Registry })
+    }
+
+    /// The same registry, for answers of these.
+    pub fn of(&self, whom: Whom) -> Self {
+        Self { inner: self.inner.clone(), whom }
+    }
+
+    /// Whether other hosts stand before the registry.
+    pub fn has_others(&self) -> bool {
+        self.inner.targets.len() > 1
+    }
+
+    /// The hosts before the registry, in the order they are asked.
+    pub fn others(&self) -> Vec<String> {
+        let others = self.inner.targets.split_last().map_or(&[][..], |(_, others)| others);
+        others.iter().map(|target| target.place.to_string()).collect()
     }
 
     /// Whether `Credential::Node` is more than `Credential::Anonymous` here.
     pub fn has_node_credential(&self) -> bool {
-        !self.0.node.is_none()
+        !self.inner.kept.node.is_none()
     }
 
     /// HEAD of a manifest: proves access, and tells the digest of a tag.
@@ -166,7 +213,7 @@ impl Origin {
         reference: &Reference,
         credential: &Credential,
     ) -> Result<Described, OriginError> {
-        let Answer { response, .. } = self.0.fetch(&manifest(Method::HEAD, repository, reference), credential).await?;
+        let Answer { response, .. } = self.fetch(&manifest(Method::HEAD, repository, reference), credential).await?;
         let digest = told(response.headers());
         if let (Reference::Digest(asked), Some(told)) = (reference, digest)
             && *asked != told
@@ -184,10 +231,10 @@ impl Origin {
         credential: &Credential,
     ) -> Result<Fetched, OriginError> {
         let job = manifest(Method::GET, repository, reference);
-        let Answer { response, permit: _permit } = self.0.fetch(&job, credential).await?;
+        let Answer { response, permit: _permit } = self.fetch(&job, credential).await?;
         let (media_type, told) = (media_type(response.headers()), told(response.headers()));
         let content = collect(response, MANIFEST_MAX_BYTES, self.stall()).await?;
-        self.0.body.count(content.len());
+        self.inner.kept.body.count(content.len());
         let digest = Digest::of(&content);
         let asked = match reference {
             Reference::Digest(asked) => Some(*asked),
@@ -210,15 +257,16 @@ impl Origin {
         self.blob_by(repository, digest, span, credential, Some(*digest)).await
     }
 
-    /// The first byte of a blob, asked of the registry itself and not by a signed URL that is known:
-    /// the storage behind one would go on giving it to a credential that the registry refuses by now.
-    pub async fn first_byte(
+    /// A range of a blob, not by a signed URL that is known: the storage behind one would go on giving
+    /// it to a credential that is refused by now.
+    pub async fn probe(
         &self,
         repository: &Repository,
         digest: &Digest,
+        span: Span,
         credential: &Credential,
     ) -> Result<BlobStream, OriginError> {
-        self.blob_by(repository, digest, Some(Span { start: 0, end: 1 }), credential, None).await
+        self.blob_by(repository, digest, Some(span), credential, None).await
     }
 
     /// A blob, by the redirect that is known for `known`, if one is.
@@ -241,8 +289,8 @@ impl Origin {
             by_tag: false,
             blob: known,
         };
-        let Answer { response, permit } = self.0.fetch(&job, credential).await?;
-        BlobStream::new(response, job.range, self.0.body.clone(), permit)
+        let Answer { response, permit } = self.fetch(&job, credential).await?;
+        BlobStream::new(response, job.range, self.inner.kept.body.clone(), permit)
     }
 
     /// A list of tags or referrers: `path_and_query` is what follows `/v2/`.
@@ -259,7 +307,7 @@ impl Origin {
             by_tag: path_and_query.split('?').next().is_some_and(|path| path.ends_with("/tags/list")),
             blob: None,
         };
-        let Answer { response, permit: _permit } = match self.0.fetch(&job, credential).await {
+        let Answer { response, permit: _permit } = match self.fetch(&job, credential).await {
             Err(OriginError::NotFound) => return Ok(not_found()),
             answer => answer?,
         };
@@ -269,12 +317,16 @@ impl Origin {
         });
         let (status, headers) = (response.status().as_u16(), headers.collect());
         let content = collect(response, LIST_MAX_BYTES, self.stall()).await?;
-        self.0.body.count(content.len());
+        self.inner.kept.body.count(content.len());
         Ok(Passed { status, headers, content })
     }
 
+    async fn fetch(&self, job: &Job<'_>, credential: &Credential) -> Result<Answer, OriginError> {
+        self.inner.fetch(job, self.whom, credential).await
+    }
+
     fn stall(&self) -> Duration {
-        self.0.body.stall
+        self.inner.kept.body.stall
     }
 }
 

@@ -23,8 +23,8 @@ const LIFETIME_MAX: Duration = Duration::from_secs(60 * 60);
 /// What a signed URL was given for.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub(super) struct Key {
-    /// Which of the registry's origins.
-    pub(super) origin: usize,
+    /// Which of the registry's origins: its root.
+    pub(super) origin: String,
     pub(super) repository: String,
     pub(super) digest: Digest,
     pub(super) credential: CredentialKey,

@@ -1,7 +1,8 @@
-//! The places a registry's images may come from, in the order they are asked.
+//! The places a registry's images may come from, in the order they are asked for bytes.
 //!
 //! First what hosts.toml named besides us, then `origins`, then the registry itself. Only the last
-//! is shown credentials; the others would learn them for nothing.
+//! is shown credentials, and asked who may read what; the others would learn them for nothing, and
+//! know nothing of it.
 
 use std::sync::{Mutex, PoisonError};
 

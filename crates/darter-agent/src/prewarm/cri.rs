@@ -4,12 +4,11 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use hyper_util::rt::TokioIo;
 use k8s_cri::v1::image_service_client::ImageServiceClient;
 use k8s_cri::v1::{ImageSpec, PullImageRequest};
-use tokio::net::UnixStream;
-use tonic::transport::{Endpoint, Uri};
-use tower::service_fn;
+use tokio::time::timeout;
+
+use crate::containerd;
 
 /// Unpacking 40 GB takes minutes; containerd has its own watchdog for progress.
 const PULL_TIMEOUT: Duration = Duration::from_secs(3600);
@@ -27,23 +26,18 @@ pub(super) enum CriError {
     /// containerd's own answer.
     #[error("containerd says: {}", .0.message())]
     Pull(#[source] Box<tonic::Status>),
+    /// None at all.
+    #[error("containerd is not ready after {PULL_TIMEOUT:?}")]
+    TimedOut,
 }
 
 /// Pulls and unpacks `image`; gives what containerd calls it.
 pub(super) async fn pull(socket: &Path, image: &str) -> Result<String, CriError> {
-    let path = socket.to_owned();
-    let connector = service_fn(move |_: Uri| {
-        let path = path.clone();
-        async move { Ok::<_, std::io::Error>(TokioIo::new(UnixStream::connect(path).await?)) }
-    });
-    // The address is not used: the connector knows the socket.
-    let channel = Endpoint::from_static("http://containerd")
-        .timeout(PULL_TIMEOUT)
-        .connect_with_connector(connector)
-        .await
-        .map_err(|source| CriError::Connect { path: socket.to_owned(), source })?;
+    let connected = containerd::connect(socket).await;
+    let channel = connected.map_err(|source| CriError::Connect { path: socket.to_owned(), source })?;
     let image = ImageSpec { image: image.to_owned(), ..ImageSpec::default() };
     let request = PullImageRequest { image: Some(image), ..PullImageRequest::default() };
-    let pulled = ImageServiceClient::new(channel).pull_image(request).await;
+    let mut images = ImageServiceClient::new(channel);
+    let pulled = timeout(PULL_TIMEOUT, images.pull_image(request)).await.map_err(|_| CriError::TimedOut)?;
     Ok(pulled.map_err(|status| CriError::Pull(Box::new(status)))?.into_inner().image_ref)
 }

@@ -18,7 +18,7 @@ use tracing::debug;
 use super::{PullError, State, Wanted};
 use crate::log::chain;
 use crate::metrics::{Metrics, RegistryLabels};
-use crate::origin::{BlobStream, OriginError};
+use crate::origin::{BlobStream, Origin, OriginError, Whom};
 use crate::store::{Blob, Ingest, Store, StoreError};
 
 /// The operator's choices.
@@ -82,8 +82,11 @@ pub(super) async fn fetch(
     ended: impl Future<Output = ()>,
 ) -> Result<Blob, PullError> {
     tokio::pin!(ended);
+    // One for all of the blob: where others come to stand before the registry meanwhile, this ends on
+    // what it began with.
+    let origin = wanted.site.origin().of(Whom::Anyone);
     let begun = tokio::select! {
-        begun = begin(store, wanted) => begun,
+        begun = begin(store, wanted, &origin) => begun,
         () = &mut ended => Err(PullError::Abandoned),
     };
     let (ingest, first) = match begun {
@@ -100,7 +103,15 @@ pub(super) async fn fetch(
     account.resumed_bytes.store(resumed, Ordering::Relaxed);
     let workers = settings.ranges.min(usize::try_from(ingest.layout().segments()).unwrap_or(usize::MAX)).max(1);
     let plan = Plan::new(ingest.layout(), missing, settings.attempts);
-    let work = Work { ingest: &ingest, metrics, wanted, account, plan: Mutex::new(plan), changed: Notify::new() };
+    let work = Work {
+        ingest: &ingest,
+        metrics,
+        wanted,
+        origin: &origin,
+        account,
+        plan: Mutex::new(plan),
+        changed: Notify::new(),
+    };
     let mut firsts = std::iter::once(first).chain(std::iter::repeat_with(|| None));
     let workers = try_join_all((0..workers).map(|_| work.worker(firsts.next().flatten())));
     let fetched = tokio::select! {
@@ -115,14 +126,14 @@ pub(super) async fn fetch(
     }
 }
 
-async fn begin(store: &Store, wanted: &Wanted) -> Result<(Ingest, Option<BlobStream>), PullError> {
+async fn begin(store: &Store, wanted: &Wanted, origin: &Origin) -> Result<(Ingest, Option<BlobStream>), PullError> {
     if let Some(size) = wanted.size {
         store.may_take(size)?;
     }
     // The origin is asked before the store makes room: a manifest may lie about the size, and whoever
     // can push one must not be able to empty this node's cache with it.
     let span = wanted.size.filter(|size| *size > 0).map(|size| Layout::new(size).segment(0));
-    let stream = open(wanted, span).await?;
+    let stream = open(origin, wanted, span).await?;
     let size = match (wanted.size, stream.size) {
         (Some(wanted), Some(told)) if told != wanted => return Err(PullError::OtherLength { told, wanted }),
         (Some(size), _) | (None, Some(size)) => size,
@@ -144,8 +155,8 @@ fn missing(ingest: &Ingest) -> Vec<Span> {
     spans
 }
 
-async fn open(wanted: &Wanted, span: Option<Span>) -> Result<BlobStream, OriginError> {
-    wanted.site.origin.blob(&wanted.repository, &wanted.digest, span, &wanted.credential).await
+async fn open(origin: &Origin, wanted: &Wanted, span: Option<Span>) -> Result<BlobStream, OriginError> {
+    origin.blob(&wanted.repository, &wanted.digest, span, &wanted.credential).await
 }
 
 /// What the workers of one pull share.
@@ -153,6 +164,7 @@ struct Work<'a> {
     ingest: &'a Ingest,
     metrics: &'a Metrics,
     wanted: &'a Wanted,
+    origin: &'a Origin,
     account: &'a Account,
     plan: Mutex<Plan>,
     /// The plan has something to take again, or nothing for ever.
@@ -215,7 +227,7 @@ impl Work<'_> {
     async fn span(&self, mut span: Span, first: Option<BlobStream>) -> Result<(), Broken> {
         let mut stream = match first {
             Some(stream) => stream,
-            None => open(self.wanted, Some(span)).await.map_err(|error| Broken::Origin(span, error))?,
+            None => open(self.origin, self.wanted, Some(span)).await.map_err(|error| Broken::Origin(span, error))?,
         };
         self.check(&stream, span)?;
         let mut skip = span.start - stream.start;

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use darter_core::Digest;
+use darter_core::range::Span;
 
 use crate::metrics::Source;
 
@@ -49,11 +50,16 @@ impl Blob {
 
     /// The whole content: for manifests and other small things, whose size the caller has checked.
     pub async fn read_all(&self) -> io::Result<Bytes> {
+        self.read(Span { start: 0, end: self.0.size }).await
+    }
+
+    /// A part of the content, of a size that the caller has chosen.
+    pub async fn read(&self, span: Span) -> io::Result<Bytes> {
         let open = Arc::clone(&self.0);
         let read = move || {
-            let size = usize::try_from(open.size).map_err(|_| io::ErrorKind::FileTooLarge)?;
+            let size = usize::try_from(span.len()).map_err(|_| io::ErrorKind::FileTooLarge)?;
             let mut content = vec![0; size];
-            open.file.read_exact_at(&mut content, 0)?;
+            open.file.read_exact_at(&mut content, span.start)?;
             Ok(content.into())
         };
         tokio::task::spawn_blocking(read).await.map_err(io::Error::other)?

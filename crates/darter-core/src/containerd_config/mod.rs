@@ -13,6 +13,7 @@ mod settings;
 #[cfg(test)]
 mod tests;
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -25,6 +26,8 @@ use settings::Settings;
 /// containerd's own name for its default, of 2.2 and later.
 const DEFAULT_CONFIG_PATH: &str = "/etc/containerd/certs.d:/etc/docker/certs.d";
 const DEFAULT_ROOT: &str = "/var/lib/containerd";
+/// Before what only some versions do.
+const UNKNOWN: &str = "version unknown: ";
 
 /// A version of containerd, such as 2.2.4.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -33,6 +36,23 @@ pub struct Version {
     pub major: u32,
     /// Which of its lines.
     pub minor: u32,
+}
+
+impl Version {
+    /// One of each kind: 1.x merges its files in another way, 2.1 pulls in another way than 2.0, and 2.2
+    /// has a default where 2.1 has none.
+    pub const KINDS: [Self; 4] = [
+        Self { major: 1, minor: 6 },
+        Self { major: 2, minor: 0 },
+        Self { major: 2, minor: 1 },
+        Self { major: 2, minor: 2 },
+    ];
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.major, self.minor)
+    }
 }
 
 impl FromStr for Version {
@@ -122,6 +142,9 @@ pub struct Judgement {
     pub content_root: Option<PathBuf>,
     /// Whether layers leave the content store once they are unpacked.
     pub discards_layers: bool,
+    /// Where containerd listens, if a file says so.
+    #[serde(skip)]
+    pub socket: Option<PathBuf>,
 }
 
 impl Judgement {
@@ -162,7 +185,8 @@ pub fn judge(files: &[(PathBuf, String)], certs_d: &Path, version: Option<Versio
     let is_readable = verdicts.iter().all(|verdict| verdict.reason != Reason::Unreadable);
     let content_root = is_readable.then(|| PathBuf::from(settings.root.as_deref().unwrap_or(DEFAULT_ROOT)));
     verdicts.sort_by_key(|verdict| std::cmp::Reverse(verdict.severity));
-    Judgement { verdicts, pull_path, roots, content_root, discards_layers: settings.discard_unpacked_layers }
+    let (discards_layers, socket) = (settings.discard_unpacked_layers, settings.socket.map(PathBuf::from));
+    Judgement { verdicts, pull_path, roots, content_root, discards_layers, socket }
 }
 
 fn read(files: &[(PathBuf, String)], version: Option<Version>) -> (Settings, Vec<Verdict>) {
@@ -190,7 +214,7 @@ fn read(files: &[(PathBuf, String)], version: Option<Version>) -> (Settings, Vec
                 verdicts.push(Verdict {
                     reason: Reason::ImportsReplace,
                     severity: Severity::Note,
-                    message: "an imported file has part of a section that another has too: containerd 1.x uses only \
+                    message: "version unknown: an imported file has part of a section that another has too: containerd 1.x uses only \
                               the last one, 2.x both; judged here as 2.x does"
                         .into(),
                     way_out: "keep the whole CRI section in one file".into(),
@@ -257,14 +281,14 @@ fn config_path(settings: &Settings, roots: &[PathBuf], certs_d: &Path, version: 
         });
     }
     if roots.is_empty() && !settings.mirrors {
-        let (severity, which) = match version {
-            None if settings.forces_local_pull() => (Severity::Limits, " before containerd 2.2"),
-            _ => (Severity::Blocks, ""),
+        let (severity, unknown, which) = match version {
+            None if settings.forces_local_pull() => (Severity::Limits, UNKNOWN, " before containerd 2.2"),
+            _ => (Severity::Blocks, "", ""),
         };
         verdicts.push(Verdict {
             reason: Reason::NoConfigPath,
             severity,
-            message: format!("`config_path` is not set: certs.d is not looked at{which}"),
+            message: format!("{unknown}`config_path` is not set: certs.d is not looked at{which}"),
             way_out: format!("set {} = \"{}\" and restart containerd", settings.config_path_key(), certs_d.display()),
         });
     }
@@ -284,16 +308,16 @@ fn config_path(settings: &Settings, roots: &[PathBuf], certs_d: &Path, version: 
 }
 
 fn two_directories(pull_path: PullPath, roots: &[PathBuf]) -> Option<Verdict> {
-    let severity = match pull_path {
+    let (severity, unknown) = match pull_path {
         PullPath::Local => return None,
-        PullPath::Transfer => Severity::Blocks,
-        PullPath::ByVersion => Severity::Limits,
+        PullPath::Transfer => (Severity::Blocks, ""),
+        PullPath::ByVersion => (Severity::Limits, UNKNOWN),
     };
     (roots.len() > 1).then(|| Verdict {
         reason: Reason::TransferTwoDirectories,
         severity,
         message: format!(
-            "containerd 2.1 and later pulls through its transfer service here, which takes \"{}\" as the name of one \
+            "{unknown}containerd 2.1 and later pulls through its transfer service here, which takes \"{}\" as the name of one \
              directory: every hosts.toml is ignored",
             join(roots)
         ),

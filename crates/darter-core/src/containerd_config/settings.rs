@@ -12,6 +12,8 @@ pub(super) struct Settings {
     /// Of the main file: 1, 2, 3 or 4.
     pub(super) root_version: i64,
     pub(super) root: Option<String>,
+    /// `grpc.address`
+    pub(super) socket: Option<String>,
     pub(super) cri_disabled: bool,
     pub(super) config_path: String,
     pub(super) mirrors: bool,
@@ -47,7 +49,7 @@ impl Settings {
 /// Merges the files, the later over the earlier: by key, or, as 1.x does, by whole plugin section.
 pub(super) fn merge(files: &[DocumentMut], by_section: bool) -> Settings {
     let (mut images, mut transfer) = (Table::new(), Table::new());
-    let mut root = None;
+    let (mut root, mut socket) = (None, None);
     let mut cri_disabled = false;
     for file in files {
         for (section, into) in [(image_section(file), &mut images), (plugin(file, TRANSFER), &mut transfer)] {
@@ -58,7 +60,10 @@ pub(super) fn merge(files: &[DocumentMut], by_section: bool) -> Settings {
             overlay(into, &section);
         }
         // An empty text does not override (mergo).
-        root = file.get("root").and_then(Item::as_str).filter(|root| !root.is_empty()).map(str::to_owned).or(root);
+        let text = |item: Option<&Item>| item.and_then(Item::as_str).filter(|text| !text.is_empty()).map(str::to_owned);
+        root = text(file.get("root")).or(root);
+        let grpc = file.get("grpc").and_then(Item::as_table_like);
+        socket = text(grpc.and_then(|grpc| grpc.get("address"))).or(socket);
         let disabled = file.get("disabled_plugins").and_then(Item::as_array);
         let is_cri = |name: &str| matches!(name, "cri" | CRI | IMAGES);
         cri_disabled |= disabled.is_some_and(|names| names.iter().any(|name| name.as_str().is_some_and(is_cri)));
@@ -71,6 +76,7 @@ pub(super) fn merge(files: &[DocumentMut], by_section: bool) -> Settings {
     Settings {
         root_version: files.first().map_or(2, version_of),
         root,
+        socket,
         cri_disabled,
         config_path: registry("config_path").and_then(Item::as_str).unwrap_or_default().to_owned(),
         mirrors: has("mirrors"),

@@ -85,7 +85,30 @@ fn no_config_path_is_nothing_before_2_2_and_two_directories_after() {
     }
     let local = "version = 3\n[plugins.'io.containerd.cri.v1.images']\nuse_local_image_pull = true";
     assert!(judged(&[local], version("2.2.0")).is_honoured());
-    assert_eq!(reasons(&judged(&[local], None)), [(Reason::NoConfigPath, Severity::Limits)]);
+    let unknown = judged(&[local], None);
+    assert_eq!(reasons(&unknown), [(Reason::NoConfigPath, Severity::Limits)]);
+    assert!(unknown.verdicts[0].message.starts_with("version unknown: "), "{unknown:?}");
+}
+
+#[test]
+fn the_last_file_that_says_where_containerd_listens_counts() {
+    let (one, two) = ("[grpc]\naddress = \"/run/one.sock\"\n", "grpc.address = \"/run/two.sock\"\n");
+    let socket = |files: &[&str]| judged(files, None).socket;
+    assert_eq!(socket(&["version = 2"]), None);
+    assert_eq!(socket(&[one, two]).as_deref(), Some(Path::new("/run/two.sock")));
+    assert_eq!(socket(&[one, "[grpc]\naddress = \"\"\nuid = 7\n"]).as_deref(), Some(Path::new("/run/one.sock")));
+}
+
+#[test]
+fn each_kind_of_version_is_there() {
+    for (text, kind) in [("1.6.20", 0), ("1.7.34", 0), ("2.0.7", 1), ("2.1.4", 2), ("2.2.0", 3), ("2.4.0", 3)] {
+        let one = |version| {
+            let local = "version = 3\n[plugins.'io.containerd.cri.v1.images']\nuse_local_image_pull = true";
+            let files = [v2(TWO, false, ""), v3(TWO, ""), local.to_owned(), "version = 2".to_owned()];
+            files.map(|file| judged(&[&file], Some(version)).is_honoured())
+        };
+        assert_eq!(one(text.parse().unwrap()), one(Version::KINDS[kind]), "{text}");
+    }
 }
 
 #[test]

@@ -72,6 +72,11 @@ impl Host {
         CertsD::new(&self.config, &self.config.registries, "127.0.0.1:4001".parse().unwrap(), metrics)
     }
 
+    /// The other hosts that a registry's file names.
+    fn foreign(&self) -> Vec<ForeignOrigin> {
+        self.certs_d().others().borrow().get(&REGISTRY.parse().unwrap()).cloned().unwrap_or_default()
+    }
+
     fn round(&self, is_serving: bool) -> HostsState {
         let round = self.certs_d().keeper.round(is_serving);
         round.states.into_iter().next().unwrap().1
@@ -83,7 +88,8 @@ impl Host {
         let root = self.dir.path().join("containerd");
         let mut pending = vec![root.clone()];
         while let Some(dir) = pending.pop() {
-            for entry in fs::read_dir(&dir).unwrap() {
+            // A directory that is put in place of another has two names for a moment, and then one.
+            for entry in fs::read_dir(&dir).into_iter().flatten() {
                 let path = entry.unwrap().path();
                 let name = path.strip_prefix(&root).unwrap().display().to_string();
                 if path.is_dir() && !path.is_symlink() {
@@ -96,6 +102,10 @@ impl Host {
         }
         tree
     }
+}
+
+fn harbor() -> ForeignOrigin {
+    ForeignOrigin { url: "https://harbor.example".to_owned(), resolve: true }
 }
 
 /// Hosts as they are before us.

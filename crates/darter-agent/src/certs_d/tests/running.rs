@@ -10,6 +10,7 @@ use super::*;
 struct Running {
     serving: channel::Sender<bool>,
     states: channel::Receiver<States>,
+    others: channel::Receiver<Others>,
     stop: CancellationToken,
     task: tokio::task::JoinHandle<()>,
     metrics: Arc<Metrics>,
@@ -18,15 +19,21 @@ struct Running {
 impl Running {
     fn start(host: &Host, is_serving: bool) -> Self {
         let certs_d = host.certs_d();
-        let (metrics, states) = (certs_d.keeper.metrics.clone(), certs_d.states());
+        let (metrics, states, others) = (certs_d.keeper.metrics.clone(), certs_d.states(), certs_d.others());
         let (serving, heard) = channel::channel(is_serving);
         let stop = CancellationToken::new();
         let task = tokio::spawn(certs_d.run(heard, stop.clone()));
-        Self { serving, states, stop, task, metrics }
+        Self { serving, states, others, stop, task, metrics }
     }
 
     async fn until(&mut self, wanted: impl Fn(&HostsState) -> bool) {
         let found = self.states.wait_for(|states| states.first().is_some_and(|(_, state)| wanted(state)));
+        tokio::time::timeout(Duration::from_secs(20), found).await.expect("in time").unwrap();
+    }
+
+    /// Waits until the file's other hosts are these. The timer is an hour away: it is heard.
+    async fn until_foreign(&mut self, wanted: &[ForeignOrigin]) {
+        let found = self.others.wait_for(|others| others[&REGISTRY.parse().unwrap()] == wanted);
         tokio::time::timeout(Duration::from_secs(20), found).await.expect("in time").unwrap();
     }
 
@@ -84,14 +91,19 @@ async fn drift_is_heard_healed_and_counted_at_once() {
     let mut running = Running::start(&host, true);
     running.until(|state| *state == HostsState::Written).await;
     let right = host.tree();
+    let repairs = running.metrics.clone();
+    // What is done to it while it is being put right would be one repair with that.
+    let healed = async |what: &str, count: u64| {
+        eventually(what, || host.tree() == right && repairs.hosts_toml_repairs.get() == count).await;
+    };
     // The timer is an hour away: what heals here was heard.
     fs::remove_file(host.path(&format!("{REGISTRY}/hosts.toml"))).unwrap();
-    eventually("a deleted file comes back", || host.tree() == right).await;
+    healed("a deleted file comes back", 1).await;
     host.put(&format!("{REGISTRY}/hosts.toml"), &host.hosts().replace("\"resolve\"", "\"push\""));
-    eventually("an edit of our table is undone", || host.tree() == right).await;
-    fs::remove_dir_all(host.path("")).unwrap();
-    eventually("certs.d itself comes back", || host.tree() == right).await;
-    eventually("counted", || running.metrics.hosts_toml_repairs.get() == 3).await;
+    healed("an edit of our table is undone", 2).await;
+    // In one step, for the same reason.
+    fs::rename(&host.config.certs_d.path, host.dir.path().join("gone")).unwrap();
+    healed("certs.d itself comes back", 3).await;
     running.stop().await;
 }
 
@@ -171,4 +183,39 @@ async fn a_writer_beside_us_never_loses_its_last_word() {
         .await;
     running.stop().await;
     assert_eq!(host.hosts(), "[host.\"https://n199.example\"]\n");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_hosts_that_a_user_names_are_followed_and_stay_while_nobody_can_tell() {
+    let (host, file) = (Host::new(), format!("{REGISTRY}/hosts.toml"));
+    let mut running = Running::start(&host, true);
+    running.until(|state| *state == HostsState::Written).await;
+    let ours = host.hosts();
+    let cache = ForeignOrigin { url: "https://cache.example".to_owned(), resolve: false };
+    let cache_text = "[host.\"https://cache.example\"]\ncapabilities = [\"pull\"]\n";
+    for (text, wanted) in [
+        (format!("{ours}\n[host.\"https://harbor.example\"]\n"), vec![harbor()]),
+        (format!("{ours}\n[host.\"https://harbor.example\"]\n{cache_text}"), vec![harbor(), cache.clone()]),
+        (format!("{ours}\n{cache_text}[host.\"https://harbor.example\"]\n"), vec![cache.clone(), harbor()]),
+        (ours.clone(), vec![]),
+        // Somebody's own file instead of ours.
+        (HARBOR.to_owned(), vec![harbor()]),
+    ] {
+        host.put(&file, &text);
+        running.until_foreign(&wanted).await;
+        eventually("ours is in it", || host.hosts().contains(MIRROR)).await;
+    }
+    // Also while the mirror is out of the file.
+    running.serving.send_replace(false);
+    running.until(|state| matches!(state, HostsState::Absent { .. })).await;
+    host.put(&file, cache_text);
+    running.until_foreign(std::slice::from_ref(&cache)).await;
+    running.serving.send_replace(true);
+    running.until(|state| *state == HostsState::Written).await;
+    // A file that cannot be read says nothing, and not that there are none.
+    fs::remove_file(host.path(&file)).unwrap();
+    fs::create_dir(host.path(&file)).unwrap();
+    running.until(|state| matches!(state, HostsState::Failed { .. })).await;
+    running.until_foreign(&[cache]).await;
+    running.stop().await;
 }

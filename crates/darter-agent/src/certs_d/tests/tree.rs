@@ -4,6 +4,7 @@ use std::os::unix::fs::PermissionsExt;
 
 use super::*;
 use crate::config::Access;
+use crate::containerd::Known;
 
 #[test]
 fn install_and_withdraw_leave_every_host_as_it_was() {
@@ -99,7 +100,7 @@ fn an_adopted_registry_goes_on_from_what_it_had_before_spegel() {
     host.config.certs_d.adopt = true;
     host.round(true);
     assert!(host.hosts().contains("harbor.example"), "{}", host.hosts());
-    assert_eq!(host.certs_d().foreign_origins(&REGISTRY.parse().unwrap()), [harbor()]);
+    assert_eq!(host.foreign(), [harbor()]);
 }
 
 #[test]
@@ -293,15 +294,15 @@ fn no_write_mode_writes_nothing_and_says_what_the_file_should_be() {
     }
 }
 
-#[test]
-fn preflight_names_what_dragonfly_and_spegel_left() {
+#[tokio::test]
+async fn preflight_names_what_dragonfly_and_spegel_left() {
     for (text, by) in [(DRAGONFLY, vec![Foreign::Dragonfly]), (SPEGEL, vec![Foreign::Spegel]), (HARBOR, vec![])] {
         let host = Host::with(&[(&format!("{REGISTRY}/hosts.toml"), text)]);
-        let found = preflight(&host.config);
+        let found = preflight(&host.config).await;
         assert_eq!(found.left.iter().map(|left| left.by).collect::<Vec<_>>(), by);
         assert_eq!(found.to_string().contains("certs_d.adopt"), !by.is_empty());
         // A running agent looks at containerd's configuration every few seconds, and not at these.
-        assert_eq!(preflight_for(&host.config, None).left.len(), 0);
+        assert_eq!(preflight_for(&host.config, Known::default()).left.len(), 0);
     }
 }
 
@@ -314,21 +315,15 @@ fn a_registry_that_is_off_gets_no_file() {
     assert_eq!(host.tree().len(), 0, "not even certs.d itself");
 }
 
-fn harbor() -> ForeignOrigin {
-    ForeignOrigin { url: "https://harbor.example".to_owned(), resolve: true }
-}
-
 #[test]
 fn foreign_origins_are_read_before_and_after_installation() {
-    let registry = REGISTRY.parse().unwrap();
     let host = Host::with(&[(&format!("{REGISTRY}/hosts.toml"), HARBOR)]);
     for _ in 0..2 {
-        assert_eq!(host.certs_d().foreign_origins(&registry), [harbor()]);
+        assert_eq!(host.foreign(), [harbor()]);
         host.round(true);
     }
     let host = Host::with(&[("_default/hosts.toml", HARBOR)]);
-    assert_eq!(host.certs_d().foreign_origins(&registry), [harbor()]);
-    assert_eq!(host.certs_d().foreign_origins(&"other.example".parse().unwrap()), []);
+    assert_eq!(host.foreign(), [harbor()]);
 }
 
 #[test]

@@ -13,7 +13,7 @@ async fn a_blob_comes_whole_and_in_ranges() {
     assert_eq!(seen[1].header("accept-encoding"), Some("identity"));
     assert!(seen[1].header("user-agent").unwrap().starts_with("darter/"));
     assert_eq!(seen[1].path(), format!("/v2/team/app/blobs/{}", blob_digest()));
-    let text = origin.0.wire.metrics.render();
+    let text = origin.inner.wire.metrics.render();
     assert!(
         text.contains(r#"darter_origin_requests_total{registry="reg.example",kind="blob",code="206"} 1"#),
         "{text}"

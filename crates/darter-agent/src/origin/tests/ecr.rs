@@ -110,7 +110,7 @@ async fn an_old_password_is_used_while_there_is_no_new_one() {
     let shared = Shared::new(&config).await.unwrap();
     let mut registry = registry(&server);
     registry.name = REGISTRY.parse().unwrap();
-    let origin = Origin::new(&config, &registry, Vec::new(), &shared, metrics()).unwrap();
+    let origin = Origin::new(&config, &registry, &[], &shared, metrics()).unwrap();
     head(&origin).await.unwrap();
     shared.ecr.age(Duration::from_secs(11)).await;
     head(&origin).await.unwrap();

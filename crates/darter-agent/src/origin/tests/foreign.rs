@@ -10,7 +10,7 @@ async fn behind(foreign: Vec<ForeignOrigin>, server: &Server, attempts: u32) -> 
     let mut config = config();
     config.origin.attempts = attempts;
     let shared = Shared::new(&config).await.unwrap();
-    Origin::new(&config, &registry(server), foreign, &shared, metrics()).unwrap()
+    Origin::new(&config, &registry(server), &foreign, &shared, metrics()).unwrap().of(Whom::Anyone)
 }
 
 async fn registry_server() -> Server {
@@ -62,7 +62,7 @@ async fn a_silent_host_costs_one_second_once() {
     origin.head_manifest(&repository(), &tag(), &Credential::Anonymous).await.unwrap();
     assert!(start.elapsed() < Duration::from_millis(900), "{:?}", start.elapsed());
     assert_eq!((came.load(Ordering::Relaxed), server.seen().len()), (1, 5));
-    let text = origin.0.wire.metrics.render();
+    let text = origin.inner.wire.metrics.render();
     assert!(text.contains(r#"kind="manifest",code="0"} 1"#), "{text}");
 }
 
@@ -85,7 +85,8 @@ async fn who_waits_for_a_connection_meanwhile_hears_of_it() {
     let mut config = config();
     config.origin.connections = 1;
     let shared = Shared::new(&config).await.unwrap();
-    let origin = Origin::new(&config, &registry(&server), vec![foreign(&url, true)], &shared, metrics()).unwrap();
+    let origin = Origin::new(&config, &registry(&server), &[foreign(&url, true)], &shared, metrics()).unwrap();
+    let origin = origin.of(Whom::Anyone);
     let start = Instant::now();
     let ask = |span| blob(&origin, Some(span), &Credential::Anonymous);
     let (one, two, three) = tokio::join!(ask((0, 5)), ask((5, 10)), ask((10, 15)));
@@ -100,7 +101,7 @@ async fn a_host_that_refuses_is_asked_once_and_the_registry_always() {
     let server = Server::start(|_| Reply::new(503, "")).await;
     let origin = behind(vec![foreign(&url, true)], &server, 3).await;
     let refused = |origin: &Origin| {
-        let text = origin.0.wire.metrics.render();
+        let text = origin.inner.wire.metrics.render();
         let line = text.lines().find(|line| line.contains(r#"code="0"}"#)).unwrap_or_default().to_owned();
         line.rsplit(' ').next().unwrap_or_default().to_owned()
     };
@@ -140,4 +141,25 @@ async fn a_host_without_resolve_is_asked_by_digest_only() {
     origin.pass(&format!("team/app/referrers/{digest}"), who).await.unwrap();
     blob(&origin, None, who).await.unwrap();
     assert_eq!((cache.seen().len(), server.seen().len()), (4, 3));
+}
+
+#[tokio::test]
+async fn whose_answer_will_do_is_who_is_asked() {
+    let cache = registry_server().await;
+    let server = Server::start(|_| Reply::new(403, "")).await;
+    let origin = behind(vec![foreign(&cache.url(), true)], &server, 1).await;
+    let who = &Credential::Node;
+    let ask = async |whom| origin.of(whom).head_manifest(&repository(), &tag(), who).await.map(drop);
+    let denied = ask(Whom::Registry).await.unwrap_err();
+    assert!(matches!(denied, OriginError::Denied { status: 403 }), "{denied:?}");
+    assert_eq!((cache.seen().len(), server.seen().len()), (0, 1));
+    ask(Whom::Others).await.unwrap();
+    ask(Whom::Anyone).await.unwrap();
+    assert_eq!((cache.seen().len(), server.seen().len()), (2, 1));
+
+    let cache = Server::start(|_| Reply::new(404, "")).await;
+    let origin = behind(vec![foreign(&cache.url(), true)], &server, 1).await;
+    let missing = origin.of(Whom::Others).head_manifest(&repository(), &tag(), who).await.unwrap_err();
+    assert!(matches!(missing, OriginError::NotFound), "{missing:?}");
+    assert_eq!((cache.seen().len(), server.seen().len()), (1, 1), "the registry was not meant");
 }

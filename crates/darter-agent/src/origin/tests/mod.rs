@@ -187,7 +187,7 @@ fn registry(server: &Server) -> RegistryConfig {
 
 async fn origin_with(config: &Config, registry: &RegistryConfig) -> Origin {
     let shared = Shared::new(config).await.unwrap();
-    Origin::new(config, registry, Vec::new(), &shared, metrics()).unwrap()
+    Origin::new(config, registry, &[], &shared, metrics()).unwrap()
 }
 
 async fn origin(server: &Server) -> Origin {

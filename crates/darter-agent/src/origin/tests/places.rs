@@ -73,7 +73,7 @@ async fn redirects_come_to_an_end() {
 #[tokio::test]
 async fn nothing_that_came_encrypted_goes_on_in_the_clear() {
     let server = Server::start(|_| Reply::new(200, "")).await;
-    let wire = &origin(&server).await.0.wire;
+    let wire = &origin(&server).await.inner.wire;
     let mut strict = wire.clone();
     strict.plain_http = false;
     let ask = send::Ask::get("https://reg.example/v2/".parse().unwrap(), "blob");
@@ -101,7 +101,8 @@ async fn origins_are_asked_in_order_and_only_the_registry_sees_credentials() {
     (registry.username, registry.password_file) = (Some("node".into()), Some(password.clone()));
     let config = config();
     let shared = Shared::new(&config).await.unwrap();
-    let origin = Origin::new(&config, &registry, vec![foreign(&away.url(), true)], &shared, metrics()).unwrap();
+    let origin = Origin::new(&config, &registry, &[foreign(&away.url(), true)], &shared, metrics()).unwrap();
+    let origin = origin.of(Whom::Anyone);
     assert!(origin.has_node_credential());
 
     let fetched = origin.manifest(&repository(), &tag(), &Credential::Node).await.unwrap();
@@ -121,13 +122,15 @@ async fn origins_are_asked_in_order_and_only_the_registry_sees_credentials() {
 }
 
 #[tokio::test]
-async fn a_mirror_that_serves_everybody_proves_nothing_of_a_caller() {
-    let cache = Server::start(|_| Reply::new(200, "{}")).await;
+async fn the_hosts_before_the_registry_bring_a_callers_bytes_and_never_see_the_credential() {
+    let cache = Server::start(|seen| Reply::ranged(seen, CONTENT)).await;
     let server = Server::start(|_| Reply::new(403, "")).await;
     let mut registry = registry(&server);
     registry.origins = vec![cache.url()];
     let origin = origin_with(&config(), &registry).await;
     let error = origin.head_manifest(&repository(), &tag(), &caller()).await.unwrap_err();
     assert!(matches!(error, OriginError::Denied { status: 403 }), "{error:?}");
-    assert_eq!(cache.seen().len(), 0);
+    assert_eq!(cache.seen().len(), 0, "a mirror that serves everybody proves nothing of a caller");
+    assert_eq!(blob(&origin.of(Whom::Anyone), None, &caller()).await.unwrap(), CONTENT);
+    assert_eq!(cache.seen()[0].header("authorization"), None);
 }

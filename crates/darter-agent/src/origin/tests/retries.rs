@@ -26,7 +26,7 @@ async fn an_origin_that_is_busy_is_asked_again() {
     let server = after(2, Reply::new(503, "")).await;
     let (bytes, origin) = try_three_times(&server).await;
     assert_eq!(bytes.unwrap(), CONTENT);
-    let text = origin.0.wire.metrics.render();
+    let text = origin.inner.wire.metrics.render();
     assert!(text.contains(r#"darter_origin_retries_total{reason="server_error"} 2"#), "{text}");
 }
 
@@ -67,7 +67,7 @@ async fn nobody_there_is_code_0_and_away() {
     let origin = origin_with(&config(), &registry).await;
     let error = blob(&origin, None, &Credential::Anonymous).await.unwrap_err();
     assert!(matches!(error, OriginError::Unreachable { .. }) && error.is_away(), "{error:?}");
-    assert!(origin.0.wire.metrics.render().contains(r#"kind="blob",code="0"} 1"#));
+    assert!(origin.inner.wire.metrics.render().contains(r#"kind="blob",code="0"} 1"#));
 }
 
 #[tokio::test]

@@ -63,7 +63,7 @@ async fn a_proof_of_access_is_asked_of_the_registry_whatever_is_signed() {
     let (server, _storage, _) = pair().await;
     let origin = origin(&server).await;
     blob(&origin, None, &caller()).await.unwrap();
-    origin.first_byte(&repository(), &Digest::of(CONTENT), &caller()).await.unwrap();
+    origin.probe(&repository(), &Digest::of(CONTENT), Span { start: 0, end: 1 }, &caller()).await.unwrap();
     assert_eq!(server.seen().len(), 2, "the storage would not know that the credential was revoked");
 }
 
