@@ -1,5 +1,8 @@
 //! The darter binary: subcommands, nothing else.
 
+// The futures of a mirror request are nested deeper than the compiler looks by default.
+#![recursion_limit = "256"]
+
 mod args;
 mod prewarm;
 mod show;
