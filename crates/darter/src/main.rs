@@ -1,8 +1,10 @@
 //! The darter binary: subcommands, nothing else.
 
 mod args;
+mod plot;
 mod prewarm;
 mod show;
+mod simulate;
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -14,7 +16,7 @@ use darter_agent::{certs_d, config, log};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use args::{Args, Command, ConfigCommand};
+use args::{Args, Command, ConfigCommand, SimulateCommand};
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// The commit, where the build knows it.
@@ -42,6 +44,7 @@ fn run(args: Args) -> Result<ExitCode> {
         }
         Command::Preflight { source, json } => show::preflight(&certs_d::preflight(&source.load()?.config()?), json),
         Command::Uninstall(source) => show::uninstall(&certs_d::uninstall(&source.load()?.config()?)?),
+        Command::Simulate(SimulateCommand::Swarm(play)) => simulate::swarm(&play),
         Command::Prewarm(order) => runtime()?.block_on(prewarm::run(order)),
     }
 }
