@@ -42,6 +42,7 @@ test: tools ## Every test, against real containerd and registries
 
 test-long: test ## The same with many more random cases
 	PROPTEST_CASES=20000 cargo test --locked --release -p darter-core -p darter-agent
+	DARTER_SIM_SEEDS=20000 cargo test --locked --release -p darter-tests --test sim
 
 check: tools ## Formatting, lints, purity of the core, licences
 	cargo fmt --all --check

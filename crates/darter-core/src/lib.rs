@@ -18,6 +18,9 @@ pub mod oci;
 pub mod pieces;
 pub mod range;
 pub mod ready;
+#[cfg(feature = "simulate")]
+pub mod simulate;
+pub mod swarm;
 pub mod units;
 
 pub use digest::Digest;

@@ -120,6 +120,38 @@ impl Bitfield {
         self.count() == self.len
     }
 
+    /// Number of pieces of the blob.
+    pub const fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Whether the blob has no piece at all.
+    pub const fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// A field of `len` pieces, all of them here.
+    pub fn full(len: u64) -> Self {
+        let mut field = Self::new(len);
+        field.words.fill(u64::MAX);
+        let spare = u32::try_from((64 - len % 64) % 64).unwrap_or(0);
+        if let Some(last) = field.words.last_mut() {
+            *last >>= spare;
+        }
+        field
+    }
+
+    /// The pieces as words of 64, the first piece in the lowest bit: for sets of pieces that are
+    /// combined many at a time. Bits past the end are zero.
+    pub fn words(&self) -> &[u64] {
+        &self.words
+    }
+
+    /// The pieces that are here, in ascending order.
+    pub fn iter(&self) -> impl Iterator<Item = u64> {
+        self.words.iter().zip(0_u64..).flat_map(|(word, at)| bits(*word).map(move |bit| at * 64 + bit))
+    }
+
     /// The first piece that is not here, or the number of pieces.
     pub fn first_missing(&self) -> u64 {
         let full = self.words.iter().take_while(|word| **word == u64::MAX).count();
@@ -130,6 +162,13 @@ impl Bitfield {
     fn word(&self, index: u64) -> Option<usize> {
         (index < self.len).then(|| usize::try_from(index / 64).ok()).flatten()
     }
+}
+
+/// The positions of the set bits of a word, in ascending order.
+pub(crate) fn bits(word: u64) -> impl Iterator<Item = u64> {
+    std::iter::successors(Some(word), |word| Some(word & word.wrapping_sub(1)))
+        .take_while(|word| *word != 0)
+        .map(|word| u64::from(word.trailing_zeros()))
 }
 
 #[cfg(test)]
@@ -204,6 +243,9 @@ mod tests {
             prop_assert_eq!(field.first_missing(), (0..len).find(|i| !set.contains(i)).unwrap_or(len));
             prop_assert_eq!(field.is_full(), field.first_missing() == len);
             prop_assert!((0..230).all(|i| field.has(i) == set.contains(&i)));
+            prop_assert!(field.iter().eq(set.iter().copied()));
+            prop_assert!(Bitfield::full(len).iter().eq(0..len));
+            prop_assert!(Bitfield::full(len).is_full());
         }
     }
 }

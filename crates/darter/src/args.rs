@@ -62,6 +62,22 @@ pub(crate) enum Command {
         darter prewarm --pin 48h registry.example/a:1\n  \
         darter prewarm --unpin registry.example/a:1")]
     Prewarm(Order),
+    /// Play darter's own decisions over made-up nodes, links and faults.
+    #[command(subcommand)]
+    Simulate(SimulateCommand),
+}
+
+#[derive(Subcommand)]
+pub(crate) enum SimulateCommand {
+    /// How fast a blob reaches N nodes, against the time that no protocol can beat.
+    ///
+    /// The decisions are those of the agent's own code; links are modelled, so that disks, processors
+    /// and TCP are not in it. The goal is three times the ramp over the bound, and 3 %.
+    #[command(after_help = "Examples:\n  \
+        darter simulate swarm --nodes 4,64,1000 --origin-share 4 --csv runs.csv --svg runs.svg\n  \
+        darter simulate swarm --nodes 64 --holders 1                 one node has it already\n  \
+        darter simulate swarm --nodes 32 --fault importer@50 --seeds 20")]
+    Swarm(crate::simulate::Play),
 }
 
 #[derive(Subcommand)]

@@ -4,8 +4,10 @@
 #![recursion_limit = "256"]
 
 mod args;
+mod plot;
 mod prewarm;
 mod show;
+mod simulate;
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -17,7 +19,7 @@ use darter_agent::{certs_d, config, log};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use args::{Args, Command, ConfigCommand};
+use args::{Args, Command, ConfigCommand, SimulateCommand};
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// The commit, where the build knows it.
@@ -48,6 +50,7 @@ fn run(args: Args) -> Result<ExitCode> {
             show::preflight(&runtime()?.block_on(certs_d::preflight(&config)), json)
         }
         Command::Uninstall(source) => show::uninstall(&certs_d::uninstall(&source.load()?.config()?)?),
+        Command::Simulate(SimulateCommand::Swarm(play)) => simulate::swarm(&play),
         Command::Prewarm(order) => runtime()?.block_on(prewarm::run(order)),
     }
 }

@@ -1,0 +1,116 @@
+//! What is played.
+
+use std::time::Duration;
+
+use crate::Digest;
+use crate::pieces::Layout;
+use crate::swarm::Limits;
+
+/// One blob, the nodes that want it, the links between them, and what goes wrong.
+#[derive(Debug, Clone)]
+pub struct Scenario {
+    /// Nodes that want the blob.
+    pub nodes: u32,
+    /// Further nodes that have it whole from the start.
+    pub holders: u32,
+    /// The blob.
+    pub layout: Layout,
+    /// Bytes per second that a node sends.
+    pub uplink: u64,
+    /// Bytes per second that a node receives.
+    pub downlink: u64,
+    /// Where the blob comes from if nobody has it.
+    pub origin: Origin,
+    /// From one node to another.
+    pub latency: Duration,
+    /// Blocks of a piece: what links serve in turn.
+    pub blocks: u32,
+    /// Nodes start within this time of each other, in an order by lot.
+    pub spread: Duration,
+    /// Nodes are in this many zones, in turn.
+    pub zones: u32,
+    /// What goes wrong, and when.
+    pub faults: Vec<(Duration, Fault)>,
+    /// How long everybody needs to learn that a node is gone.
+    pub detection: Duration,
+    /// The bounds of every node.
+    pub limits: Limits,
+    /// Decides every lot.
+    pub seed: u64,
+    /// The invariants of the node that acts are checked after every so many events; 0: never.
+    pub check_every: u64,
+    /// Nothing is played after this time.
+    pub end: Duration,
+}
+
+/// The registry.
+#[derive(Debug, Clone, Copy)]
+pub struct Origin {
+    /// Bytes per second in all.
+    pub rate: u64,
+    /// Bytes per second of one connection.
+    pub connection_rate: u64,
+    /// From a request to its first byte.
+    pub latency: Duration,
+}
+
+/// Something that goes wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// The node is gone for good.
+    Kill(u32),
+    /// The node that coordinates the blob is gone for good.
+    KillCoordinator,
+    /// A node that reads the origin at this moment is gone for good.
+    KillImporter,
+    /// From now on the node's uplink has a tenth of its rate.
+    Slow(u32),
+    /// From now on what the node sends does not match its hash.
+    Corrupt(u32),
+    /// The origin answers 429 to every request that starts before the given time is over.
+    Throttle(Duration),
+    /// The origin answers 403 to this node.
+    Forbid(u32),
+}
+
+impl Scenario {
+    /// `nodes` that want a blob of `size` bytes at once, on links of 10 Gbit/s, with an origin of
+    /// `share` times the rate of one link.
+    pub fn cold(nodes: u32, size: u64, share: u32) -> Self {
+        // 10 Gbit/s less the headers of Ethernet, IP and TCP.
+        let rate = 1_186_250_000;
+        Self {
+            nodes,
+            holders: 0,
+            layout: Layout::new(size),
+            uplink: rate,
+            downlink: rate,
+            origin: Origin {
+                rate: rate * u64::from(share),
+                connection_rate: rate * u64::from(share),
+                latency: Duration::from_micros(500),
+            },
+            latency: Duration::from_micros(50),
+            blocks: 8,
+            spread: Duration::ZERO,
+            zones: 1,
+            faults: Vec::new(),
+            detection: Duration::from_millis(20),
+            limits: Limits::default(),
+            seed: 1,
+            check_every: 0,
+            end: Duration::from_secs(3600),
+        }
+    }
+
+    /// The n-th number by lot for a seed: for scenarios that are made up.
+    pub fn lot(seed: u64, n: u64) -> u64 {
+        let digest = Digest::of(&[seed.to_le_bytes(), n.to_le_bytes()].concat());
+        digest.as_bytes().iter().take(8).fold(0, |number, byte| number << 8 | u64::from(*byte))
+    }
+
+    /// `nodes` that want at once what `holders` have, and no origin is asked.
+    pub fn warm(nodes: u32, holders: u32, size: u64) -> Self {
+        Self { holders, ..Self::cold(nodes, size, 1) }
+    }
+}

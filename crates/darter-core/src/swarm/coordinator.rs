@@ -1,0 +1,447 @@
+//! Soft state about one blob at the member that coordinates it: who wants it, who reads what.
+//!
+//! The rule that decides everything: whatever is scarce (the origin, a lone holder, another zone)
+//! gives each segment to one owner, and everybody else takes it from fellow receivers. Losing this
+//! state costs bytes, never correctness: a backup rebuilds it from joins. Not here: which piece goes
+//! from whom to whom, which is the receivers' choice.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use super::Cx;
+use super::budget::Budget;
+use super::event::{Join, Lease, LeaseEnd, Message};
+use super::leases::Table;
+use super::peer::{PeerId, Zone, mix, score};
+use super::time::Time;
+use crate::Digest;
+use crate::pieces::Layout;
+
+/// Introductions remembered, so that the second complaint about a segment leads to a lease.
+const INTRODUCED_MAX: usize = 4096;
+
+/// So often a node that misses a segment is sent to somebody else, before the segment is read again.
+const INTRODUCTIONS: u8 = 8;
+
+/// One accuser may lie.
+const ACCUSERS: usize = 2;
+
+#[derive(Debug)]
+pub(super) struct Coordinator {
+    pub(super) blob: Digest,
+    pub(super) layout: Layout,
+    pub(super) interested: BTreeMap<PeerId, Interested>,
+    /// The same peers, for a choice by lot.
+    order: Vec<PeerId>,
+    /// Those of them that miss something.
+    incomplete: usize,
+    /// Who has the whole blob and does not belong to `interested`, with the leases read from it.
+    pub(super) holders: BTreeMap<PeerId, Holder>,
+    /// What each zone has got so far.
+    pub(super) tables: BTreeMap<Zone, Table>,
+    pub(super) budget: Budget,
+    introduced: BTreeMap<(u32, PeerId), u8>,
+    /// Who sent wrong bytes, as others say.
+    accused: BTreeMap<PeerId, BTreeSet<PeerId>>,
+    /// Somebody spoke to us about the blob at this time.
+    pub(super) used: Time,
+}
+
+/// A node that wants the blob, or got it while others still want it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Interested {
+    pub(super) zone: Zone,
+    pub(super) can_import: bool,
+    pub(super) is_complete: bool,
+    /// Neighbours that it was given or was given to.
+    degree: u16,
+    /// Leases that it works on.
+    pub(super) leases: u8,
+    /// Leases that it was given in all: the work is spread evenly.
+    pub(super) granted: u32,
+    /// How many times slower than the fastest its uplink is.
+    pub(super) weight: u32,
+    /// Whoever was to read from it could not.
+    is_no_source: bool,
+}
+
+#[derive(Debug)]
+pub(super) struct Holder {
+    pub(super) zone: Zone,
+    pub(super) leases: u8,
+}
+
+impl Coordinator {
+    pub(super) const fn new(blob: Digest, layout: Layout, limits: &super::Limits) -> Self {
+        Self {
+            blob,
+            layout,
+            interested: BTreeMap::new(),
+            order: Vec::new(),
+            incomplete: 0,
+            holders: BTreeMap::new(),
+            tables: BTreeMap::new(),
+            budget: Budget::new(limits.imports_start, limits.imports_max),
+            introduced: BTreeMap::new(),
+            accused: BTreeMap::new(),
+            used: Time::ZERO,
+        }
+    }
+
+    pub(super) fn joined(&mut self, from: PeerId, join: &Join, cx: &mut Cx<'_>) {
+        self.used = cx.now;
+        let zone = cx.zone_of(&from);
+        self.holders.remove(&from);
+        if !self.interested.contains_key(&from) {
+            self.order.push(from);
+            self.incomplete += 1;
+            let node = Interested {
+                zone,
+                can_import: join.can_import,
+                is_complete: false,
+                degree: 0,
+                leases: 0,
+                granted: 0,
+                weight: 1,
+                is_no_source: false,
+            };
+            self.interested.insert(from, node);
+        }
+        let node = self.interested.get(&from).copied();
+        let segments = self.layout.segments();
+        let table = self.tables.entry(zone).or_insert_with(|| Table::new(segments));
+        let adopted = table.adopt(self.layout, from, &join.have, &join.leased, cx.now);
+        table.turn(from, node.as_ref(), node.as_ref());
+        self.change(from, |node| node.leases = node.leases.saturating_add(adopted));
+        let neighbours = self.neighbours_for(from, join, cx);
+        let interested = self.count();
+        cx.send(from, self.blob, Message::Welcome { neighbours, interested });
+        self.grant(cx);
+    }
+
+    /// The blob is whole at `from`.
+    pub(super) fn holds(&mut self, from: PeerId, cx: &mut Cx<'_>) {
+        self.used = cx.now;
+        match self.interested.get(&from) {
+            Some(node) if !node.is_complete => {
+                self.change(from, |node| node.is_complete = true);
+                self.incomplete -= 1;
+                self.end_session();
+            }
+            Some(_) => {}
+            None => {
+                let zone = cx.zone_of(&from);
+                self.holders.entry(from).or_insert(Holder { zone, leases: 0 });
+            }
+        }
+        self.grant(cx);
+    }
+
+    /// Nobody misses anything any more: whoever comes next finds lone holders, not a running swarm.
+    fn end_session(&mut self) {
+        if self.incomplete > 0 {
+            return;
+        }
+        for (id, node) in std::mem::take(&mut self.interested) {
+            if node.is_complete {
+                self.holders.insert(id, Holder { zone: node.zone, leases: 0 });
+            }
+        }
+        self.order.clear();
+        self.tables.clear();
+        self.introduced.clear();
+        self.accused.clear();
+        self.holders.values_mut().for_each(|holder| holder.leases = 0);
+    }
+
+    /// A peer is dead, or has nothing to do with the blob any more.
+    pub(super) fn left(&mut self, peer: &PeerId, cx: &mut Cx<'_>) {
+        if let Some(node) = self.interested.remove(peer) {
+            self.tables.values_mut().for_each(|table| table.turn(*peer, Some(&node), None));
+            self.order.retain(|id| id != peer);
+            self.incomplete -= usize::from(!node.is_complete);
+        }
+        self.holders.remove(peer);
+        let mut freed = Vec::new();
+        for table in self.tables.values_mut() {
+            freed.extend(table.free_leases_of(peer));
+        }
+        self.unwind(&freed);
+        self.end_session();
+        self.grant(cx);
+    }
+
+    /// Accounts for leases that ended without an owner's word: (owner, source) of each.
+    fn unwind(&mut self, freed: &[(PeerId, Option<PeerId>)]) {
+        for (owner, from) in freed {
+            if let Some(holder) = from.and_then(|from| self.holders.get_mut(&from)) {
+                holder.leases = holder.leases.saturating_sub(1);
+            }
+            self.change(*owner, |node| node.leases = node.leases.saturating_sub(1));
+        }
+    }
+
+    pub(super) fn released(&mut self, from: PeerId, piece: u32, cx: &Cx<'_>) {
+        self.used = cx.now;
+        let zone = cx.zone_of(&from);
+        let is_full = self.imports() >= self.budget.limit(cx.now);
+        let bytes = self.layout.piece(u64::from(piece)).len();
+        let segment = self.layout.piece(u64::from(piece)).start / self.layout.segment_size();
+        let Some(table) = self.tables.get_mut(&zone) else { return };
+        let source = u32::try_from(segment).ok().and_then(|segment| table.touch(segment, &from, cx.now));
+        if source == Some(None) {
+            self.budget.arrived(cx.now, bytes, is_full);
+        }
+    }
+
+    pub(super) fn lease_ended(
+        &mut self,
+        from: PeerId,
+        segment: u32,
+        (end, upload_time): (LeaseEnd, Duration),
+        cx: &mut Cx<'_>,
+    ) {
+        self.used = cx.now;
+        let Some(table) = self.tables.get_mut(&cx.zone_of(&from)) else { return };
+        let Some(source) = table.end(segment, &from, end == LeaseEnd::Done, cx.now) else { return };
+        let weight = table.weigh(upload_time);
+        self.change(from, |node| node.weight = weight);
+        self.unwind(&[(from, source)]);
+        match end {
+            LeaseEnd::Done => {}
+            LeaseEnd::Throttled(wait) => self.budget.throttled(cx.now, wait),
+            LeaseEnd::Forbidden => {
+                if let Some(node) = self.interested.get_mut(&from) {
+                    node.can_import = false;
+                }
+            }
+            // A holder that does not give is none; an origin that breaks is asked by the next owner.
+            LeaseEnd::Broken => {
+                source.map(|holder| self.holders.remove(&holder));
+                if let Some(node) = source.and_then(|source| self.interested.get_mut(&source)) {
+                    node.is_no_source = true;
+                }
+            }
+        }
+        self.grant(cx);
+    }
+
+    /// Nobody around `from` has what it misses: it meets the owners, or somebody reads it again.
+    pub(super) fn missing(&mut self, from: PeerId, segments: &[u32], without: &[PeerId], cx: &mut Cx<'_>) {
+        self.used = cx.now;
+        let Some(zone) = self.interested.get(&from).map(|node| node.zone) else { return };
+        for accused in without {
+            self.accuse(from, *accused, cx.me);
+        }
+        if self.introduced.len() >= INTRODUCED_MAX {
+            self.introduced.clear();
+        }
+        if !self.is_trusted(&from) {
+            return;
+        }
+        let mut met = Vec::new();
+        for segment in segments.iter().take(cx.limits.missing_max) {
+            let Some(table) = self.tables.get_mut(&zone) else { return };
+            let times = self.introduced.entry((*segment, from)).or_insert(0);
+            *times = times.saturating_add(1);
+            let (times, owner) = (*times, table.owner(*segment));
+            let gives = |id: &PeerId| self.interested.contains_key(id) && *id != from && !without.contains(id);
+            match owner {
+                None => {}
+                Some(owner) if times == 1 && gives(&owner) => met.push(owner),
+                // It may be that only those two cannot talk: others have it from the owner by now.
+                Some(owner) if times <= INTRODUCTIONS && self.interested.contains_key(&owner) => {
+                    met.extend(cx.dice.pick(&self.order).copied().filter(|id| gives(id)));
+                }
+                Some(_) => table.free(*segment),
+            }
+        }
+        met.sort_unstable();
+        met.dedup();
+        if !met.is_empty() {
+            let interested = self.count();
+            cx.send(from, self.blob, Message::Welcome { neighbours: met, interested });
+        }
+        self.grant(cx);
+    }
+
+    fn is_trusted(&self, id: &PeerId) -> bool {
+        self.accused.get(id).is_none_or(|accusers| accusers.len() < ACCUSERS)
+    }
+
+    /// Somebody got wrong bytes from `accused`. Two who say so are believed: it owns nothing more,
+    /// and what it read is read again by others.
+    fn accuse(&mut self, by: PeerId, accused: PeerId, me: PeerId) {
+        let accusers = self.accused.entry(accused).or_default();
+        if accusers.len() >= ACCUSERS || !accusers.insert(by) {
+            return;
+        }
+        if by == me {
+            // What this node saw itself needs no second witness.
+            accusers.insert(accused);
+        }
+        if accusers.len() < ACCUSERS {
+            return;
+        }
+        let mut freed = Vec::new();
+        for table in self.tables.values_mut() {
+            freed.extend(table.free_leases_of(&accused));
+            table.free_done_by(&accused);
+        }
+        self.unwind(&freed);
+    }
+
+    /// Leases that show no progress go to somebody else.
+    pub(super) fn tick(&mut self, cx: &mut Cx<'_>) {
+        let mut freed = Vec::new();
+        for table in self.tables.values_mut() {
+            freed.extend(table.free_overdue(cx.now, cx.limits.lease_patience));
+        }
+        self.unwind(&freed);
+        self.grant(cx);
+    }
+
+    pub(super) fn deadline(&self, now: Time, limits: &super::Limits) -> Time {
+        let overdue = self.tables.values().map(|table| table.deadline(limits.lease_patience)).min();
+        let pause = Some(self.budget.deadline()).filter(|at| *at > now && self.incomplete > 0);
+        overdue.into_iter().chain(pause).min().unwrap_or(Time::NEVER)
+    }
+
+    fn count(&self) -> u32 {
+        u32::try_from(self.interested.len()).unwrap_or(u32::MAX)
+    }
+
+    /// Origin leases that run.
+    fn imports(&self) -> u32 {
+        self.tables.values().map(Table::imports).sum()
+    }
+
+    /// Changes what is known of a node, and its place in the turn with it.
+    fn change(&mut self, id: PeerId, change: impl FnOnce(&mut Interested)) {
+        let Some(node) = self.interested.get_mut(&id) else { return };
+        let before = *node;
+        change(node);
+        if let Some(table) = self.tables.get_mut(&node.zone) {
+            table.turn(id, Some(&before), Some(node));
+        }
+    }
+
+    /// Hands out leases as long as a source, an owner and a segment are free.
+    fn grant(&mut self, cx: &mut Cx<'_>) {
+        let zones: Vec<Zone> = self.tables.keys().copied().collect();
+        for zone in zones {
+            while let Some((segment, from, owner)) = self.next_lease(zone, cx) {
+                self.give(zone, segment, from, owner, cx);
+            }
+        }
+    }
+
+    fn next_lease(&self, zone: Zone, cx: &Cx<'_>) -> Option<(u32, Option<PeerId>, PeerId)> {
+        let table = self.tables.get(&zone)?;
+        let segment = table.next_free()?;
+        let from = self.source(zone, segment, cx)?;
+        let share = self.budget.limit(cx.now).div_ceil(self.count().max(1));
+        let cap = cx.limits.leases_per_owner.max(u8::try_from(share).unwrap_or(u8::MAX));
+        let owner = table.owner_for(cap, |id| {
+            self.is_trusted(id) && self.interested.get(id).is_some_and(|node| from.is_some() || node.can_import)
+        })?;
+        Some((segment, from, owner))
+    }
+
+    /// Where the zone reads the segment, if it can be read now: `Some(None)` is the origin.
+    fn source(&self, zone: Zone, segment: u32, cx: &Cx<'_>) -> Option<Option<PeerId>> {
+        let mut near = self.holders.iter().filter(|(_, holder)| holder.zone == zone).peekable();
+        if near.peek().is_some() {
+            return self.least_busy(near, segment, cx).map(Some);
+        }
+        if !cx.limits.scope_is_zone {
+            let reads_elsewhere = |from: &PeerId| self.interested.contains_key(from);
+            let elsewhere = self.tables.iter().filter(|(other, _)| **other != zone);
+            let roots = elsewhere.filter_map(|(_, table)| table.root(segment, reads_elsewhere));
+            let owner = roots.into_iter().find(|id| self.interested.get(id).is_some_and(|node| !node.is_no_source));
+            if owner.is_some() {
+                return Some(owner);
+            }
+            if !self.holders.is_empty() {
+                return self.least_busy(self.holders.iter(), segment, cx).map(Some);
+            }
+        }
+        (self.imports() < self.budget.limit(cx.now)).then_some(None)
+    }
+
+    /// Holders share the segments by rendezvous hashing, as far as each can serve.
+    fn least_busy<'a>(
+        &self,
+        holders: impl Iterator<Item = (&'a PeerId, &'a Holder)>,
+        segment: u32,
+        cx: &Cx<'_>,
+    ) -> Option<PeerId> {
+        holders
+            .filter(|(_, holder)| holder.leases < cx.limits.leases_per_holder)
+            .max_by_key(|(id, _)| mix(score(&self.blob, id) ^ u64::from(segment)))
+            .map(|(id, _)| *id)
+    }
+
+    fn give(&mut self, zone: Zone, segment: u32, from: Option<PeerId>, owner: PeerId, cx: &mut Cx<'_>) {
+        if let Some(holder) = from.and_then(|from| self.holders.get_mut(&from)) {
+            holder.leases += 1;
+        }
+        if let Some(table) = self.tables.get_mut(&zone) {
+            table.lease(segment, owner, from, cx.now);
+        }
+        self.change(owner, |node| {
+            node.leases = node.leases.saturating_add(1);
+            node.granted = node.granted.saturating_add(1);
+        });
+        let is_whole = from.is_some_and(|from| self.holders.contains_key(&from));
+        let lease = Lease { segment, from, is_whole, interested: self.count() };
+        cx.send(owner, self.blob, Message::Lease(lease));
+    }
+
+    /// Peers for `id` to exchange pieces with: of its zone, by lot, those with few neighbours first.
+    fn neighbours_for(&mut self, id: PeerId, join: &Join, cx: &mut Cx<'_>) -> Vec<PeerId> {
+        let zone = cx.zone_of(&id);
+        let mut wanted = cx.limits.neighbours.saturating_sub(join.neighbours.len());
+        let is_new = |other: &PeerId| *other != id && !join.neighbours.contains(other);
+        let fits = |other: &PeerId| self.interested.get(other).is_some_and(|node| node.zone == zone) && is_new(other);
+        let mut chosen: Vec<PeerId> = if self.order.len() <= cx.limits.neighbours {
+            self.order.iter().copied().filter(fits).collect()
+        } else {
+            // Half: the others look for it in turn.
+            wanted = wanted.div_ceil(2);
+            let lots = (0..wanted * 4).map(|_| self.order[cx.dice.below(self.order.len())]);
+            let mut drawn: Vec<PeerId> = lots.filter(fits).collect();
+            drawn.sort_unstable();
+            drawn.dedup();
+            drawn.sort_by_key(|other| self.interested.get(other).map_or(u16::MAX, |node| node.degree));
+            drawn
+        };
+        chosen.truncate(wanted);
+        for other in &chosen {
+            if let Some(node) = self.interested.get_mut(other) {
+                node.degree = node.degree.saturating_add(1);
+            }
+        }
+        if let Some(node) = self.interested.get_mut(&id) {
+            node.degree = node.degree.saturating_add(u16::try_from(chosen.len()).unwrap_or(u16::MAX));
+        }
+        chosen
+    }
+
+    pub(super) fn leases_are_counted(&self) -> bool {
+        let running: Vec<(PeerId, Option<PeerId>)> = self.tables.values().flat_map(Table::running).collect();
+        let owners = self
+            .interested
+            .iter()
+            .all(|(id, node)| running.iter().filter(|(owner, _)| owner == id).count() == usize::from(node.leases));
+        let holders = self.holders.iter().all(|(id, holder)| {
+            running.iter().filter(|(_, from)| *from == Some(*id)).count() == usize::from(holder.leases)
+        });
+        owners && holders
+    }
+
+    pub(super) fn incomplete_is_right(&self) -> bool {
+        self.interested.values().filter(|node| !node.is_complete).count() == self.incomplete
+            && self.order.len() == self.interested.len()
+    }
+}

@@ -1,0 +1,472 @@
+//! One blob on its way to this node: which pieces are here, whom to ask for the others.
+//!
+//! A download joins at the blob's coordinator, learns neighbours from it, and takes pieces from
+//! them; what it owns a lease for it reads from where it is scarce (`owner`). Not here: who gets a
+//! lease (`coordinator`), and which piece comes next (`choice`).
+
+use std::time::Duration;
+
+use super::Cx;
+use super::choice::Choice;
+use super::event::{Action, FetchFailure, Join, Message, Refusal};
+use super::neighbour::Neighbour;
+use super::owner::Leases;
+use super::peer::PeerId;
+use super::seat::Seat;
+use super::time::Time;
+use crate::Digest;
+use crate::pieces::{Bitfield, Layout};
+
+#[derive(Debug)]
+pub(super) struct Download {
+    pub(super) blob: Digest,
+    pub(super) layout: Layout,
+    pub(super) have: Bitfield,
+    /// Missing, asked of nobody, and not being imported.
+    pub(super) open: Bitfield,
+    /// Pieces that are not here.
+    pub(super) missing: u64,
+    /// How many neighbours have each piece.
+    pub(super) rarity: Vec<u16>,
+    /// By ascending `PeerId`.
+    pub(super) neighbours: Vec<Neighbour>,
+    /// For each neighbour, whether it is so slow that others are asked first.
+    pub(super) slow: Vec<bool>,
+    /// How long a piece takes from the neighbour in the middle; nothing before the first.
+    pub(super) median: Option<Duration>,
+    pub(super) requests: Vec<Request>,
+    pub(super) leases: Leases,
+    pub(super) seat: Seat,
+    pub(super) can_import: bool,
+    interested: u32,
+    /// Pieces that neighbours were not told of yet.
+    pub(super) untold: Vec<u32>,
+    pub(super) told: Time,
+    /// A piece came, or could be asked for, at this time last.
+    pub(super) progress: Time,
+    /// Time alone was looked at last.
+    pub(super) ticked: Time,
+    /// Neighbours died: more were asked for at this time.
+    refilled: Time,
+    /// Whether a signal that pieces may be taken again has been missed by `fill`: nothing changed since.
+    pub(super) is_dry: bool,
+}
+
+/// One piece that was asked for.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Request {
+    pub(super) piece: u32,
+    pub(super) peer: PeerId,
+    pub(super) since: Time,
+    /// Asked of a second peer already, or itself a second request.
+    pub(super) is_hedged: bool,
+    /// Somebody else is asked for it too at this time.
+    pub(super) hedge_at: Time,
+}
+
+impl Download {
+    pub(super) fn new(blob: Digest, layout: Layout, have: Bitfield, can_import: bool, cx: &mut Cx<'_>) -> Self {
+        let pieces = layout.pieces();
+        let mut open = Bitfield::full(pieces);
+        have.iter().for_each(|piece| open.clear(piece));
+        let have_count = have.count();
+        let mut download = Self {
+            blob,
+            layout,
+            have,
+            open,
+            missing: pieces - have_count,
+            rarity: vec![0; usize::try_from(pieces).unwrap_or(0)],
+            neighbours: Vec::new(),
+            slow: Vec::new(),
+            median: None,
+            requests: Vec::new(),
+            leases: Leases::new(pieces),
+            seat: Seat::new(cx.members.ranked(&blob)),
+            can_import,
+            interested: 1,
+            untold: Vec::new(),
+            told: Time::ZERO,
+            progress: cx.now,
+            ticked: cx.now,
+            refilled: cx.now,
+            is_dry: false,
+        };
+        download.join(cx);
+        download
+    }
+
+    /// Asks the coordinator for neighbours and leases.
+    pub(super) fn join(&mut self, cx: &mut Cx<'_>) {
+        let join = Join {
+            size: self.layout.size(),
+            have: self.have.clone(),
+            leased: self.leases.segments().collect(),
+            can_import: self.can_import,
+            neighbours: self.neighbours.iter().map(|neighbour| neighbour.id).collect(),
+            unreachable: self.seat.unreachable().to_vec(),
+        };
+        let coordinator = self.seat.asked(cx.now).unwrap_or(cx.me);
+        cx.send(coordinator, self.blob, Message::Join(join));
+    }
+
+    /// Whom leases and neighbours come from.
+    pub(super) fn coordinator(&self, cx: &Cx<'_>) -> PeerId {
+        self.seat.coordinator().unwrap_or(cx.me)
+    }
+
+    pub(super) const fn is_complete(&self) -> bool {
+        self.missing == 0
+    }
+
+    pub(super) const fn requests(&self) -> usize {
+        self.requests.len()
+    }
+
+    /// The members changed, or one cannot be reached: is the coordinator still the one?
+    pub(super) fn reseat(&mut self, lost: Option<PeerId>, cx: &mut Cx<'_>) {
+        if let Some(lost) = lost {
+            self.drop_neighbour(&lost, cx);
+        }
+        if self.seat.review(cx.members.ranked(&self.blob), lost) {
+            self.join(cx);
+        }
+    }
+
+    pub(super) fn welcomed(&mut self, from: PeerId, neighbours: &[PeerId], interested: u32, cx: &mut Cx<'_>) {
+        if from != self.coordinator(cx) {
+            return;
+        }
+        self.seat.answered();
+        self.interested = self.interested.max(interested);
+        for id in neighbours {
+            if self.place(id).is_ok() {
+                // We miss something, and it should have it: a word of it may have been lost.
+                self.hello(*id, true, cx);
+                continue;
+            }
+            let has_room = self.neighbours.len() < cx.limits.neighbours_max;
+            if *id != cx.me && has_room && !cx.strikes.is_banned(cx.now, id) {
+                self.add_neighbour(*id, Bitfield::new(self.layout.pieces()), false, cx);
+                self.hello(*id, true, cx);
+            }
+        }
+    }
+
+    /// Makes sure that `id` is a neighbour, for a lease that is read from it.
+    pub(super) fn meet(&mut self, id: PeerId, is_whole: bool, cx: &mut Cx<'_>) {
+        if self.place(&id).is_ok() {
+            return;
+        }
+        let pieces = self.layout.pieces();
+        if is_whole {
+            self.add_neighbour(id, Bitfield::full(pieces), true, cx);
+        } else {
+            self.add_neighbour(id, Bitfield::new(pieces), true, cx);
+            self.hello(id, true, cx);
+        }
+    }
+
+    /// Asks the sources of our leases for what is still open. The number of pieces asked for.
+    fn fill_leases(&mut self, cx: &mut Cx<'_>) -> usize {
+        let mut asked = 0;
+        for (from, piece) in self.leases.duties(self.layout) {
+            let is_open = self.open.has(u64::from(piece));
+            let Some(at) = self.place(&from).ok().filter(|_| is_open) else { continue };
+            let neighbour = &self.neighbours[at];
+            if neighbour.has(piece) && neighbour.is_free(cx.now, cx.limits.in_flight_per_peer) {
+                self.open.clear(u64::from(piece));
+                self.ask(piece, at, false, cx);
+                asked += 1;
+            }
+        }
+        asked
+    }
+
+    pub(super) fn heard_hello(&mut self, from: PeerId, have: Bitfield, wants_answer: bool, cx: &mut Cx<'_>) {
+        if have.len() != self.layout.pieces() || cx.strikes.is_banned(cx.now, &from) {
+            return;
+        }
+        match self.place(&from) {
+            Ok(at) => {
+                self.count(at, -1);
+                self.neighbours[at].says_has(have);
+                self.count(at, 1);
+            }
+            Err(_) if self.neighbours.len() < cx.limits.neighbours_max => self.add_neighbour(from, have, false, cx),
+            Err(_) => return cx.send(from, self.blob, Message::Leave),
+        }
+        if wants_answer {
+            self.hello(from, false, cx);
+        }
+        self.is_dry = false;
+    }
+
+    pub(super) fn heard_have(&mut self, from: PeerId, pieces: &[u32], free_slots: u8, interested: u32, now: Time) {
+        let Ok(at) = self.place(&from) else { return };
+        self.interested = self.interested.max(interested);
+        for piece in pieces {
+            self.learn(at, *piece);
+        }
+        self.neighbours[at].says_free(now, free_slots);
+        self.is_dry = false;
+    }
+
+    /// A neighbour has one piece more.
+    fn learn(&mut self, at: usize, piece: u32) {
+        if u64::from(piece) < self.layout.pieces() && self.neighbours[at].gained(piece) {
+            let count = &mut self.rarity[piece as usize];
+            *count = count.saturating_add(1);
+        }
+    }
+
+    pub(super) fn drop_neighbour(&mut self, id: &PeerId, cx: &mut Cx<'_>) {
+        let Ok(at) = self.place(id) else { return };
+        self.count(at, -1);
+        self.neighbours.remove(at);
+        self.judge_speed();
+        let (lost, kept) = self.requests.iter().partition(|request| request.peer == *id);
+        self.requests = kept;
+        let lost: Vec<Request> = lost;
+        for request in lost {
+            cx.out.push(Action::CancelFetch { blob: self.blob, piece: request.piece, peer: *id });
+            self.reopen(request.piece);
+        }
+        self.is_dry = false;
+        self.lost_source(id, cx);
+        self.refill(cx);
+    }
+
+    /// Asks for more neighbours when half of them are gone.
+    fn refill(&mut self, cx: &mut Cx<'_>) {
+        let wanted = cx.limits.neighbours.min(usize::try_from(self.interested).unwrap_or(usize::MAX) - 1);
+        let since = cx.now.since(self.refilled);
+        if self.neighbours.len() * 2 < wanted && since > cx.limits.join_patience && self.seat.is_seated() {
+            self.refilled = cx.now;
+            self.join(cx);
+        }
+    }
+
+    /// A piece is here, verified: from a peer, or from the origin.
+    pub(super) fn arrived(&mut self, piece: u32, peer: Option<PeerId>, cx: &mut Cx<'_>) {
+        if let Some(peer) = peer {
+            self.delivered(piece, peer, cx.now);
+        }
+        self.progress = cx.now;
+        self.is_dry = false;
+        let index = u64::from(piece);
+        if index >= self.layout.pieces() || self.have.has(index) {
+            return;
+        }
+        self.have.set(index);
+        self.missing -= 1;
+        self.open.clear(index);
+        // Whoever else was asked for it need not send it.
+        for at in (0..self.requests.len()).rev() {
+            if self.requests[at].piece == piece {
+                let request = self.requests.swap_remove(at);
+                if let Ok(at) = self.place(&request.peer) {
+                    self.neighbours[at].cancelled();
+                }
+                cx.out.push(Action::CancelFetch { blob: self.blob, piece, peer: request.peer });
+            }
+        }
+        self.enter_end_game(cx.limits);
+        self.untold.push(piece);
+        self.owner_got(piece, cx);
+        self.tell(cx);
+    }
+
+    fn delivered(&mut self, piece: u32, peer: PeerId, now: Time) {
+        let Some(request) = self.take_request(piece, peer) else { return };
+        if let Ok(at) = self.place(&peer) {
+            self.neighbours[at].delivered(now.since(request.since));
+            self.judge_speed();
+        }
+    }
+
+    pub(super) fn fetch_failed(&mut self, piece: u32, peer: PeerId, reason: FetchFailure, cx: &mut Cx<'_>) {
+        if self.take_request(piece, peer).is_none() {
+            return;
+        }
+        self.reopen(piece);
+        self.is_dry = false;
+        let Ok(at) = self.place(&peer) else { return };
+        let coordinator = self.coordinator(cx);
+        let neighbour = &mut self.neighbours[at];
+        let keep = match reason {
+            FetchFailure::Refused(Refusal::Busy(wait)) => {
+                neighbour.refused(cx.now, wait);
+                true
+            }
+            FetchFailure::Refused(Refusal::NotHere) => {
+                neighbour.cancelled();
+                if neighbour.misses(piece) {
+                    let count = &mut self.rarity[piece as usize];
+                    *count = count.saturating_sub(1);
+                }
+                true
+            }
+            FetchFailure::Broken => neighbour.failed(cx.now),
+            FetchFailure::Corrupt => {
+                let segments = vec![self.leases.segment_of(self.layout, u64::from(piece))];
+                cx.send(coordinator, self.blob, Message::Missing { segments, without: vec![peer] });
+                false
+            }
+        };
+        if !keep {
+            self.drop_neighbour(&peer, cx);
+        }
+        self.work_leases(cx);
+    }
+
+    /// How much a peer has got, as far as is known here.
+    pub(super) fn wealth(&self, peer: &PeerId) -> u64 {
+        self.place(peer).map_or(0, |at| self.neighbours[at].count())
+    }
+
+    /// `from` keeps a slot for us. False: there is nothing to ask it for.
+    pub(super) fn offered(&mut self, from: PeerId, room: usize, cx: &mut Cx<'_>) -> bool {
+        let Ok(at) = self.place(&from) else { return false };
+        self.neighbours[at].offers_slot(cx.now);
+        if room == 0 {
+            return false;
+        }
+        let window = self.window(cx);
+        let Some(piece) = self.choice(at..at + 1, cx).make(cx.now, window, cx.dice).map(|(piece, _)| piece) else {
+            return false;
+        };
+        self.open.clear(u64::from(piece));
+        self.ask(piece, at, false, cx);
+        true
+    }
+
+    fn choice<'a>(&'a self, among: std::ops::Range<usize>, cx: &Cx<'_>) -> Choice<'a> {
+        Choice {
+            neighbours: &self.neighbours[among.clone()],
+            open: &self.open,
+            owned: self.leases.owned(),
+            rarity: &self.rarity,
+            slow: &self.slow[among],
+            in_flight_per_peer: cx.limits.in_flight_per_peer,
+        }
+    }
+
+    /// Asks for as many pieces as `room` allows, and for those of our leases beyond it: others wait
+    /// for them. The number asked for.
+    pub(super) fn fill(&mut self, room: usize, cx: &mut Cx<'_>) -> usize {
+        let mut asked = self.fill_leases(cx);
+        while asked < room && !self.is_dry {
+            let window = self.window(cx);
+            let Some((piece, at)) = self.choice(0..self.neighbours.len(), cx).make(cx.now, window, cx.dice) else {
+                self.is_dry = true;
+                break;
+            };
+            self.open.clear(u64::from(piece));
+            self.ask(piece, at, false, cx);
+            asked += 1;
+        }
+        asked
+    }
+
+    pub(super) fn ask(&mut self, piece: u32, at: usize, is_hedged: bool, cx: &mut Cx<'_>) {
+        self.neighbours[at].asked();
+        let peer = self.neighbours[at].id;
+        let hedge_at = if is_hedged { Time::NEVER } else { cx.now + self.patience(at, cx.limits) };
+        self.requests.push(Request { piece, peer, since: cx.now, is_hedged, hedge_at });
+        self.progress = cx.now;
+        cx.out.push(Action::Fetch { blob: self.blob, piece, peer });
+    }
+
+    /// Where rarest-first looks: from the first missing piece on. Wide enough that what is newest in
+    /// the swarm lies inside, narrow enough that containerd can read along.
+    fn window(&self, cx: &Cx<'_>) -> (u32, u32) {
+        let pieces = u32::try_from(self.layout.pieces()).unwrap_or(u32::MAX);
+        let width = cx.limits.window_min.max(self.interested.saturating_mul(2)).max(pieces / 4);
+        let first = u32::try_from(self.have.first_missing()).unwrap_or(u32::MAX);
+        (first, first.saturating_add(width).min(pieces))
+    }
+
+    /// Tells neighbours what is new, not more often than `have_delay` unless there is much.
+    pub(super) fn tell(&mut self, cx: &mut Cx<'_>) {
+        let is_due = cx.now.since(self.told) >= cx.limits.have_delay || self.untold.len() >= cx.limits.have_batch;
+        if is_due {
+            self.tell_now(cx);
+        }
+    }
+
+    /// Tells neighbours what is new, however little.
+    pub(super) fn tell_now(&mut self, cx: &mut Cx<'_>) {
+        if self.untold.is_empty() {
+            return;
+        }
+        self.told = cx.now;
+        let pieces = std::mem::take(&mut self.untold);
+        for neighbour in &self.neighbours {
+            if pieces.iter().any(|piece| !neighbour.has(*piece)) {
+                let have =
+                    Message::Have { pieces: pieces.clone(), free_slots: cx.free_slots, interested: self.interested };
+                cx.send(neighbour.id, self.blob, have);
+            }
+        }
+    }
+
+    /// Whether a neighbour that may be asked has the piece.
+    pub(super) fn can_be_had(&self, piece: u64) -> bool {
+        self.neighbours.iter().any(|neighbour| !neighbour.is_scarce && neighbour.have().has(piece))
+    }
+
+    pub(super) fn interest(&mut self, interested: u32) {
+        self.interested = self.interested.max(interested);
+    }
+
+    /// Nobody here wants the blob any more.
+    pub(super) fn leave(&mut self, cx: &mut Cx<'_>) {
+        for request in std::mem::take(&mut self.requests) {
+            cx.out.push(Action::CancelFetch { blob: self.blob, piece: request.piece, peer: request.peer });
+        }
+        let coordinator = self.coordinator(cx);
+        for id in self.neighbours.iter().map(|neighbour| neighbour.id).chain([coordinator]) {
+            cx.send(id, self.blob, Message::Leave);
+        }
+    }
+
+    fn hello(&self, to: PeerId, wants_answer: bool, cx: &mut Cx<'_>) {
+        cx.send(to, self.blob, Message::Hello { have: self.have.clone(), wants_answer });
+    }
+
+    fn add_neighbour(&mut self, id: PeerId, have: Bitfield, is_scarce: bool, cx: &Cx<'_>) {
+        let Err(at) = self.place(&id) else { return };
+        let zone = cx.members.get(&id).map_or(cx.zone, |member| member.zone);
+        let is_scarce = is_scarce || zone != cx.zone;
+        self.neighbours.insert(at, Neighbour::new(id, have, is_scarce));
+        self.count(at, 1);
+        self.judge_speed();
+    }
+
+    /// Adds all pieces of a neighbour to the rarity, or takes them out.
+    fn count(&mut self, at: usize, sign: i16) {
+        for piece in self.neighbours[at].have().iter() {
+            if let Some(count) = usize::try_from(piece).ok().and_then(|piece| self.rarity.get_mut(piece)) {
+                *count = count.saturating_add_signed(sign);
+            }
+        }
+    }
+
+    pub(super) fn place(&self, id: &PeerId) -> Result<usize, usize> {
+        self.neighbours.binary_search_by_key(id, |neighbour| neighbour.id)
+    }
+
+    fn take_request(&mut self, piece: u32, peer: PeerId) -> Option<Request> {
+        let at = self.requests.iter().position(|request| request.piece == piece && request.peer == peer)?;
+        Some(self.requests.swap_remove(at))
+    }
+
+    /// A request for the piece ended without it: it may be asked for again, unless another runs.
+    fn reopen(&mut self, piece: u32) {
+        let is_asked = self.requests.iter().any(|request| request.piece == piece);
+        if !is_asked && !self.have.has(u64::from(piece)) {
+            self.open.set(u64::from(piece));
+        }
+    }
+}

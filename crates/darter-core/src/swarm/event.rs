@@ -1,0 +1,302 @@
+//! What goes in and out of the state machine, and what agents say to each other.
+//!
+//! Not here: how a message looks on the wire, and the bytes of pieces, which never pass through.
+
+use std::time::Duration;
+
+use super::peer::{Members, PeerId};
+use crate::Digest;
+use crate::pieces::{Bitfield, Layout};
+
+/// Something happened at this node.
+#[derive(Debug, Clone)]
+pub enum Event {
+    /// The view of who is alive changed.
+    Members(Members),
+    /// The connection to a peer is gone.
+    PeerLost(PeerId),
+    /// A peer said something.
+    Message {
+        /// Who.
+        from: PeerId,
+        /// About which blob.
+        blob: Digest,
+        /// What.
+        message: Message,
+    },
+    /// Somebody on this node wants a blob.
+    Want {
+        /// Which.
+        blob: Digest,
+        /// Its size decides how it is cut.
+        layout: Layout,
+        /// Pieces that an interrupted ingest left here, verified again.
+        have: Bitfield,
+        /// Whether this node has a credential that opens it at the origin.
+        can_import: bool,
+    },
+    /// Nobody on this node wants it any more, or it cannot be stored.
+    Unwant(Digest),
+    /// The blob is here whole, and its sha256 is right.
+    Proven {
+        /// Which.
+        blob: Digest,
+        /// How it is cut.
+        layout: Layout,
+    },
+    /// The blob was evicted or found rotten.
+    Gone(Digest),
+    /// A piece that `Action::Fetch` asked for arrived, and its hash is the attested one.
+    Fetched {
+        /// Which blob.
+        blob: Digest,
+        /// Index of the piece.
+        piece: u32,
+        /// Who sent it.
+        peer: PeerId,
+    },
+    /// A piece that `Action::Fetch` asked for did not come.
+    FetchFailed {
+        /// Which blob.
+        blob: Digest,
+        /// Index of the piece.
+        piece: u32,
+        /// Who was asked.
+        peer: PeerId,
+        /// Why.
+        reason: FetchFailure,
+    },
+    /// A piece that `Action::Import` asked for arrived from the origin, and its hash is computed.
+    Imported {
+        /// Which blob.
+        blob: Digest,
+        /// Index of the piece.
+        piece: u32,
+    },
+    /// An import ended before its last piece.
+    ImportFailed {
+        /// Which blob.
+        blob: Digest,
+        /// Index of the segment.
+        segment: u32,
+        /// Why.
+        reason: ImportFailure,
+    },
+    /// A peer asks for a piece on the data plane.
+    Asked {
+        /// Who.
+        from: PeerId,
+        /// Which blob.
+        blob: Digest,
+        /// Index of the piece.
+        piece: u32,
+        /// Names the request in the answer.
+        request: RequestId,
+    },
+    /// An upload that `Action::Serve` allowed ended, well or badly.
+    Served(RequestId),
+    /// The deadline passed.
+    Tick,
+}
+
+/// What the agent is to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// Tell a peer something.
+    Send {
+        /// Whom.
+        to: PeerId,
+        /// About which blob.
+        blob: Digest,
+        /// What.
+        message: Message,
+    },
+    /// Ask a peer for a piece.
+    Fetch {
+        /// Which blob.
+        blob: Digest,
+        /// Index of the piece.
+        piece: u32,
+        /// Whom to ask.
+        peer: PeerId,
+    },
+    /// The piece came from somebody else: close the request.
+    CancelFetch {
+        /// Which blob.
+        blob: Digest,
+        /// Index of the piece.
+        piece: u32,
+        /// Who was asked.
+        peer: PeerId,
+    },
+    /// Read these pieces from the origin: `first..end`, inside one segment.
+    Import {
+        /// Which blob.
+        blob: Digest,
+        /// Index of the segment.
+        segment: u32,
+        /// Index of the first piece.
+        first: u32,
+        /// Index after the last piece.
+        end: u32,
+    },
+    /// Answer a piece request with the piece.
+    Serve(RequestId),
+    /// Answer a piece request with a refusal.
+    Refuse {
+        /// Which.
+        request: RequestId,
+        /// Why.
+        reason: Refusal,
+    },
+    /// Close the connection to a peer and accept none from it for a while.
+    Ban {
+        /// Whom.
+        peer: PeerId,
+        /// For how long.
+        period: Duration,
+    },
+}
+
+/// Names one piece request at the node that answers it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct RequestId(pub u64);
+
+/// Why a piece request was refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// All slots are taken: ask again after this.
+    Busy(Duration),
+    /// The piece is not here.
+    NotHere,
+}
+
+/// Why a piece did not come from a peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FetchFailure {
+    /// It said so.
+    Refused(Refusal),
+    /// It could not be reached, broke off or stalled.
+    Broken,
+    /// What it sent does not match the attested hash.
+    Corrupt,
+}
+
+/// Why an import ended early.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ImportFailure {
+    /// 429 or 503: the origin wants fewer requests for this long.
+    Throttled(Duration),
+    /// The origin refuses this node: no more leases for it.
+    Forbidden,
+    /// Anything else.
+    Broken,
+}
+
+/// What agents tell each other about one blob.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Message {
+    /// To the coordinator: I want this blob. Also sent again for more neighbours, and to a backup.
+    Join(Join),
+    /// The coordinator's answer.
+    Welcome {
+        /// Peers to exchange pieces with.
+        neighbours: Vec<PeerId>,
+        /// How many want the blob: decides the window.
+        interested: u32,
+    },
+    /// The coordinator gives a segment to its owner.
+    Lease(Lease),
+    /// An owner tells its coordinator what it read from the scarce source.
+    Released {
+        /// Index of the piece.
+        piece: u32,
+    },
+    /// An owner gives a segment back, whole or not.
+    LeaseEnd {
+        /// Index of the segment.
+        segment: u32,
+        /// How it ended.
+        end: LeaseEnd,
+        /// How long the owner's uploads of a piece take; zero: nobody asked for one yet.
+        upload_time: Duration,
+    },
+    /// To the coordinator: for long nobody around me had what I miss.
+    Missing {
+        /// Indices of segments.
+        segments: Vec<u32>,
+        /// Peers that the sender takes nothing from: they sent it wrong bytes.
+        without: Vec<PeerId>,
+    },
+    /// First word between neighbours, and its answer.
+    Hello {
+        /// What the sender has.
+        have: Bitfield,
+        /// Whether an answer is expected.
+        wants_answer: bool,
+    },
+    /// To neighbours: these pieces are here now.
+    Have {
+        /// Indices of pieces.
+        pieces: Vec<u32>,
+        /// Uploads that could start now.
+        free_slots: u8,
+        /// The largest number of interested nodes that the sender heard of.
+        interested: u32,
+    },
+    /// To a neighbour that was refused: a slot is kept for you for a moment.
+    Slot,
+    /// The answer, where nothing is needed any more: give it to another.
+    NoNeed,
+    /// To coordinator and backup: this blob is here whole and proven.
+    Holds {
+        /// Its size in bytes.
+        size: u64,
+    },
+    /// To neighbours and coordinator: I have nothing of this blob to give any more.
+    Leave,
+}
+
+/// A wish for a blob.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Join {
+    /// Size of the blob in bytes.
+    pub size: u64,
+    /// What is here already.
+    pub have: Bitfield,
+    /// Segments that the sender reads from the scarce source now: a new coordinator must not give
+    /// them to others.
+    pub leased: Vec<u32>,
+    /// Whether the sender may read from the origin.
+    pub can_import: bool,
+    /// Neighbours that it has, so that it gets others.
+    pub neighbours: Vec<PeerId>,
+    /// Members ranked higher that the sender could not reach.
+    pub unreachable: Vec<PeerId>,
+}
+
+/// The right and the duty to read a segment from where it is scarce.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lease {
+    /// Index of the segment.
+    pub segment: u32,
+    /// Where to read it: a peer, or the origin.
+    pub from: Option<PeerId>,
+    /// Whether that peer has the whole blob: nobody need ask it what it has.
+    pub is_whole: bool,
+    /// How many want the blob.
+    pub interested: u32,
+}
+
+/// How a lease ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LeaseEnd {
+    /// Every piece of the segment is at its owner.
+    Done,
+    /// The origin throttles: wait this long.
+    Throttled(Duration),
+    /// The owner may not read the origin.
+    Forbidden,
+    /// The source broke.
+    Broken,
+}

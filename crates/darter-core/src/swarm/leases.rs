@@ -1,0 +1,232 @@
+//! Which segments of a blob one zone has got, which are being read and by whom.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use super::coordinator::Interested;
+use super::owner::pieces_of;
+use super::peer::PeerId;
+use super::time::Time;
+use crate::pieces::{Bitfield, Layout};
+
+/// Who is slower than this many times gets hardly a lease anyway.
+const WEIGHT_MAX: u32 = 64;
+
+#[derive(Debug)]
+pub(super) struct Table {
+    segments: Vec<Segment>,
+    /// No segment before this one is free.
+    first_free: usize,
+    running: BTreeMap<u32, Running>,
+    /// Nodes that may own more, those first that owned least.
+    ready: BTreeSet<Turn>,
+    /// How long a lease takes, smoothed.
+    lease_time: Duration,
+    /// The shortest time that an owner's uploads take.
+    fastest: Duration,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Segment {
+    Free,
+    Leased,
+    /// Its owner got it whole.
+    Done(PeerId),
+}
+
+#[derive(Debug)]
+struct Running {
+    owner: PeerId,
+    from: Option<PeerId>,
+    since: Time,
+    touched: Time,
+}
+
+/// Whose turn it is: fewest leases now, fewest in all for the uplink it has, then a fixed shuffle.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Turn {
+    leases: u8,
+    burden: u32,
+    lot: u64,
+    id: PeerId,
+}
+
+impl Turn {
+    fn of(id: PeerId, node: &Interested) -> Self {
+        Self { leases: node.leases, burden: node.granted.saturating_mul(node.weight), lot: id.lot(), id }
+    }
+}
+
+impl Table {
+    pub(super) fn new(segments: u64) -> Self {
+        Self {
+            segments: vec![Segment::Free; usize::try_from(segments).unwrap_or(0)],
+            first_free: 0,
+            running: BTreeMap::new(),
+            ready: BTreeSet::new(),
+            lease_time: Duration::ZERO,
+            fastest: Duration::MAX,
+        }
+    }
+
+    /// Takes over what a joiner brings: segments that it has, and those that it reads. How many of
+    /// the latter are its leases now.
+    pub(super) fn adopt(&mut self, layout: Layout, owner: PeerId, have: &Bitfield, leased: &[u32], now: Time) -> u8 {
+        if have.count() > 0 {
+            for segment in (0_u32..).take(self.segments.len()) {
+                let is_whole = pieces_of(layout, segment).all(|piece| have.has(u64::from(piece)));
+                if is_whole && self.segments[segment as usize] == Segment::Free {
+                    self.segments[segment as usize] = Segment::Done(owner);
+                }
+            }
+        }
+        let mut adopted = 0_u8;
+        for segment in leased {
+            if self.segments.get(*segment as usize) == Some(&Segment::Free) {
+                self.segments[*segment as usize] = Segment::Leased;
+                self.running.insert(*segment, Running { owner, from: None, since: now, touched: now });
+                adopted = adopted.saturating_add(1);
+            }
+        }
+        self.skip_taken();
+        adopted
+    }
+
+    fn skip_taken(&mut self) {
+        let free = self.segments[self.first_free..].iter().position(|segment| *segment == Segment::Free);
+        self.first_free = free.map_or(self.segments.len(), |more| self.first_free + more);
+    }
+
+    pub(super) fn next_free(&self) -> Option<u32> {
+        (self.first_free < self.segments.len()).then(|| u32::try_from(self.first_free).ok()).flatten()
+    }
+
+    /// Who reads the segment, or read it.
+    pub(super) fn owner(&self, segment: u32) -> Option<PeerId> {
+        match self.segments.get(segment as usize)? {
+            Segment::Free => None,
+            Segment::Leased => self.running.get(&segment).map(|running| running.owner),
+            Segment::Done(owner) => Some(*owner),
+        }
+    }
+
+    /// Who has the segment or reads it otherwise than from another zone: two zones that wait for each
+    /// other would wait for ever.
+    pub(super) fn root(&self, segment: u32, is_elsewhere: impl Fn(&PeerId) -> bool) -> Option<PeerId> {
+        match self.segments.get(segment as usize)? {
+            Segment::Free => None,
+            Segment::Leased => {
+                let running = self.running.get(&segment)?;
+                (!running.from.as_ref().is_some_and(is_elsewhere)).then_some(running.owner)
+            }
+            Segment::Done(owner) => Some(*owner),
+        }
+    }
+
+    /// The next in turn with fewer than `cap` leases that fits.
+    pub(super) fn owner_for(&self, cap: u8, fits: impl Fn(&PeerId) -> bool) -> Option<PeerId> {
+        self.ready.iter().take_while(|turn| turn.leases < cap).map(|turn| turn.id).find(fits)
+    }
+
+    /// A node's leases changed: it moves to another place in the turn. `None`: it had or has none.
+    pub(super) fn turn(&mut self, id: PeerId, before: Option<&Interested>, after: Option<&Interested>) {
+        if let Some(before) = before {
+            self.ready.remove(&Turn::of(id, before));
+        }
+        if let Some(after) = after.filter(|node| !node.is_complete) {
+            self.ready.insert(Turn::of(id, after));
+        }
+    }
+
+    pub(super) fn lease(&mut self, segment: u32, owner: PeerId, from: Option<PeerId>, now: Time) {
+        self.segments[segment as usize] = Segment::Leased;
+        self.running.insert(segment, Running { owner, from, since: now, touched: now });
+        self.skip_taken();
+    }
+
+    /// An owner got a piece. Where it reads the segment, if it is its own.
+    pub(super) fn touch(&mut self, segment: u32, owner: &PeerId, now: Time) -> Option<Option<PeerId>> {
+        let running = self.running.get_mut(&segment).filter(|running| running.owner == *owner)?;
+        running.touched = now;
+        Some(running.from)
+    }
+
+    /// An owner ends its lease. Where it read the segment, if it was its own.
+    pub(super) fn end(&mut self, segment: u32, owner: &PeerId, is_done: bool, now: Time) -> Option<Option<PeerId>> {
+        let running = self.running.get(&segment).filter(|running| running.owner == *owner)?;
+        let (from, took) = (running.from, now.since(running.since));
+        self.running.remove(&segment);
+        if is_done {
+            self.segments[segment as usize] = Segment::Done(*owner);
+            self.lease_time = if self.lease_time.is_zero() { took } else { (self.lease_time * 3 + took) / 4 };
+        } else {
+            self.free(segment);
+        }
+        Some(from)
+    }
+
+    /// How many times slower than the fastest owner one is whose uploads take `upload_time`.
+    pub(super) fn weigh(&mut self, upload_time: Duration) -> u32 {
+        if upload_time.is_zero() {
+            return 1;
+        }
+        self.fastest = self.fastest.min(upload_time);
+        let times = upload_time.as_micros() / self.fastest.as_micros().max(1);
+        u32::try_from(times).unwrap_or(WEIGHT_MAX).clamp(1, WEIGHT_MAX)
+    }
+
+    /// The segment has to be read again.
+    pub(super) fn free(&mut self, segment: u32) {
+        let Some(state) = self.segments.get_mut(segment as usize) else { return };
+        if !self.running.contains_key(&segment) {
+            *state = Segment::Free;
+            self.first_free = self.first_free.min(segment as usize);
+        }
+    }
+
+    /// Frees what a dead peer read, or what was read from it: (owner, source) of each.
+    pub(super) fn free_leases_of(&mut self, peer: &PeerId) -> Vec<(PeerId, Option<PeerId>)> {
+        self.free_where(|running| running.owner == *peer || running.from == Some(*peer))
+    }
+
+    /// What a peer read is worth nothing: it has to be read again.
+    pub(super) fn free_done_by(&mut self, owner: &PeerId) {
+        for segment in (0_u32..).take(self.segments.len()) {
+            if self.segments[segment as usize] == Segment::Done(*owner) {
+                self.free(segment);
+            }
+        }
+    }
+
+    pub(super) fn free_overdue(&mut self, now: Time, patience: Duration) -> Vec<(PeerId, Option<PeerId>)> {
+        let patience = patience.max(self.lease_time * 4);
+        self.free_where(|running| now.since(running.touched) >= patience)
+    }
+
+    fn free_where(&mut self, is_over: impl Fn(&Running) -> bool) -> Vec<(PeerId, Option<PeerId>)> {
+        let over: Vec<u32> =
+            self.running.iter().filter(|(_, running)| is_over(running)).map(|(segment, _)| *segment).collect();
+        over.into_iter()
+            .filter_map(|segment| {
+                let running = self.running.remove(&segment)?;
+                self.free(segment);
+                Some((running.owner, running.from))
+            })
+            .collect()
+    }
+
+    pub(super) fn deadline(&self, patience: Duration) -> Time {
+        let patience = patience.max(self.lease_time * 4);
+        self.running.values().map(|running| running.touched + patience).min().unwrap_or(Time::NEVER)
+    }
+
+    /// Owner and source of each lease that runs.
+    pub(super) fn running(&self) -> impl Iterator<Item = (PeerId, Option<PeerId>)> {
+        self.running.values().map(|running| (running.owner, running.from))
+    }
+
+    /// Origin reads that run.
+    pub(super) fn imports(&self) -> u32 {
+        u32::try_from(self.running.values().filter(|running| running.from.is_none()).count()).unwrap_or(u32::MAX)
+    }
+}

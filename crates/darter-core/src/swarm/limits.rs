@@ -1,0 +1,97 @@
+//! The bounds and constants of the swarm, each with its reason.
+
+use std::time::Duration;
+
+/// What bounds every table and wait of a `Swarm`. The defaults are those of production; tests and
+/// the simulator change some.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Uploads at a time. Few, and refused beyond: with deep queues all receivers wait for the
+    /// newest piece of one uploader.
+    pub slots: u8,
+    /// Uploads at a time to one peer.
+    pub slots_per_peer: u8,
+    /// A slot is kept this long for a peer that was told that it is free.
+    pub slot_patience: Duration,
+    /// Peers that wait for a slot at one node.
+    pub waiting_max: usize,
+    /// Pieces asked for at a time.
+    pub in_flight: usize,
+    /// Pieces asked for at a time from one neighbour.
+    pub in_flight_per_peer: u8,
+    /// Neighbours that a node looks for. More than 16 buys no speed; the rest is for those that die.
+    pub neighbours: usize,
+    /// Neighbours that a node accepts at most, since others look for it too.
+    pub neighbours_max: usize,
+    /// The smallest window, in pieces.
+    pub window_min: u32,
+    /// Leases of one owner at a time, while others want the blob too: one is read, one waits.
+    pub leases_per_owner: u8,
+    /// Leases at a time from one lone holder, which serves them in turn.
+    pub leases_per_holder: u8,
+    /// Origin leases of a blob at a time, at the start. Eight keep a link full although each reader
+    /// shares its own with what peers send.
+    pub imports_start: u32,
+    /// And at most, where an origin limits each connection.
+    pub imports_max: u32,
+    /// A lease that shows no progress for this long, or for four times what leases take, is given to another.
+    pub lease_patience: Duration,
+    /// An answer by the coordinator that takes longer is a lost coordinator.
+    pub join_patience: Duration,
+    /// After this many joins without an answer the next ranked member is asked.
+    pub join_tries: u32,
+    /// Each zone reads the origin for itself: cheaper where the origin is free and zones are not.
+    pub scope_is_zone: bool,
+    /// HAVEs wait this long for company, unless the last one is older.
+    pub have_delay: Duration,
+    /// Or until there are this many.
+    pub have_batch: usize,
+    /// A piece request is never duplicated earlier than this.
+    pub hedge_min: Duration,
+    /// Nobody around has what is missing, for this long or four times what a piece takes: ask the
+    /// coordinator.
+    pub missing_patience: Duration,
+    /// Segments that one such question names.
+    pub missing_max: usize,
+    /// Blobs that one node coordinates, and those it takes part in; beyond, the oldest is forgotten.
+    pub blobs_max: usize,
+    /// One corrupt piece, or a broken promise: no connection for this long.
+    pub ban_first: Duration,
+    /// Three strikes within their half-life.
+    pub ban_last: Duration,
+    /// Strikes fade by half in this time.
+    pub strike_half_life: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            slots: 4,
+            slots_per_peer: 2,
+            slot_patience: Duration::from_millis(20),
+            waiting_max: 256,
+            in_flight: 6,
+            in_flight_per_peer: 2,
+            neighbours: 24,
+            neighbours_max: 48,
+            window_min: 64,
+            leases_per_owner: 2,
+            leases_per_holder: 6,
+            imports_start: 8,
+            imports_max: 32,
+            lease_patience: Duration::from_secs(2),
+            join_patience: Duration::from_millis(300),
+            join_tries: 2,
+            scope_is_zone: false,
+            have_delay: Duration::from_millis(1),
+            have_batch: 8,
+            hedge_min: Duration::from_millis(50),
+            missing_patience: Duration::from_millis(50),
+            missing_max: 64,
+            blobs_max: 16_384,
+            ban_first: Duration::from_secs(60),
+            ban_last: Duration::from_secs(3600),
+            strike_half_life: Duration::from_secs(600),
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! What time alone brings to a download: an answer that does not come, a neighbour that is slow.
+//!
+//! A request that takes too long is made a second time, of somebody else; the first to come wins and
+//! the other is closed. Neighbours that are slow are asked after all others.
+
+use std::time::Duration;
+
+use super::Cx;
+use super::download::Download;
+use super::event::Message;
+use super::limits::Limits;
+use super::neighbour::Neighbour;
+use super::time::Time;
+
+impl Download {
+    /// What time alone brings: hedges, retries, a coordinator that does not answer.
+    pub(super) fn tick(&mut self, cx: &mut Cx<'_>) {
+        self.ticked = cx.now;
+        self.tell(cx);
+        if self.seat.is_overdue(cx.now, cx.limits) {
+            self.seat.give_up(cx.limits);
+            self.join(cx);
+        }
+        self.hedge(cx);
+        self.is_dry = false;
+        let is_stuck = self.requests.is_empty() && cx.now >= self.missing_at(cx.limits);
+        if is_stuck && !self.is_complete() && !self.leases.is_importing() {
+            self.progress = cx.now;
+            let mut segments: Vec<u32> =
+                self.open.iter().map(|piece| self.leases.segment_of(self.layout, piece)).collect();
+            segments.dedup();
+            segments.truncate(cx.limits.missing_max);
+            let without = cx.strikes.banned(cx.now).take(cx.limits.neighbours).collect();
+            let coordinator = self.coordinator(cx);
+            cx.send(coordinator, self.blob, Message::Missing { segments, without });
+        }
+    }
+
+    /// When so long nothing could be asked for that the coordinator should know.
+    fn missing_at(&self, limits: &Limits) -> Time {
+        self.progress + limits.missing_patience.max(self.median.unwrap_or_default() * 4)
+    }
+
+    /// When `tick` is due next.
+    pub(super) fn deadline(&self, limits: &Limits) -> Time {
+        let mut at = self.seat.deadline(limits);
+        if !self.untold.is_empty() {
+            at = at.min(self.told + limits.have_delay);
+        }
+        at = self.requests.iter().map(|request| request.hedge_at).fold(at, Time::min);
+        if self.is_complete() {
+            return at;
+        }
+        if self.requests.is_empty() {
+            at = at.min(self.missing_at(limits));
+        }
+        if self.requests.len() < limits.in_flight {
+            let waits = self.neighbours.iter().map(|neighbour| neighbour.not_before);
+            at = at.min(waits.filter(|wait| *wait > self.ticked).min().unwrap_or(Time::NEVER));
+        }
+        at
+    }
+
+    /// Duplicates requests that take too long to one other holder each.
+    pub(super) fn hedge(&mut self, cx: &mut Cx<'_>) {
+        for at in 0..self.requests.len() {
+            let request = self.requests[at];
+            if cx.now < request.hedge_at {
+                continue;
+            }
+            let other = (0..self.neighbours.len())
+                .filter(|at| {
+                    let neighbour = &self.neighbours[*at];
+                    neighbour.id != request.peer
+                        && !neighbour.is_scarce
+                        && neighbour.has(request.piece)
+                        && neighbour.is_free(cx.now, cx.limits.in_flight_per_peer)
+                })
+                .min_by_key(|at| (self.neighbours[*at].in_flight, cx.dice.roll()));
+            match other {
+                Some(other) => {
+                    self.requests[at].is_hedged = true;
+                    self.requests[at].hedge_at = Time::NEVER;
+                    self.ask(request.piece, other, true, cx);
+                }
+                None => self.requests[at].hedge_at = cx.now + cx.limits.hedge_min,
+            }
+        }
+    }
+
+    /// How long a request to a neighbour may take before somebody else is asked too.
+    pub(super) fn patience(&self, at: usize, limits: &Limits) -> Duration {
+        let patience = match (self.neighbours[at].piece_time(), self.median) {
+            (Some(peer), Some(median)) => (peer * 3).max(median * 2),
+            (None, Some(median)) => median * 3,
+            _ => limits.lease_patience,
+        };
+        patience.max(limits.hedge_min)
+    }
+
+    /// So little is missing that each piece is worth two requests: they wait no longer than one takes.
+    pub(super) fn enter_end_game(&mut self, limits: &Limits) {
+        if self.missing > limits.in_flight as u64 {
+            return;
+        }
+        for at in 0..self.requests.len() {
+            let request = self.requests[at];
+            let peer = self.place(&request.peer).ok().and_then(|at| self.neighbours[at].piece_time());
+            let patience = peer.or(self.median).unwrap_or(limits.lease_patience).max(limits.hedge_min);
+            self.requests[at].hedge_at = request.hedge_at.min(request.since + patience);
+            if request.is_hedged {
+                self.requests[at].hedge_at = Time::NEVER;
+            }
+        }
+    }
+
+    /// Marks the neighbours that are four times slower than the one in the middle.
+    pub(super) fn judge_speed(&mut self) {
+        let mut times: Vec<Duration> = self.neighbours.iter().filter_map(Neighbour::piece_time).collect();
+        let middle = times.len() / 2;
+        self.median = (!times.is_empty()).then(|| *times.select_nth_unstable(middle).1);
+        let limit = self.median.unwrap_or_default() * 4;
+        self.slow.clear();
+        self.slow
+            .extend(self.neighbours.iter().map(|neighbour| neighbour.piece_time().is_some_and(|time| time > limit)));
+    }
+}

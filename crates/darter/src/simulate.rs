@@ -1,0 +1,198 @@
+//! `darter simulate swarm`: plays the swarm's own code over made-up links, and prints how near it
+//! comes to the time that no protocol can beat.
+
+use std::fmt::Write as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use darter_core::simulate::{Bound, Fault, Outcome, Scenario, run};
+use darter_core::units::Size;
+
+use crate::{plot, show};
+
+/// What is played.
+#[derive(clap::Args)]
+pub(crate) struct Play {
+    /// Numbers of nodes that want the blob at once; one run each.
+    #[arg(long, value_delimiter = ',', default_value = "4,8,16,64", value_name = "N,N,…")]
+    nodes: Vec<u32>,
+    /// Size of the blob.
+    #[arg(long, default_value = "4GiB", value_name = "SIZE")]
+    size: Size,
+    /// Rate of the origin, in links of one node.
+    #[arg(long, default_value_t = 1, value_name = "LINKS")]
+    origin_share: u32,
+    /// Further nodes that have the blob already. The origin is not asked then.
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    holders: u32,
+    /// Zones that the nodes are in, in turn.
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    zones: u32,
+    /// The first seed; the same seed gives the same run, bit for bit.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Seeds to play; the worst run of them is printed.
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    seeds: u64,
+    /// Something that goes wrong: KIND@PERCENT of the bound, KIND one of importer, coordinator,
+    /// churn10, churn30, slow10, corrupt, throttle, forbid. Can be repeated.
+    #[arg(long = "fault", value_name = "KIND@PERCENT")]
+    faults: Vec<String>,
+    /// Blocks that links serve in turn, for each piece: fewer are faster to play and less exact.
+    #[arg(long, default_value_t = 8, value_name = "N")]
+    blocks: u32,
+    /// Write every run as a line of this file.
+    #[arg(long, value_name = "FILE")]
+    csv: Option<PathBuf>,
+    /// Draw the last node's time over the number of nodes.
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
+}
+
+/// One run and what it is compared with.
+pub(crate) struct Row {
+    pub(crate) nodes: u32,
+    seed: u64,
+    pub(crate) bound: Bound,
+    outcome: Outcome,
+    origin_ratio: f64,
+    cross_zone_ratio: f64,
+    took: Duration,
+}
+
+impl Row {
+    /// The last node's time over the bound, in percent.
+    pub(crate) fn overhead(&self) -> f64 {
+        (self.outcome.last / self.bound.seconds() - 1.0) * 100.0
+    }
+}
+
+pub(crate) fn swarm(play: &Play) -> Result<ExitCode> {
+    ensure!(play.seeds > 0 && play.blocks > 0, "--seeds and --blocks must be at least 1");
+    ensure!(play.nodes.iter().all(|nodes| (1..=100_000).contains(nodes)), "--nodes must be from 1 to 100000");
+    let mut all = Vec::new();
+    let mut worst = Vec::new();
+    show::print(&heading(play))?;
+    for nodes in &play.nodes {
+        let mut rows = Vec::new();
+        for seed in play.seed..play.seed.saturating_add(play.seeds) {
+            rows.push(one(play, *nodes, seed)?);
+        }
+        rows.sort_by(|a, b| a.outcome.last.total_cmp(&b.outcome.last));
+        if let Some(row) = rows.pop() {
+            show::print(&line(&row))?;
+            let is_complete = row.outcome.is_complete();
+            all.extend(rows);
+            worst.push(row);
+            ensure!(is_complete, "a node that lived never got the blob: seed {}", play.seed);
+        }
+    }
+    if let Some(path) = &play.svg {
+        plot::completion(path, &worst).with_context(|| format!("cannot draw {}", path.display()))?;
+    }
+    if let Some(path) = &play.csv {
+        all.extend(worst);
+        all.sort_by_key(|row| (row.nodes, row.seed));
+        std::fs::write(path, csv(&all)).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn one(play: &Play, nodes: u32, seed: u64) -> Result<Row> {
+    let size = play.size.0;
+    let mut scenario = match play.holders {
+        0 => Scenario::cold(nodes, size, play.origin_share.max(1)),
+        holders => Scenario::warm(nodes, holders, size),
+    };
+    scenario.seed = seed;
+    scenario.zones = play.zones.max(1);
+    scenario.blocks = play.blocks;
+    let bound = Bound::of(&scenario);
+    for fault in &play.faults {
+        scenario.faults.extend(faults(fault, nodes, bound.seconds())?);
+    }
+    let started = Instant::now();
+    let outcome = run(&scenario);
+    let ratio = |bytes: u64| bytes as f64 / size as f64;
+    Ok(Row {
+        nodes,
+        seed,
+        bound,
+        origin_ratio: ratio(outcome.origin_bytes),
+        cross_zone_ratio: ratio(outcome.cross_zone_bytes),
+        outcome,
+        took: started.elapsed(),
+    })
+}
+
+fn faults(text: &str, nodes: u32, bound: f64) -> Result<Vec<(Duration, Fault)>> {
+    let (kind, percent) = text.split_once('@').with_context(|| format!("--fault {text}: expected KIND@PERCENT"))?;
+    let percent: u32 =
+        percent.trim_end_matches('%').parse().with_context(|| format!("--fault {text}: no percentage"))?;
+    let at = Duration::from_secs_f64(bound * f64::from(percent) / 100.0);
+    // Spread over the nodes, and over the time that is left.
+    let some = |share: u32, fault: fn(u32) -> Fault| {
+        let count = (nodes * share / 100).max(1);
+        (0..count).map(move |n| {
+            (at + Duration::from_secs_f64(bound / 2.0) * n / count, fault(n * (100 / share).max(1) % nodes))
+        })
+    };
+    Ok(match kind {
+        "importer" => vec![(at, Fault::KillImporter)],
+        "coordinator" => vec![(at, Fault::KillCoordinator)],
+        "churn10" => some(10, Fault::Kill).collect(),
+        "churn30" => some(30, Fault::Kill).collect(),
+        "slow10" => some(10, Fault::Slow).map(|(_, fault)| (at, fault)).collect(),
+        "corrupt" => vec![(at, Fault::Corrupt(nodes / 2))],
+        "throttle" => vec![(at, Fault::Throttle(Duration::from_millis(500)))],
+        "forbid" => some(50, Fault::Forbid).map(|(_, fault)| (at, fault)).collect(),
+        _ => bail!("--fault {text}: unknown kind; see `darter simulate swarm --help`"),
+    })
+}
+
+fn heading(play: &Play) -> String {
+    let source = match play.holders {
+        0 => format!("an origin of {} link(s)", play.origin_share.max(1)),
+        holders => format!("{holders} holder(s)"),
+    };
+    format!(
+        "{} from {source}, links of 10 Gbit/s; bound = the time that no protocol beats\n\n\
+         {:>7} {:>9} {:>9} {:>7} {:>7} {:>9} {:>9} {:>9} {:>8} {:>8}\n",
+        play.size, "nodes", "bound s", "last s", "over", "goal", "p50 s", "p99 s", "origin/F", "zones/F", "played s"
+    )
+}
+
+fn line(row: &Row) -> String {
+    let Row { nodes, bound, outcome, origin_ratio, cross_zone_ratio, took, .. } = row;
+    let goal = (bound.goal_seconds() / bound.seconds() * 1.03 - 1.0) * 100.0;
+    format!(
+        "{nodes:>7} {:>9.3} {:>9.3} {:>6.1}% {:>6.1}% {:>9.3} {:>9.3} {:>9.4} {:>8.3} {:>8.1}\n",
+        bound.seconds(),
+        outcome.last,
+        row.overhead(),
+        goal,
+        outcome.quantile(0.5),
+        outcome.quantile(0.99),
+        origin_ratio,
+        cross_zone_ratio,
+        took.as_secs_f64(),
+    )
+}
+
+fn csv(rows: &[Row]) -> String {
+    let mut text = "nodes,seed,bound_seconds,goal_seconds,last_seconds,p50_seconds,p99_seconds,origin_ratio,\
+                    cross_zone_ratio,duplicate_bytes,refused_requests,events\n"
+        .to_owned();
+    for Row { nodes, seed, bound, outcome, origin_ratio, cross_zone_ratio, .. } in rows {
+        let (bound, goal) = (bound.seconds(), bound.goal_seconds() * 1.03);
+        let (last, p50, p99) = (outcome.last, outcome.quantile(0.5), outcome.quantile(0.99));
+        let (duplicates, refused, events) = (outcome.duplicate_bytes, outcome.refused, outcome.events);
+        let _ = writeln!(
+            text,
+            "{nodes},{seed},{bound},{goal},{last},{p50},{p99},{origin_ratio},{cross_zone_ratio},{duplicates},{refused},{events}"
+        );
+    }
+    text
+}

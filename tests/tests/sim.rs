@@ -1,0 +1,229 @@
+//! The swarm's own code, played against itself: how near it comes to the bound, that the origin is
+//! read once, and what each failure costs.
+//!
+//! Times are those of the model and exactly repeatable, so they may be asserted. Each node's
+//! invariants are checked on the way.
+
+use std::time::Duration;
+
+use darter_core::simulate::{Bound, Fault, Outcome, Scenario, run};
+
+const MIB: u64 = 1024 * 1024;
+const GIB: u64 = 1024 * MIB;
+/// 512 pieces of 8 MiB.
+const SIZE: u64 = 4 * GIB;
+
+fn percent_over(outcome: &Outcome, bound: &Bound) -> f64 {
+    (outcome.last / bound.seconds() - 1.0) * 100.0
+}
+
+/// Plays with invariants checked, and asserts what holds in every run.
+fn play(scenario: &Scenario) -> Outcome {
+    let outcome = run(&Scenario { check_every: 13, ..scenario.clone() });
+    assert!(outcome.violations.is_empty(), "{:?} in {scenario:?}", outcome.violations);
+    assert!(outcome.is_complete(), "a node that lived never got the blob: {outcome:?}\nin {scenario:?}");
+    outcome
+}
+
+fn origin_copies(scenario: &Scenario, outcome: &Outcome) -> f64 {
+    outcome.origin_bytes as f64 / scenario.layout.size() as f64
+}
+
+#[test]
+fn cold_the_origin_is_read_exactly_once_and_the_last_node_is_within_the_goal() {
+    for (nodes, share, goal) in
+        [(4, 1, 4.0), (8, 1, 5.0), (16, 1, 6.0), (64, 1, 7.0), (4, 4, 3.0), (8, 4, 3.0), (16, 4, 4.0), (64, 4, 5.0)]
+    {
+        let scenario = Scenario::cold(nodes, SIZE, share);
+        let outcome = play(&scenario);
+        assert_eq!(outcome.origin_bytes, SIZE, "{nodes} nodes");
+        let over = percent_over(&outcome, &Bound::of(&scenario));
+        assert!(over <= goal, "{nodes} nodes, an origin of {share} links: {over:.1} % over the bound, goal {goal} %");
+        let spread = outcome.quantile(0.99) / outcome.quantile(0.5);
+        assert!(spread <= 1.05, "{nodes} nodes: p99 is {spread:.3} of p50");
+    }
+}
+
+#[test]
+fn warm_one_holder_feeds_newcomers_within_eight_percent_and_the_origin_is_not_asked() {
+    for (nodes, holders) in [(1, 1), (3, 1), (15, 1), (64, 1), (15, 2), (4, 8)] {
+        let scenario = Scenario::warm(nodes, holders, SIZE);
+        let outcome = play(&scenario);
+        assert_eq!(outcome.origin_bytes, 0);
+        let over = percent_over(&outcome, &Bound::of(&scenario));
+        assert!(over <= 8.0, "{nodes} newcomers, {holders} holders: {over:.1} % over the bound");
+    }
+}
+
+#[test]
+fn the_same_seed_is_the_same_run_and_another_is_not() {
+    let scenario = Scenario::cold(24, GIB, 2);
+    let first = run(&scenario);
+    assert_eq!(first, run(&scenario));
+    assert_ne!(first, run(&Scenario { seed: 2, ..scenario }));
+}
+
+#[test]
+fn a_lone_node_is_a_plain_pull_through_mirror() {
+    let scenario = Scenario::cold(1, SIZE, 1);
+    let outcome = play(&scenario);
+    assert_eq!((outcome.origin_bytes, outcome.peer_bytes), (SIZE, 0));
+    assert!(percent_over(&outcome, &Bound::of(&scenario)) < 2.0);
+}
+
+#[test]
+fn small_blobs_are_read_once_too() {
+    for size in [1, MIB - 1, MIB, MIB + 1, 3 * MIB + 7, 9 * MIB] {
+        let scenario = Scenario::cold(16, size, 1);
+        let outcome = play(&scenario);
+        // The model sends whole blocks.
+        assert!(outcome.origin_bytes <= size, "{size} bytes: {} from the origin", outcome.origin_bytes);
+    }
+}
+
+#[test]
+fn an_origin_that_limits_each_connection_is_read_on_many() {
+    let mut scenario = Scenario::cold(16, 8 * GIB, 4);
+    scenario.origin.connection_rate = scenario.uplink / 15;
+    let outcome = play(&scenario);
+    assert_eq!(outcome.origin_bytes, 8 * GIB);
+    let over = percent_over(&outcome, &Bound::of(&scenario));
+    assert!(over <= 5.0, "{over:.1} % over the bound");
+}
+
+#[test]
+fn late_joiners_need_little_more_than_their_own_link_does() {
+    let scenario = Scenario { spread: Duration::from_secs(10), ..Scenario::cold(32, SIZE, 1) };
+    let outcome = play(&scenario);
+    assert_eq!(outcome.origin_bytes, SIZE);
+    let own = SIZE as f64 / scenario.downlink as f64;
+    let worst = outcome.quantile(1.0) / own;
+    // The goal is 1.05. The first few share an origin of one link with those that come after them.
+    assert!(worst <= 1.20, "the slowest took {worst:.3} of what its link needs");
+}
+
+#[test]
+fn bytes_between_zones_go_once_to_each_zone() {
+    let scenario = Scenario { zones: 3, ..Scenario::cold(24, SIZE, 4) };
+    let outcome = play(&scenario);
+    assert_eq!(outcome.origin_bytes, SIZE);
+    let crossings = outcome.cross_zone_bytes as f64 / SIZE as f64;
+    assert!(crossings <= 2.0 * 1.05, "{crossings:.3} copies went between zones");
+    let mut scenario = scenario;
+    scenario.limits.scope_is_zone = true;
+    let outcome = play(&scenario);
+    assert_eq!((outcome.origin_bytes, outcome.cross_zone_bytes), (3 * SIZE, 0), "each zone reads for itself");
+}
+
+/// The run without the fault, the run with it, and the scenario of both.
+fn with_faults(
+    nodes: u32,
+    share: u32,
+    faults: impl Fn(Duration) -> Vec<(Duration, Fault)>,
+) -> (Outcome, Outcome, Scenario) {
+    let calm = Scenario::cold(nodes, SIZE, share);
+    let bound = Duration::from_secs_f64(Bound::of(&calm).seconds());
+    let troubled = Scenario { faults: faults(bound), ..calm.clone() };
+    (play(&calm), play(&troubled), troubled)
+}
+
+#[test]
+fn a_dead_importer_or_coordinator_costs_a_moment_and_few_bytes() {
+    for fault in [Fault::KillImporter, Fault::KillCoordinator] {
+        let (calm, troubled, scenario) = with_faults(32, 1, |bound| vec![(bound / 2, fault)]);
+        let copies = origin_copies(&scenario, &troubled);
+        assert!(copies <= 1.02, "{fault:?}: {copies:.4} copies read from the origin");
+        assert!(troubled.last <= calm.last + 0.6, "{fault:?}: {} s instead of {}", troubled.last, calm.last);
+    }
+}
+
+#[test]
+fn nodes_that_die_while_they_pull_are_replaced() {
+    for (percent, slower, copies) in [(10, 1.08, 1.02), (30, 1.10, 1.05)] {
+        let (calm, troubled, scenario) = with_faults(32, 1, |bound| {
+            let dying = 32 * percent / 100;
+            (0..dying).map(|n| (bound * (n + 1) / (dying + 1), Fault::Kill(n * 3))).collect()
+        });
+        let read = origin_copies(&scenario, &troubled);
+        assert!(read <= copies, "{percent} % die: {read:.4} copies read from the origin");
+        let ratio = troubled.last / calm.last;
+        assert!(ratio <= slower, "{percent} % die: {ratio:.3} of the time without");
+    }
+}
+
+#[test]
+fn slow_nodes_cost_what_their_uplinks_lack() {
+    let (_, troubled, scenario) =
+        with_faults(32, 1, |_| (0..3).map(|n| (Duration::ZERO, Fault::Slow(n * 10))).collect());
+    assert_eq!(troubled.origin_bytes, SIZE);
+    // 29 whole uplinks and three tenths of one carry 31 copies.
+    let fluid = SIZE as f64 * 31.0 / (29.3 * scenario.uplink as f64);
+    let ratio = troubled.last / fluid;
+    assert!(ratio <= 1.15, "{ratio:.3} of the bound with slow nodes");
+}
+
+#[test]
+fn wrong_bytes_cost_each_victim_one_piece_and_the_liar_its_place() {
+    let (calm, troubled, scenario) = with_faults(16, 1, |_| vec![(Duration::ZERO, Fault::Corrupt(5))]);
+    assert!(troubled.bans >= 2 && troubled.bans <= 15, "{} bans", troubled.bans);
+    let copies = origin_copies(&scenario, &troubled);
+    assert!(copies <= 1.02, "{copies:.4} copies read from the origin");
+    assert!(troubled.last <= calm.last * 1.05, "{} s instead of {}", troubled.last, calm.last);
+}
+
+#[test]
+fn a_throttling_origin_gets_fewer_requests_and_nobody_takes_over() {
+    let pause = Duration::from_millis(500);
+    let (calm, troubled, scenario) = with_faults(16, 1, |bound| vec![(bound / 4, Fault::Throttle(pause))]);
+    assert_eq!(troubled.origin_bytes, SIZE);
+    assert!(troubled.throttled >= 1, "the fault did nothing");
+    let most = u64::from(scenario.limits.imports_max);
+    assert!(troubled.throttled <= most, "{} requests were throttled", troubled.throttled);
+    assert!(troubled.last <= calm.last + 2.0, "{} s instead of {}", troubled.last, calm.last);
+}
+
+#[test]
+fn nodes_without_a_credential_import_nothing_and_get_the_blob() {
+    let (calm, troubled, _) = with_faults(16, 1, |_| (0..8).map(|n| (Duration::ZERO, Fault::Forbid(n * 2))).collect());
+    assert_eq!(troubled.origin_bytes, SIZE);
+    assert!(troubled.last <= calm.last * 1.05, "{} s instead of {}", troubled.last, calm.last);
+}
+
+/// Scenarios by lot, with one fault by lot each. `DARTER_SIM_SEEDS` plays more.
+#[test]
+fn whatever_breaks_every_node_that_lives_gets_the_blob() {
+    let seeds = std::env::var("DARTER_SIM_SEEDS").map_or(200, |seeds| seeds.parse().expect("a number of seeds"));
+    for seed in 1..=seeds {
+        let lot = |n: u64, below: u64| Scenario::lot(seed, n) % below;
+        let nodes = u32::try_from(2 + lot(0, 30)).expect("few");
+        let node = |n: u64| u32::try_from(lot(n, u64::from(nodes))).expect("few");
+        let size = MIB * (1 + lot(1, 160)) + lot(2, MIB);
+        let mut scenario = match lot(3, 4) {
+            0 => Scenario::warm(nodes, 1 + node(4) % 3, size),
+            share => Scenario::cold(nodes, size, u32::try_from(share * share).expect("few")),
+        };
+        let bound = Duration::from_secs_f64(Bound::of(&scenario).seconds());
+        let at = bound * u32::try_from(lot(5, 120)).expect("few") / 100;
+        let fault = match lot(6, 9) {
+            0 => vec![Fault::KillImporter],
+            1 => vec![Fault::KillCoordinator],
+            2 => vec![Fault::KillCoordinator, Fault::KillImporter],
+            3 => vec![Fault::Kill(node(7)), Fault::Kill(node(8))],
+            4 => vec![Fault::Slow(node(7))],
+            5 => vec![Fault::Corrupt(node(7))],
+            6 => vec![Fault::Throttle(Duration::from_millis(1 + lot(7, 400)))],
+            7 => vec![Fault::Forbid(node(7))],
+            _ => Vec::new(),
+        };
+        let is_calm = fault.is_empty();
+        scenario.faults = fault.into_iter().map(|fault| (at, fault)).collect();
+        scenario.seed = seed;
+        scenario.zones = 1 + node(9) % 3;
+        scenario.spread = bound * u32::try_from(lot(10, 3)).expect("few");
+        scenario.end = bound * 20 + Duration::from_secs(30);
+        let outcome = play(&scenario);
+        if is_calm {
+            assert!(outcome.origin_bytes <= size, "seed {seed}: {} of {size} bytes", outcome.origin_bytes);
+        }
+    }
+}
