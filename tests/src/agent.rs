@@ -222,9 +222,19 @@ impl Agent {
         self.process.usage()
     }
 
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
+    /// Sends it a signal and does not wait for what comes of it.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        self.process.signal(signal)
+    }
+
     /// Asks it to end, as kubelet does, and does not wait.
     pub fn terminate(&self) -> Result<()> {
-        self.process.signal(Signal::TERM)
+        self.signal(Signal::TERM)
     }
 
     /// Asks it to end and waits until it has, with status 0.

@@ -233,6 +233,22 @@ impl Containerd {
     }
 }
 
+/// A file of a layer that was unpacked below a root directory, if it is there.
+pub fn unpacked(root: &Path, name: &str) -> Result<Option<PathBuf>> {
+    // The directory of a snapshot itself (native), or the one below it that is a layer (overlayfs).
+    for snapshotter in ["io.containerd.snapshotter.v1.overlayfs", "io.containerd.snapshotter.v1.native"] {
+        let Ok(snapshots) = fs::read_dir(root.join(snapshotter).join("snapshots")) else { continue };
+        for snapshot in snapshots {
+            let snapshot = snapshot?.path();
+            if let Some(file) = [snapshot.join("fs").join(name), snapshot.join(name)].into_iter().find(|f| f.is_file())
+            {
+                return Ok(Some(file));
+            }
+        }
+    }
+    Ok(None)
+}
+
 /// The command that starts containerd in a mount namespace of its own: its mounts end with it,
 /// however it ends. And it finds no name server, so a name that a test does not mean is refused at
 /// once and asked of nobody.

@@ -304,6 +304,15 @@ impl Image {
         self
     }
 
+    /// The same, its layers computed once and kept in memory: for a registry that sends them many
+    /// times, beside programs that are measured.
+    pub fn in_memory(mut self) -> Self {
+        for layer in &mut self.layers {
+            layer.content = Content::Bytes(layer.content.to_bytes());
+        }
+        self
+    }
+
     /// Every blob: configurations and layers of all platforms.
     pub fn blobs(&self) -> impl Iterator<Item = &Item> {
         std::iter::once(&self.config).chain(&self.layers).chain(&self.others)

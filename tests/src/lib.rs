@@ -9,9 +9,11 @@
 //! - what is pulled: [`image`], [`tls`], [`http`]
 //! - whence: [`registry`] (docker-registry), [`nginx`], [`fake_ecr`], [`imds`], both on [`wire`]
 //! - by whom: [`containerd`] with [`cri`], [`emulator`], [`conformance`]
-//! - through what: [`agent`]; all of it together: [`stage`]
+//! - through what: [`agent`]; over what: [`proxy`]; all of it together: [`stage`], and many nodes at
+//!   once: [`cluster`]
 
 pub mod agent;
+pub mod cluster;
 pub mod conformance;
 pub mod containerd;
 pub mod cri;
@@ -23,6 +25,7 @@ pub mod imds;
 pub mod net;
 pub mod nginx;
 pub mod process;
+pub mod proxy;
 pub mod registry;
 pub mod scratch;
 pub mod stage;

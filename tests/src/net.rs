@@ -25,6 +25,12 @@ use crate::scratch::{is_left_over, unique};
 /// The address of the hub, the same in every network.
 pub const HUB: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
 
+/// The address of a registry that has a network card of its own.
+pub const ORIGIN: Ipv4Addr = Ipv4Addr::new(10, 77, 2, 1);
+
+/// Nobody's network card: what is sent to it is lost without a word.
+const NOBODY: &str = "02:00:00:00:00:00";
+
 /// Where `ip netns` keeps its names.
 const NAMESPACES: &str = "/run/netns";
 
@@ -104,6 +110,13 @@ impl Place {
         Ok(Port { number: held.local_addr()?.port(), _held: held })
     }
 
+    /// What the network card of this place received and sent so far, says the kernel. Headers are
+    /// counted too, but only once for packets that the card cuts up itself.
+    pub fn traffic(&self) -> Result<Traffic> {
+        let devices = self.within(|| fs::read_to_string("/proc/thread-self/net/dev"))?;
+        Traffic::parse(&devices.context("cannot read the counters of a network card")?).context("no eth0")
+    }
+
     fn socket(&self) -> Result<TcpSocket> {
         Ok(self.within(TcpSocket::new_v4)??)
     }
@@ -114,6 +127,30 @@ impl Place {
             Self::Host => Ok(work()),
             Self::Namespace(namespace) => namespace.within(work),
         }
+    }
+}
+
+/// Bytes through a network card.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// That came in.
+    pub received: u64,
+    /// That went out.
+    pub sent: u64,
+}
+
+impl Traffic {
+    fn parse(devices: &str) -> Option<Self> {
+        let card = devices.lines().find_map(|line| line.trim().strip_prefix("eth0:"))?;
+        let mut fields = card.split_whitespace();
+        // Eight counters of what came in, then the same of what went out.
+        let received = fields.next()?.parse().ok()?;
+        Some(Self { received, sent: fields.nth(7)?.parse().ok()? })
+    }
+
+    /// What went through since an earlier moment.
+    pub const fn since(self, before: Self) -> Self {
+        Self { received: self.received - before.received, sent: self.sent - before.sent }
     }
 }
 
@@ -184,11 +221,12 @@ impl Drop for Namespace {
     }
 }
 
-/// A hub and its nodes.
+/// A hub and its nodes, and a registry apart if wanted.
 #[derive(Debug)]
 pub struct Network {
     hub: Arc<Namespace>,
     nodes: Vec<Arc<Namespace>>,
+    origin: Option<Arc<Namespace>>,
 }
 
 impl Network {
@@ -198,11 +236,25 @@ impl Network {
         hub.ip(&["link", "add", "br0", "type", "bridge"])?;
         hub.add_addresses("br0")?;
         hub.ip(&["link", "set", "br0", "up"])?;
-        let mut network = Self { hub: Arc::new(hub), nodes: Vec::new() };
-        for number in 0..nodes {
-            network.add_node(number)?;
+        let mut network = Self { hub: Arc::new(hub), nodes: Vec::new(), origin: None };
+        for _ in 0..nodes {
+            network.add_node()?;
         }
         Ok(network)
+    }
+
+    /// Adds a node and gives back its number.
+    pub fn add_node(&mut self) -> Result<usize> {
+        let number = self.nodes.len();
+        self.nodes.push(self.attach(node_address(number)?, &port(number))?);
+        Ok(number)
+    }
+
+    /// Adds a place for a registry, with a card of its own that can be limited.
+    pub fn add_origin(&mut self) -> Result<Place> {
+        let origin = self.attach(ORIGIN, ORIGIN_PORT)?;
+        self.origin = Some(origin.clone());
+        Ok(Place::Namespace(origin))
     }
 
     /// Where registries and clients that are no nodes live.
@@ -232,18 +284,63 @@ impl Network {
         shape(&self.hub, "br0", bytes_per_second)
     }
 
-    fn add_node(&mut self, number: u8) -> Result<()> {
-        let address = Ipv4Addr::new(10, 77, 1, number.checked_add(1).context("too many nodes")?);
+    /// Limits a node's link to so many bytes a second, each way, with the short queue of a real card:
+    /// what one sender keeps in it delays the others by 20 ms at most.
+    pub fn limit_link(&self, number: usize, bytes_per_second: u64) -> Result<()> {
+        limit(&self.nodes[number], "eth0", bytes_per_second)?;
+        limit(&self.hub, &port(number), bytes_per_second)
+    }
+
+    /// The same of the registry's link.
+    pub fn limit_origin(&self, bytes_per_second: u64) -> Result<()> {
+        limit(self.origin.as_ref().context("no origin was added")?, "eth0", bytes_per_second)?;
+        limit(&self.hub, ORIGIN_PORT, bytes_per_second)
+    }
+
+    /// Pulls a node's cable out: it hears nothing, and nobody hears it.
+    pub fn unplug(&self, number: usize) -> Result<()> {
+        self.hub.ip(&["link", "set", &port(number), "down"])
+    }
+
+    /// Puts it in again.
+    pub fn plug_in(&self, number: usize) -> Result<()> {
+        self.hub.ip(&["link", "set", &port(number), "up"])
+    }
+
+    /// What `from` sends to `to` is lost from now on, in silence. The other way it is not.
+    pub fn lose(&self, from: usize, to: usize) -> Result<()> {
+        let to = self.nodes[to].address;
+        for address in [to, second(to)] {
+            let entry = ["neigh", "replace", &address.to_string(), "lladdr", NOBODY, "nud", "permanent", "dev", "eth0"];
+            self.nodes[from].ip(&entry)?;
+        }
+        Ok(())
+    }
+
+    /// Takes [`lose`](Self::lose) back.
+    pub fn find(&self, from: usize, to: usize) -> Result<()> {
+        let to = self.nodes[to].address;
+        for address in [to, second(to)] {
+            self.nodes[from].ip(&["neigh", "del", &address.to_string(), "dev", "eth0"])?;
+        }
+        Ok(())
+    }
+
+    fn attach(&self, address: Ipv4Addr, port: &str) -> Result<Arc<Namespace>> {
         let node = Namespace::new(address)?;
-        let port = port(number.into());
-        self.hub.ip(&["link", "add", &port, "type", "veth", "peer", "name", "eth0", "netns", &node.name])?;
-        self.hub.ip(&["link", "set", &port, "master", "br0", "up"])?;
+        self.hub.ip(&["link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", &node.name])?;
+        self.hub.ip(&["link", "set", port, "master", "br0", "up"])?;
         node.add_addresses("eth0")?;
         node.ip(&["link", "set", "eth0", "up"])?;
         node.ip(&["route", "add", "default", "via", &HUB.to_string()])?;
-        self.nodes.push(Arc::new(node));
-        Ok(())
+        Ok(Arc::new(node))
     }
+}
+
+/// The address that a node of this number has, or will have.
+pub fn node_address(number: usize) -> Result<Ipv4Addr> {
+    let last = u8::try_from(number + 1).ok().filter(|last| *last < u8::MAX).context("too many nodes")?;
+    Ok(Ipv4Addr::new(10, 77, 1, last))
 }
 
 /// 10.77.0.1 also has 10.77.100.1, and so on.
@@ -252,16 +349,27 @@ fn second(address: Ipv4Addr) -> Ipv4Addr {
     Ipv4Addr::new(a, b, c + 100, d)
 }
 
+/// The hub's end of a node's cable.
 fn port(number: usize) -> String {
     format!("port{number}")
 }
 
+const ORIGIN_PORT: &str = "origin";
+
 fn shape(namespace: &Namespace, device: &str, bytes_per_second: u64) -> Result<()> {
-    let rate = format!("{}bit", bytes_per_second * 8);
     // Above 64 KiB, the largest segment a virtual card hands over, and 4 ms of the rate: below that
     // the timer, not the bucket, sets the speed.
     let burst = (bytes_per_second / 250).max(256 * 1024).to_string();
-    let tbf = ["root", "tbf", "rate", &rate, "burst", &burst, "latency", "50ms"];
+    bucket(namespace, device, bytes_per_second, &burst, "50ms")
+}
+
+fn limit(namespace: &Namespace, device: &str, bytes_per_second: u64) -> Result<()> {
+    bucket(namespace, device, bytes_per_second, "128kb", "20ms")
+}
+
+fn bucket(namespace: &Namespace, device: &str, bytes_per_second: u64, burst: &str, latency: &str) -> Result<()> {
+    let rate = format!("{}bit", bytes_per_second * 8);
+    let tbf = ["root", "tbf", "rate", &rate, "burst", burst, "latency", latency];
     execute("tc", &[&["-n", &namespace.name, "qdisc", "replace", "dev", device], tbf.as_slice()].concat())
 }
 

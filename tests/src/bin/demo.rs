@@ -11,7 +11,6 @@ use darter_tests::agent::{Agent, Options};
 use darter_tests::containerd::{self, Containerd};
 use darter_tests::image::{Format, Image};
 use darter_tests::net::{Network, Place};
-use darter_tests::process;
 use darter_tests::registry::{self, Registry};
 use darter_tests::tools::{Need, Release, can_run};
 
@@ -120,11 +119,7 @@ impl Counts {
     async fn now(node: &Place, agent: &Agent) -> Result<Self> {
         let metrics = agent.metrics().await?;
         let given = |labels: &[(&str, &str)]| whole(metrics.sum("darter_mirror_bytes_total", labels));
-        let mut command = node.command("cat");
-        command.arg("/proc/net/dev");
-        let devices = process::run_ok("cat /proc/net/dev", command, Duration::from_secs(10)).await?;
-        let card = devices.lines().find_map(|line| line.trim().strip_prefix("eth0:")).context("no eth0")?;
-        let network = card.split_whitespace().next().context("no counter")?.parse()?;
+        let network = node.traffic()?.received;
         let origin = whole(metrics.sum("darter_origin_bytes_total", &[]));
         Ok(Self { origin, network, cache: given(&[("source", "cache")]), given: given(&[]) })
     }
