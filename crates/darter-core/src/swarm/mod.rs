@@ -3,8 +3,9 @@
 //! Sans-IO: `Swarm::handle` takes an event and the time and returns actions; the agent carries them
 //! out, and the simulator plays thousands of the same machines against each other. `download` is one
 //! blob on its way here, `coordinator` the soft state about a blob that this node coordinates,
-//! `slots` what it serves. Not here: bytes, connections, hashes, the wire format.
+//! `slots` what it serves. `attest` and `token` are texts of the data plane. Not here: bytes, connections, hashes, the wire format.
 
+pub mod attest;
 mod budget;
 mod choice;
 mod coordinator;
@@ -20,6 +21,7 @@ mod seat;
 mod slots;
 mod strikes;
 mod time;
+pub mod token;
 mod waits;
 
 use std::collections::BTreeMap;
