@@ -3,7 +3,8 @@
 //! Sans-IO: `Swarm::handle` takes an event and the time and returns actions; the agent carries them
 //! out, and the simulator plays thousands of the same machines against each other. `download` is one
 //! blob on its way here, `coordinator` the soft state about a blob that this node coordinates,
-//! `slots` what it serves. `attest` and `token` are texts of the data plane. Not here: bytes, connections, hashes, the wire format.
+//! `slots` what it serves; `attest`, `target` and `token` are texts of the data plane. Not here: bytes,
+//! connections, hashes, how the messages look on the wire.
 
 pub mod attest;
 mod budget;
@@ -20,6 +21,7 @@ mod peer;
 mod seat;
 mod slots;
 mod strikes;
+pub mod target;
 mod time;
 pub mod token;
 mod waits;
