@@ -12,7 +12,7 @@ export DARTER_TOOLS ?= $(CACHE)/tools
 export DARTER_NOT_RUN ?= $(CARGO_TARGET_DIR)/not-run.txt
 export DARTER_REVISION ?= $(shell git rev-parse --short HEAD 2>/dev/null || echo unknown)
 
-.PHONY: help demo test test-long check fuzz bench bench-mirror tools build clean
+.PHONY: help demo test test-long check fuzz bench bench-mirror bench-swarm tools build clean
 
 help: ## Say what there is
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 24
@@ -49,10 +49,13 @@ check: tools ## Formatting, lints, purity of the core, licences
 fuzz: ## Run each fuzz target for a minute (FUZZ_SECONDS=60)
 	@scripts/fuzz
 
-bench: bench-mirror ## Every benchmark, as ratios against a peer or bound measured in the same run
+bench: bench-mirror bench-swarm ## Every benchmark, as ratios against a peer or bound measured in the same run
 
 bench-mirror: build ## Local hits against nginx, cold pulls against a direct fetch, memory
 	cargo run --release --locked -p darter-benches --bin mirror
+
+bench-swarm: build ## Pieces between nodes against nginx, over TLS and in the clear
+	cargo run --release --locked -p darter-benches --bin swarm
 
 clean: ## Remove build products and test tools
 	cargo clean

@@ -379,3 +379,33 @@ impl Drop for Received<'_> {
         self.metrics.peer_bytes.get_or_create(&labels).inc_by(self.count);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn no_answer_panics(bytes: Vec<u8>) {
+            let _ = parse(&bytes);
+        }
+
+        #[test]
+        fn a_head_is_read_whole_or_not_at_all(cut in 0usize..90, body: Vec<u8>) {
+            let head = b"HTTP/1.1 503 Refused\r\nContent-Length: 0\r\nretry-after-ms: 25\r\nConnection: Close\r\n\r\n";
+            prop_assert!(matches!(parse(&head[..cut.min(head.len() - 1)]), Ok(None)));
+            let Ok(Some((answer, end))) = parse(&[&head[..], &body].concat()) else { panic!("not read") };
+            prop_assert_eq!(end, head.len());
+            let told = (answer.status, answer.length, answer.retry_after, answer.close);
+            prop_assert_eq!(told, (503, Some(0), Some(Duration::from_millis(25)), true));
+        }
+
+        #[test]
+        fn headers_that_count_come_once(name in "content-length|retry-after-ms", first in 0u32..9, second in 0u32..9) {
+            let head = format!("HTTP/1.1 200 OK\r\n{name}: {first}\r\n{name}: {second}\r\n\r\n");
+            prop_assert_eq!(parse(head.as_bytes()).err(), Some("a header twice"));
+        }
+    }
+}

@@ -112,7 +112,7 @@ impl Identity {
     }
 
     /// What this node dials `peer` with: nobody else is talked to.
-    pub(super) fn client_config(&self, peer: PeerId) -> Result<ClientConfig, Error> {
+    pub fn client_config(&self, peer: PeerId) -> Result<ClientConfig, Error> {
         let verifier = Arc::new(Verifier { expected: Some(peer), provider: self.provider.clone() });
         let mut config = ClientConfig::builder_with_provider(self.provider.clone())
             .with_protocol_versions(&[&rustls::version::TLS13])?

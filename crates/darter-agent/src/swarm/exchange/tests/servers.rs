@@ -160,6 +160,9 @@ async fn answers_that_are_none_are_broken() {
         format!("HTTP/1.1 200 OK\r\nContent-Length: {len}\r\n\r\n"),
         format!("HTTP/1.1 200 OK\r\nContent-Length: {len}\r\ndarter-attest: deadbeef\r\n\r\n"),
         format!("HTTP/1.1 200 OK\r\nContent-Length: {len}\r\nContent-Length: 5\r\ndarter-attest: {attest}\r\n\r\n"),
+        format!(
+            "HTTP/1.1 200 OK\r\nContent-Length: {len}\r\nTransfer-Encoding: chunked\r\ndarter-attest: {attest}\r\n\r\n"
+        ),
         format!("HTTP/1.1 200 OK\r\nContent-Length: -{len}\r\ndarter-attest: {attest}\r\n\r\n"),
         "HTTP/1.1 200 OK\r\n".to_owned(),
     ] {
