@@ -67,3 +67,39 @@ pub fn get(address: SocketAddr, path: &str, headers: &str, sink: Sink) -> Result
     }
     Ok(Download { bytes, first_byte, took: started.elapsed() })
 }
+
+/// Asks for one piece after the other on one connection, `heads` without their empty lines, and drops
+/// the bodies, which must have `len` bytes each.
+pub fn pieces(stream: &mut (impl Read + Write), heads: &[String], len: u64) -> Result<Download> {
+    let mut buffer = vec![0; 256 * 1024];
+    let started = Instant::now();
+    let (mut bytes, mut first_byte) = (0, Duration::ZERO);
+    for head in heads {
+        stream.write_all(format!("{head}\r\n").as_bytes())?;
+        let mut filled = 0;
+        let body = loop {
+            let count = stream.read(&mut buffer[filled..]).context("no answer")?;
+            ensure!(count > 0, "the server closed before its headers ended");
+            filled += count;
+            if let Some(end) = buffer[..filled].windows(4).position(|window| window == b"\r\n\r\n") {
+                break end + 4;
+            }
+        };
+        let told = String::from_utf8_lossy(&buffer[..body]).to_ascii_lowercase();
+        let first = told.lines().next().unwrap_or_default();
+        ensure!(first.starts_with("http/1.1 200") || first.starts_with("http/1.1 206"), "{head}: {first}");
+        ensure!(told.contains(&format!("content-length: {len}\r\n")), "{head}: not {len} bytes: {told}");
+        let mut left = len - (filled - body) as u64;
+        while left > 0 {
+            let room = usize::try_from(left).map_or(buffer.len(), |left| left.min(buffer.len()));
+            let count = stream.read(&mut buffer[..room])?;
+            ensure!(count > 0, "short body: {left} of {len} missing");
+            left -= count as u64;
+            if first_byte.is_zero() {
+                first_byte = started.elapsed();
+            }
+        }
+        bytes += len;
+    }
+    Ok(Download { bytes, first_byte, took: started.elapsed() })
+}

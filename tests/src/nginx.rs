@@ -24,6 +24,20 @@ impl Nginx {
     /// Starts one on the host, serving `root`. `extra` are more directives of its server, such as
     /// `max_ranges 0;`.
     pub async fn start(root: &Path, extra: &str) -> Result<Self> {
+        Self::start_on(root, "", extra).await
+    }
+
+    /// The same over TLS 1.3 with this certificate and key, the cipher suite of the client's choice.
+    pub async fn start_tls(root: &Path, certificate: &Path, key: &Path) -> Result<Self> {
+        let (certificate, key) = (certificate.display(), key.display());
+        let extra = format!(
+            "ssl_protocols TLSv1.3; ssl_prefer_server_ciphers off; ssl_certificate {certificate}; \
+             ssl_certificate_key {key};"
+        );
+        Self::start_on(root, " ssl", &extra).await
+    }
+
+    async fn start_on(root: &Path, listen: &str, extra: &str) -> Result<Self> {
         let dir = Scratch::new()?;
         let port = Place::Host.port()?;
         let address = SocketAddr::new(Place::Host.address(), port.number());
@@ -35,7 +49,8 @@ impl Nginx {
              events {{ worker_connections 512; }}\n\
              http {{ access_log off; sendfile on; tcp_nopush on; sendfile_max_chunk 2m;\n{temporary}\
              default_type application/octet-stream;\n\
-             server {{ listen {address}; root {}; {extra} }} }}\n",
+             keepalive_requests 1000000;\n\
+             server {{ listen {address}{listen}; root {}; {extra} }} }}\n",
             root.display()
         );
         std::fs::write(dir.join("nginx.conf"), text)?;

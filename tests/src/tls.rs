@@ -42,9 +42,14 @@ impl Authority {
 
     /// What a client that trusts only this authority is configured with.
     pub fn client_config(&self) -> Result<Arc<ClientConfig>> {
+        self.client_config_with(provider())
+    }
+
+    /// The same with other cipher suites.
+    pub fn client_config_with(&self, provider: Arc<rustls::crypto::CryptoProvider>) -> Result<Arc<ClientConfig>> {
         let mut roots = RootCertStore::empty();
         roots.add(self.issuer.der().clone())?;
-        let config = ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions()?;
+        let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
         Ok(Arc::new(config.with_root_certificates(roots).with_no_client_auth()))
     }
 }

@@ -100,6 +100,8 @@ labels! {
     PullLabels { registry: RegistryLabel, outcome: &'static str }
     /// Of `darter_origin_requests_total`.
     OriginLabels { registry: RegistryLabel, kind: &'static str, code: u16 }
+    /// Of `darter_peer_bytes_total`.
+    PeerBytesLabels { direction: &'static str, zone_relation: &'static str }
     /// One registry.
     RegistryLabels { registry: RegistryLabel }
     /// Of `darter_hosts_toml`.
@@ -130,6 +132,8 @@ pub struct Metrics {
     pub origin_bytes: Family<RegistryLabels, Counter>,
     pub origin_unique_bytes: Family<RegistryLabels, Counter>,
     pub origin_retries: Family<ReasonLabels, Counter>,
+    pub peer_bytes: Family<PeerBytesLabels, Counter>,
+    pub peer_rejected: Family<ReasonLabels, Counter>,
     pub stale_tags: Family<RegistryLabels, Counter>,
     pub store_bytes: Gauge,
     pub store_limit_bytes: Gauge,
@@ -189,6 +193,16 @@ impl Metrics {
                 "Blob bytes of which this node was the cluster's reader"
             ),
             origin_retries: metric!(Family::default(), "origin_retries", "Requests to origins that were repeated"),
+            peer_bytes: metric!(
+                Family::default(),
+                "peer_bytes",
+                "Bytes of pieces sent to and received from other nodes"
+            ),
+            peer_rejected: metric!(
+                Family::default(),
+                "peer_rejected",
+                "What other nodes did on the data plane that was not taken"
+            ),
             stale_tags: metric!(Family::default(), "stale_tags", "Tags answered from memory while the origin was away"),
             store_bytes: metric!(Gauge::default(), "store_bytes", "Disk used by blobs and ingests"),
             store_limit_bytes: metric!(

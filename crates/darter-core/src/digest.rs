@@ -7,6 +7,8 @@ use std::str::FromStr;
 
 use sha2::{Digest as _, Sha256};
 
+use crate::hex;
+
 /// The sha256 digest that names a blob: `sha256:<64 hex digits>` on the wire.
 ///
 /// OCI allows other algorithms, and no registry we mirror uses one. Parsing such a digest fails,
@@ -43,35 +45,13 @@ impl Digest {
 
     /// The 64 lower-case hex digits, which are also the file name of the blob in every store.
     pub fn hex(&self) -> String {
-        const DIGITS: &[u8; 16] = b"0123456789abcdef";
-        let mut text = String::with_capacity(64);
-        for byte in self.0 {
-            text.push(char::from(DIGITS[usize::from(byte >> 4)]));
-            text.push(char::from(DIGITS[usize::from(byte & 15)]));
-        }
-        text
+        hex::encode(&self.0)
     }
 
     /// The digest whose hex digits are given, without the `sha256:` before them.
-    pub fn from_hex(hex: &str) -> Result<Self, DigestError> {
-        let hex = hex.as_bytes();
-        if hex.len() != 64 {
-            return Err(DigestError::Malformed);
-        }
-        let mut bytes = [0; 32];
-        for (byte, pair) in bytes.iter_mut().zip(hex.chunks_exact(2)) {
-            *byte = (nibble(pair[0])? << 4) | nibble(pair[1])?;
-        }
-        Ok(Self(bytes))
-    }
-}
-
-fn nibble(digit: u8) -> Result<u8, DigestError> {
-    match digit {
-        b'0'..=b'9' => Ok(digit - b'0'),
-        b'a'..=b'f' => Ok(digit - b'a' + 10),
+    pub fn from_hex(digits: &str) -> Result<Self, DigestError> {
         // The OCI image spec allows lower case only; two spellings would be two file names.
-        _ => Err(DigestError::Malformed),
+        hex::decode(digits).map(Self).ok_or(DigestError::Malformed)
     }
 }
 

@@ -1,17 +1,19 @@
-//! The head of one HTTP/1.1 request, as the mirror needs it.
+//! The head of one HTTP/1.1 request, as the mirror and the exchange between nodes need it.
 //!
-//! The mirror speaks HTTP itself, on one path with two methods and no request bodies, because that
-//! is what lets it hand a file to the kernel (`send`) and decide how a connection ends (`close`).
+//! Both speak HTTP themselves, with two methods and no request bodies, because that is what lets them
+//! hand a file to the kernel (`send`), write large blocks and decide how a connection ends.
 //! The syntax is httparse's, which hyper uses too.
 
+use darter_core::swarm::token;
+
 /// Bytes of a request head. containerd's are under 1 KiB, plus at most a few KiB of credential.
-pub(super) const HEAD_MAX: usize = 16 * 1024;
+pub(crate) const HEAD_MAX: usize = 16 * 1024;
 /// Header lines of a request. containerd sends about ten.
 const HEADERS_MAX: usize = 64;
 
 /// GET or HEAD: a pull needs no other method.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Method {
+pub(crate) enum Method {
     Get,
     Head,
     Other,
@@ -19,24 +21,26 @@ pub(super) enum Method {
 
 /// One request head. Texts are copies: the buffer is used again for the next request.
 #[derive(Clone)]
-pub(super) struct Head {
-    pub(super) method: Method,
+pub(crate) struct Head {
+    pub(crate) method: Method,
     /// Path and query, without scheme and host where a client sent them.
-    pub(super) target: String,
-    pub(super) range: Option<String>,
-    pub(super) if_range: Option<String>,
-    pub(super) if_none_match: Option<String>,
+    pub(crate) target: String,
+    pub(crate) range: Option<String>,
+    pub(crate) if_range: Option<String>,
+    pub(crate) if_none_match: Option<String>,
     /// A credential: never to be logged, which is why this type has no Debug.
-    pub(super) authorization: Option<String>,
-    pub(super) user_agent: Option<String>,
+    pub(crate) authorization: Option<String>,
+    pub(crate) user_agent: Option<String>,
+    /// The right to read a blob from this node, of another node's exchange: a secret too.
+    pub(crate) token: Option<String>,
     /// The client wants the connection closed after the answer, or cannot do otherwise.
-    pub(super) close: bool,
+    pub(crate) close: bool,
     /// A body follows, which nothing that a pull sends has.
-    pub(super) has_body: bool,
+    pub(crate) has_body: bool,
 }
 
 /// What is in the buffer.
-pub(super) enum Parsed {
+pub(crate) enum Parsed {
     /// A whole head, and where in the buffer it ends.
     Whole(Box<Head>, usize),
     /// Not all of it yet.
@@ -46,7 +50,7 @@ pub(super) enum Parsed {
 }
 
 /// Reads a head from the start of `buffer`.
-pub(super) fn parse(buffer: &[u8]) -> Parsed {
+pub(crate) fn parse(buffer: &[u8]) -> Parsed {
     let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
     let mut request = httparse::Request::new(&mut headers);
     let end = match request.parse(buffer) {
@@ -71,6 +75,7 @@ pub(super) fn parse(buffer: &[u8]) -> Parsed {
         if_none_match: None,
         authorization: None,
         user_agent: None,
+        token: None,
         close: version == 0,
         has_body: false,
     };
@@ -93,6 +98,7 @@ impl Head {
             "if-none-match" => &mut self.if_none_match,
             "authorization" => &mut self.authorization,
             "user-agent" => &mut self.user_agent,
+            token::HEADER => &mut self.token,
             "connection" => {
                 self.close |= value.split(',').any(|word| word.trim().eq_ignore_ascii_case("close"));
                 return Ok(());

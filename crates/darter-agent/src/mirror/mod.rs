@@ -8,10 +8,10 @@
 mod answer;
 mod chunks;
 mod connection;
-mod head;
+pub(crate) mod head;
 mod routes;
 mod seen;
-mod send;
+pub(crate) mod send;
 
 use std::io;
 use std::net::SocketAddr;

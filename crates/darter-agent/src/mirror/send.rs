@@ -28,7 +28,7 @@ const FIRST_TURN: u64 = 64 * 1024;
 
 /// Why a body ended before its length.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum SendError {
+pub(crate) enum SendError {
     /// The client is gone, or reads nothing any more.
     #[error("the client is gone")]
     Client(#[source] io::Error),
@@ -54,13 +54,13 @@ pub(super) enum SendError {
 
 /// How long each side may do nothing.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Patience {
-    pub(super) client: Duration,
-    pub(super) pull: Duration,
+pub(crate) struct Patience {
+    pub(crate) client: Duration,
+    pub(crate) pull: Duration,
 }
 
 /// Sends all of `bytes`. `more` keeps the packet open for what follows.
-pub(super) async fn bytes(
+pub(crate) async fn bytes(
     socket: &TcpStream,
     mut bytes: &[u8],
     more: bool,
@@ -76,7 +76,7 @@ pub(super) async fn bytes(
 
 /// Sends `span` of `file`, each part once no `doubt` about it is left. Gives the bytes sent to `sent` as
 /// they go.
-pub(super) async fn file(
+pub(crate) async fn file(
     socket: &TcpStream,
     file: &Arc<File>,
     span: Span,

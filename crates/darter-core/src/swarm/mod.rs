@@ -3,8 +3,10 @@
 //! Sans-IO: `Swarm::handle` takes an event and the time and returns actions; the agent carries them
 //! out, and the simulator plays thousands of the same machines against each other. `download` is one
 //! blob on its way here, `coordinator` the soft state about a blob that this node coordinates,
-//! `slots` what it serves. Not here: bytes, connections, hashes, the wire format.
+//! `slots` what it serves; `attest`, `target` and `token` are texts of the data plane. Not here: bytes,
+//! connections, hashes, how the messages look on the wire.
 
+pub mod attest;
 mod budget;
 mod choice;
 mod coordinator;
@@ -19,7 +21,9 @@ mod peer;
 mod seat;
 mod slots;
 mod strikes;
+pub mod target;
 mod time;
+pub mod token;
 mod waits;
 
 use std::collections::BTreeMap;
