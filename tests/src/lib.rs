@@ -10,6 +10,7 @@
 //! - whence: [`registry`] (docker-registry), [`nginx`], [`fake_ecr`], [`imds`], both on [`wire`]
 //! - by whom: [`containerd`] with [`cri`], [`emulator`], [`conformance`]
 //! - through what: [`agent`]; all of it together: [`stage`]
+//! - and what is made from a description: [`proto`]
 
 pub mod agent;
 pub mod conformance;
@@ -23,6 +24,7 @@ pub mod imds;
 pub mod net;
 pub mod nginx;
 pub mod process;
+pub mod proto;
 pub mod registry;
 pub mod scratch;
 pub mod stage;

@@ -20,3 +20,4 @@ pub mod pulls;
 pub mod self_test;
 pub mod sites;
 pub mod store;
+pub mod swarm;

@@ -140,6 +140,10 @@ pub struct Metrics {
     /// Absent until containerd has asked once.
     pub containerd_seen_seconds: Family<NoLabels, FloatGauge>,
     pub ready: Family<CheckLabels, Gauge>,
+    pub swarm_peers: Gauge,
+    pub swarm_connections: Gauge,
+    pub swarm_dropped: Family<ReasonLabels, Counter>,
+    pub peer_rejected: Family<ReasonLabels, Counter>,
 }
 
 /// First bytes come from a hit in under a millisecond, and from a slow registry after seconds.
@@ -209,6 +213,18 @@ impl Metrics {
                 "Age of the last request by containerd"
             ),
             ready: metric!(Family::default(), "ready", "1 where a check of /readyz passes"),
+            swarm_peers: metric!(Gauge::default(), "swarm_peers", "Other members that are connected"),
+            swarm_connections: metric!(Gauge::default(), "swarm_connections", "Connections of the control plane"),
+            swarm_dropped: metric!(
+                Family::default(),
+                "swarm_dropped",
+                "Messages to peers that were dropped instead of queued"
+            ),
+            peer_rejected: metric!(
+                Family::default(),
+                "peer_rejected",
+                "Connections refused or ended for what a peer did"
+            ),
             registry,
         }
     }
