@@ -11,6 +11,7 @@
 //! - by whom: [`containerd`] with [`cri`], [`emulator`], [`conformance`]
 //! - through what: [`agent`]; over what: [`proxy`]; all of it together: [`stage`], and many nodes at
 //!   once: [`cluster`]
+//! - and what is made from a description: [`proto`]
 
 pub mod agent;
 pub mod cluster;
@@ -25,6 +26,7 @@ pub mod imds;
 pub mod net;
 pub mod nginx;
 pub mod process;
+pub mod proto;
 pub mod proxy;
 pub mod registry;
 pub mod scratch;

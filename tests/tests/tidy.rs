@@ -51,7 +51,8 @@ fn dependencies_point_from_the_binary_to_the_core() {
         dependencies(manifest).into_iter().filter(|name| name.starts_with("darter-")).collect()
     };
     assert_eq!(workspace("crates/darter-core/Cargo.toml"), [""; 0]);
-    assert_eq!(workspace("crates/darter-agent/Cargo.toml"), ["darter-core"]);
+    assert_eq!(workspace("crates/darter-api/Cargo.toml"), [""; 0]);
+    assert_eq!(workspace("crates/darter-agent/Cargo.toml"), ["darter-api", "darter-core"]);
     assert_eq!(workspace("crates/darter/Cargo.toml"), ["darter-agent", "darter-core"]);
 }
 
@@ -99,6 +100,16 @@ fn the_example_configuration_is_the_embedded_default() {
         darter_agent::config::DEFAULT,
         "run: darter config default > deploy/darter.toml"
     );
+}
+
+#[test]
+fn the_wire_types_are_what_proto_says() {
+    let made = darter_tests::proto::generate(&root()).unwrap_or_else(|error| panic!("{error:#}"));
+    let path = "crates/darter-api/src/v1.rs";
+    if std::env::var_os("DARTER_GENERATE").is_some() {
+        fs::write(root().join(path), &made).unwrap_or_else(|error| panic!("{path}: {error}"));
+    }
+    assert!(read(path) == made, "{path} is not what proto/ says; run: {}", darter_tests::proto::GENERATE);
 }
 
 #[test]

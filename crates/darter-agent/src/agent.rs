@@ -25,6 +25,7 @@ use crate::pulls::Pulls;
 use crate::self_test::SelfTest;
 use crate::sites::{Site, Sites};
 use crate::store::Store;
+use crate::swarm::part::{SwarmError, SwarmPart};
 
 /// How long each part gets to put away what it holds after the stop.
 const DRAIN: Duration = Duration::from_secs(5);
@@ -56,6 +57,9 @@ pub enum AgentError {
     /// What all registries share: certificates and credentials.
     #[error("cannot set up connections to registries")]
     Shared(#[source] OriginError),
+    /// The swarm, where there is a key for one.
+    #[error("cannot join the swarm")]
+    Swarm(#[from] SwarmError),
 }
 
 /// An agent that listens and has not begun to serve.
@@ -68,6 +72,7 @@ pub struct Agent {
     mirror: Mirror,
     admin: Admin,
     certs_d: CertsD,
+    swarm: Option<SwarmPart>,
     /// Why the self-test fails, for people, and whether it passes, for hosts.toml.
     serving: watch::Sender<Result<(), String>>,
     preflight: watch::Sender<certs_d::Preflight>,
@@ -93,6 +98,7 @@ impl Agent {
         let pulls = Pulls::new(&config, store.clone(), metrics.clone(), pulling.clone());
         let images = Images::new(&config, store.clone(), pulls.clone(), metrics.clone(), pulling.clone());
         let mirror = Mirror::bind(&config, sites.clone(), images.clone(), metrics.clone())?;
+        let swarm = SwarmPart::bind(&config, version, metrics.clone()).await?;
         let serving = watch::Sender::new(Err("the self-test has not run yet".to_owned()));
         let preflight = watch::Sender::new(preflight);
         let watched = Watched {
@@ -102,28 +108,18 @@ impl Agent {
             hosts: certs_d.states(),
             preflight: preflight.subscribe(),
             seen: mirror.seen(),
+            swarm: swarm.as_ref().map(SwarmPart::standing),
         };
         let prewarm = Prewarm::new(&config, sites.clone(), images, store.clone());
         let admin = Admin::bind(config.admin.listen, &config.admin_socket(), metrics.clone(), watched, prewarm).await?;
-        Ok(Self { config, metrics, sites, store, pulls, mirror, admin, certs_d, serving, preflight, pulling })
+        Ok(Self { config, metrics, sites, store, pulls, mirror, admin, certs_d, swarm, serving, preflight, pulling })
     }
 
     /// Serves until `stop`, then drains. An agent of which one part ends early stops as a whole:
     /// half an agent would be worse than none, because containerd goes around none.
     pub async fn run(self, stop: CancellationToken) -> Result<(), AgentError> {
-        let Self {
-            config,
-            metrics: _metrics,
-            sites,
-            store,
-            pulls,
-            mirror,
-            admin,
-            certs_d,
-            serving,
-            preflight,
-            pulling,
-        } = self;
+        let Self { config, metrics: _metrics, sites, store, pulls, mirror, admin, certs_d, swarm, .. } = self;
+        let (serving, preflight, pulling) = (self.serving, self.preflight, self.pulling);
         let (files, serve, keep) = (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
         let seen = mirror.seen();
         let address = mirror.address().unwrap_or(config.mirror.listen);
@@ -138,12 +134,19 @@ impl Agent {
         let mut store = Part::start("store", store.run(keep.clone()));
         let checks = SelfTest { config, address, seen, serving, passing, preflight };
         let mut checks = Part::start("self-test", checks.run(files.clone()));
+        let swarming = keep.clone();
+        let mut swarm = Part::start("swarm", async move {
+            match swarm {
+                Some(swarm) => swarm.run(swarming).await,
+                None => swarming.cancelled().await,
+            }
+        });
         let outcome = tokio::select! {
             () = stop.cancelled() => {
                 info!("stopping: hosts.toml first, then the mirror");
                 Ok(())
             }
-            part = first_end([&mut hosts, &mut mirror, &mut admin, &mut store, &mut checks, &mut follow]) => {
+            part = first_end([&mut hosts, &mut mirror, &mut admin, &mut store, &mut checks, &mut follow, &mut swarm]) => {
                 error!(part, "a part of the agent ended; stopping all of it");
                 Err(AgentError::Ended { part })
             }
@@ -160,6 +163,7 @@ impl Agent {
             warn!("pulls did not end in time; what they hold is checked at the next start");
         }
         keep.cancel();
+        swarm.finish(DRAIN).await;
         admin.finish(DRAIN).await;
         store.finish(DRAIN).await;
         info!("stopped");

@@ -145,6 +145,9 @@ pub struct Metrics {
     /// Absent until containerd has asked once.
     pub containerd_seen_seconds: Family<NoLabels, FloatGauge>,
     pub ready: Family<CheckLabels, Gauge>,
+    pub swarm_peers: Gauge,
+    pub swarm_connections: Gauge,
+    pub swarm_dropped: Family<ReasonLabels, Counter>,
 }
 
 /// First bytes come from a hit in under a millisecond, and from a slow registry after seconds.
@@ -198,11 +201,7 @@ impl Metrics {
                 "peer_bytes",
                 "Bytes of pieces sent to and received from other nodes"
             ),
-            peer_rejected: metric!(
-                Family::default(),
-                "peer_rejected",
-                "What other nodes did on the data plane that was not taken"
-            ),
+            peer_rejected: metric!(Family::default(), "peer_rejected", "What other nodes did that was not taken"),
             stale_tags: metric!(Family::default(), "stale_tags", "Tags answered from memory while the origin was away"),
             store_bytes: metric!(Gauge::default(), "store_bytes", "Disk used by blobs and ingests"),
             store_limit_bytes: metric!(
@@ -229,6 +228,13 @@ impl Metrics {
                 "Age of the last request by containerd"
             ),
             ready: metric!(Family::default(), "ready", "1 where a check of /readyz passes"),
+            swarm_peers: metric!(Gauge::default(), "swarm_peers", "Other members that are connected"),
+            swarm_connections: metric!(Gauge::default(), "swarm_connections", "Connections of the control plane"),
+            swarm_dropped: metric!(
+                Family::default(),
+                "swarm_dropped",
+                "Messages to peers that were dropped instead of queued"
+            ),
             registry,
         }
     }

@@ -62,9 +62,25 @@ pub(crate) enum Command {
         darter prewarm --pin 48h registry.example/a:1\n  \
         darter prewarm --unpin registry.example/a:1")]
     Prewarm(Order),
+    /// What nodes need to be in one swarm.
+    #[command(subcommand)]
+    Swarm(SwarmCommand),
     /// Play darter's own decisions over made-up nodes, links and faults.
     #[command(subcommand)]
     Simulate(SimulateCommand),
+}
+
+#[derive(Subcommand)]
+pub(crate) enum SwarmCommand {
+    /// Print a new swarm key.
+    ///
+    /// Every node of a swarm has the same key; a node without it learns nothing from the others. Keep
+    /// it as you keep passwords: whoever has it can take part.
+    #[command(after_help = "Examples:\n  \
+        (umask 077; darter swarm key > /etc/darter/swarm.key)\n  \
+        darter agent --set swarm.key_file=/etc/darter/swarm.key --set swarm.dns=darter.kube-system.svc\n  \
+        darter swarm key | kubectl create secret generic darter-swarm --from-file=swarm.key=/dev/stdin")]
+    Key,
 }
 
 #[derive(Subcommand)]

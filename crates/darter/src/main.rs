@@ -15,11 +15,11 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use clap::Parser;
 use darter_agent::agent::Agent;
-use darter_agent::{certs_d, config, log};
+use darter_agent::{certs_d, config, log, swarm};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use args::{Args, Command, ConfigCommand, SimulateCommand};
+use args::{Args, Command, ConfigCommand, SimulateCommand, SwarmCommand};
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// The commit, where the build knows it.
@@ -50,6 +50,7 @@ fn run(args: Args) -> Result<ExitCode> {
             show::preflight(&runtime()?.block_on(certs_d::preflight(&config)), json)
         }
         Command::Uninstall(source) => show::uninstall(&certs_d::uninstall(&source.load()?.config()?)?),
+        Command::Swarm(SwarmCommand::Key) => show::print(&swarm::key::make().context("cannot get random bytes")?),
         Command::Simulate(SimulateCommand::Swarm(play)) => simulate::swarm(&play),
         Command::Prewarm(order) => runtime()?.block_on(prewarm::run(order)),
     }

@@ -8,6 +8,7 @@ use crate::certs_d::{HostsState, Preflight};
 use crate::metrics::{CheckLabels, Metrics};
 use crate::mirror::Seen;
 use crate::store::{self, Store};
+use crate::swarm::control::Standing;
 
 /// What the checks look at. Cheap to clone.
 #[derive(Clone)]
@@ -24,12 +25,15 @@ pub struct Watched {
     pub preflight: watch::Receiver<Preflight>,
     /// When containerd asked last.
     pub seen: Seen,
+    /// How the swarm stands; none without a swarm key.
+    pub swarm: Option<watch::Receiver<Standing>>,
 }
 
 impl Watched {
     /// Makes all checks and brings their gauges up to date.
     pub async fn refresh(&self, metrics: &Metrics) -> Readiness {
-        let readiness = Readiness::of(vec![self.mirror(), self.store(), self.hosts_toml(), self.containerd()]);
+        let checks = vec![self.mirror(), self.store(), self.hosts_toml(), self.containerd(), self.swarm()];
+        let readiness = Readiness::of(checks);
         for check in &readiness.checks {
             let passes = i64::from(check.state != State::Failed);
             metrics.ready.get_or_create(&CheckLabels { check: check.check }).set(passes);
@@ -83,6 +87,23 @@ impl Watched {
         match preflight.problem() {
             None => Check::new("containerd", State::Ok, seen),
             Some(problem) => Check::new("containerd", State::Degraded, format!("{problem}; {seen}")),
+        }
+    }
+
+    /// Never fails: a node that is alone reads registries by itself.
+    fn swarm(&self) -> Check {
+        let Some(standing) = &self.swarm else {
+            return Check::new("swarm", State::Ok, "off: no swarm key (swarm.key_file)");
+        };
+        let Standing { peers, addresses, strangers, .. } = *standing.borrow();
+        match (peers, addresses) {
+            (0, 0) => Check::new("swarm", State::Ok, "alone: no other agent is known"),
+            (0, known) if strangers > 0 => {
+                let reason = format!("alone: {known} addresses known, and who answers there has another swarm key");
+                Check::new("swarm", State::Degraded, reason)
+            }
+            (0, known) => Check::new("swarm", State::Degraded, format!("alone: nobody answers at {known} addresses")),
+            (peers, known) => Check::new("swarm", State::Ok, format!("{peers} other members, {known} addresses known")),
         }
     }
 }

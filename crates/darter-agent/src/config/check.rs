@@ -2,8 +2,9 @@
 
 use darter_core::units::Seconds;
 
-use super::{Access, Config, RegistryConfig, ServeStale};
+use super::{Access, Config, RegistryConfig, ServeStale, Swarm};
 use crate::store::PIN_MAX;
+use crate::swarm::discovery::has_port;
 
 /// What is wrong, and at which key: `mirror.listen`, or `registry[0].ca`.
 pub(super) struct Fault {
@@ -32,6 +33,7 @@ pub(super) fn check(config: &Config) -> Result<(), Fault> {
         ("origin.connect_timeout", origin.connect_timeout),
         ("origin.header_timeout", origin.header_timeout),
         ("origin.stall", origin.stall),
+        ("swarm.lookup_every", config.swarm.lookup_every),
     ] {
         require(!wait.0.is_zero(), key, || "must be longer than nothing".to_owned())?;
     }
@@ -70,6 +72,7 @@ pub(super) fn check(config: &Config) -> Result<(), Fault> {
     require(aws.account.is_none() || aws.region.is_some(), "aws.region", || {
         "must be set where aws.account is".to_owned()
     })?;
+    check_swarm(config)?;
     for (index, registry) in config.registries.iter().enumerate() {
         let twin = config.registries[..index].iter().any(|other| other.name == registry.name);
         require(!twin, &format!("registry[{index}].name"), || format!("{} is configured twice", registry.name))?;
@@ -83,6 +86,45 @@ pub(super) fn check(config: &Config) -> Result<(), Fault> {
         })?;
     }
     Ok(())
+}
+
+/// A full mesh of more would hold more connections than it is worth.
+const MEMBERS_MAX: usize = 10_000;
+
+fn check_swarm(config: &Config) -> Result<(), Fault> {
+    let Config { mirror, admin, swarm, .. } = config;
+    let Swarm { listen, exchange_listen, dns, peers, max_members, .. } = swarm;
+    if swarm.key_file.is_none() {
+        return require(dns.is_none() && peers.is_empty(), "swarm.key_file", || {
+            "must be set where swarm.dns or swarm.peers are: without a key there is no swarm".to_owned()
+        });
+    }
+    // Whichever address: a wildcard takes the port of all of them.
+    let taken = [
+        ("swarm.listen", listen, "mirror.listen", &mirror.listen),
+        ("swarm.listen", listen, "admin.listen", &admin.listen),
+        ("swarm.exchange_listen", exchange_listen, "mirror.listen", &mirror.listen),
+        ("swarm.exchange_listen", exchange_listen, "admin.listen", &admin.listen),
+        ("swarm.exchange_listen", exchange_listen, "swarm.listen", listen),
+    ];
+    for (key, address, other, theirs) in taken {
+        require(address.port() == 0 || address.port() != theirs.port(), key, || {
+            format!("port {} is that of {other}", address.port())
+        })?;
+    }
+    require(exchange_listen.port() != 0, "swarm.exchange_listen", || {
+        "needs a port: the other agents are told".to_owned()
+    })?;
+    for peer in peers {
+        require(has_port(peer), "swarm.peers", || format!("`{peer}` is not host:port, such as 10.0.0.1:4002"))?;
+    }
+    let is_name = |name: &String| !name.contains(['/', ' ']) && (!name.contains(':') || has_port(name));
+    require(dns.as_ref().is_none_or(is_name), "swarm.dns", || {
+        "must be a name, with or without a port, such as darter.kube-system.svc".to_owned()
+    })?;
+    require((2..=MEMBERS_MAX).contains(max_members), "swarm.max_members", || {
+        format!("must be between 2 and {MEMBERS_MAX}")
+    })
 }
 
 fn check_registry(registry: &RegistryConfig) -> Result<(), (&'static str, String)> {

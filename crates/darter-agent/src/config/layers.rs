@@ -276,6 +276,7 @@ mod partial {
         containerd: Option<Section<full::Containerd>>,
         admin: Option<Section<full::Admin>>,
         origin: Option<Section<full::Origin>>,
+        swarm: Option<Section<full::Swarm>>,
         aws: Option<Section<full::Aws>>,
         registry: Option<Vec<full::RegistryConfig>>,
     }

@@ -35,6 +35,7 @@ pub struct Config {
     pub containerd: Containerd,
     pub admin: Admin,
     pub origin: Origin,
+    pub swarm: Swarm,
     pub aws: Aws,
     #[serde(default, rename = "registry", skip_serializing_if = "Vec::is_empty")]
     pub registries: Vec<RegistryConfig>,
@@ -190,6 +191,22 @@ pub struct Origin {
     pub stall: Seconds,
     pub attempts: u32,
     pub allow_local: Vec<String>,
+}
+
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Swarm {
+    #[serde(with = "optional")]
+    pub key_file: Option<PathBuf>,
+    pub listen: SocketAddr,
+    pub exchange_listen: SocketAddr,
+    #[serde(with = "optional")]
+    pub dns: Option<String>,
+    pub peers: Vec<String>,
+    pub lookup_every: Seconds,
+    #[serde(with = "optional")]
+    pub zone: Option<String>,
+    pub max_members: usize,
 }
 
 #[derive(Debug, Clone, Deserialize, Serialize)]

@@ -82,6 +82,23 @@ fn an_impossible_combination_is_named_with_its_line() {
 }
 
 #[test]
+fn a_swarm_that_cannot_work_is_named_with_its_line() {
+    let error = refused("[swarm]\nkey_file = \"/k\"\nlisten = \"0.0.0.0:4001\"\n");
+    assert!(error.starts_with("darter.toml:3: swarm.listen") && error.contains("mirror.listen"), "{error}");
+    let error = refused("[swarm]\nkey_file = \"/k\"\nexchange_listen = \"0.0.0.0:4002\"\n");
+    assert!(error.starts_with("darter.toml:3: swarm.exchange_listen"), "{error}");
+    let error = refused("[swarm]\nkey_file = \"/k\"\npeers = [\"10.0.0.1\"]\n");
+    assert!(error.starts_with("darter.toml:3: swarm.peers") && error.contains("10.0.0.1:4002"), "{error}");
+    let error = refused("[swarm]\nkey_file = \"/k\"\ndns = \"http://x\"\n");
+    assert!(error.starts_with("darter.toml:3: swarm.dns"), "{error}");
+    let error = refused("[swarm]\nkey_file = \"/k\"\nmax_members = 1\n");
+    assert!(error.starts_with("darter.toml:3: swarm.max_members"), "{error}");
+    let error = refused("[swarm]\ndns = \"darter.gpu.svc\"\n");
+    assert!(error.contains("swarm.key_file") && error.contains("without a key"), "{error}");
+    assert!(file("[swarm]\nkey_file = \"/k\"\ndns = \"darter.gpu.svc\"\npeers = [\"[::1]:4002\"]\n").is_ok());
+}
+
+#[test]
 fn a_wildcard_is_no_registry() {
     let error = refused("[[registry]]\nname = \"*.example.com\"\n");
     assert!(error.starts_with("darter.toml:2: ") && error.contains("wildcard"), "{error}");

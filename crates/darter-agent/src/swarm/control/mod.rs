@@ -1,0 +1,186 @@
+//! The control plane: connections to the other agents, and messages on them.
+//!
+//! libp2p over TCP behind a swarm key. Everybody is connected to everybody: a member is who said
+//! hello on a connection that stands, and stops being one with its last connection. `addresses`
+//! says whom to dial, `peers` who is there, `session` writes and reads, `driver` is the loop.
+//! Not here: what is said, which the core decides.
+
+mod addresses;
+mod driver;
+mod peers;
+mod session;
+mod streams;
+#[cfg(test)]
+mod tests;
+mod transport;
+
+use std::collections::HashMap;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use darter_core::Digest;
+use darter_core::swarm::{Members, Message, PeerId, Zone};
+use libp2p::pnet::PreSharedKey;
+use tokio::sync::{mpsc, watch};
+
+pub use self::driver::Control;
+use self::session::Outgoing;
+use crate::metrics::{Metrics, ReasonLabels};
+
+/// Events that the rest of the agent did not take yet. Then readers wait, and their peers with them.
+const EVENTS: usize = 1024;
+/// Orders to the loop: bans, which are rare.
+const ORDERS: usize = 64;
+
+/// How the control plane is set up.
+#[derive(Debug, Clone)]
+pub struct Setup {
+    /// Where it listens.
+    pub listen: SocketAddr,
+    /// The port of the blob exchange, which the others are told.
+    pub exchange_port: u16,
+    /// Where this node stands.
+    pub zone: Zone,
+    /// Who has it belongs to the swarm.
+    pub key: PreSharedKey,
+    /// Peers and addresses, at most.
+    pub max_members: usize,
+    /// Whether to ask peers for others: a list of some names is not everybody.
+    pub wants_peers: bool,
+    /// darter's version.
+    pub version: String,
+    /// Waits.
+    pub limits: Limits,
+}
+
+/// The waits of the control plane.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// A connection has done all its handshakes by then. Also what a wrong key costs a caller.
+    pub handshake: Duration,
+    /// And said hello in both directions.
+    pub hello: Duration,
+    /// A peer that says nothing is asked whether it lives.
+    pub ping_every: Duration,
+    /// And answers within this.
+    pub ping_patience: Duration,
+    /// A peer that broke the rules is not spoken to for so long: a bad version should not cost more
+    /// than its own node, and be taken back when it is replaced.
+    pub ban: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            handshake: Duration::from_secs(5),
+            hello: Duration::from_secs(5),
+            ping_every: Duration::from_secs(5),
+            ping_patience: Duration::from_secs(5),
+            ban: Duration::from_secs(60),
+        }
+    }
+}
+
+/// Why the control plane cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    /// The keys for noise.
+    #[error("cannot set up encryption for the swarm")]
+    Noise(#[from] libp2p::noise::Error),
+    /// The address.
+    #[error("cannot listen for the swarm on {address} (swarm.listen)")]
+    Listen {
+        /// Which.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// What the control plane tells the rest of the agent.
+#[derive(Debug, Clone)]
+pub enum ControlEvent {
+    /// Who is alive, this node included.
+    Members(Members),
+    /// The last connection to a peer is gone.
+    Lost(PeerId),
+    /// A peer said something.
+    Message {
+        /// Who.
+        from: PeerId,
+        /// About which blob.
+        blob: Digest,
+        /// What.
+        message: Message,
+    },
+}
+
+/// How the swarm stands, for `/readyz`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Standing {
+    /// Other members.
+    pub peers: usize,
+    /// Connections, those included that have not said hello.
+    pub connections: usize,
+    /// Addresses of others that are known.
+    pub addresses: usize,
+    /// Dials since the start at which somebody answered that has another key, or is no agent.
+    pub strangers: u64,
+}
+
+/// The queue of each member.
+type Routes = Arc<RwLock<HashMap<PeerId, mpsc::Sender<Outgoing>>>>;
+
+enum Order {
+    Ban(PeerId, Duration),
+}
+
+/// What the rest of the agent does with the control plane. Cheap to clone.
+#[derive(Clone)]
+pub struct ControlHandle {
+    routes: Routes,
+    orders: mpsc::Sender<Order>,
+    metrics: Arc<Metrics>,
+    standing: watch::Receiver<Standing>,
+    me: PeerId,
+    address: SocketAddr,
+}
+
+impl ControlHandle {
+    /// Tells a peer something. Never waits: a message to nobody, or to a peer that does not keep up,
+    /// is dropped and counted, which the protocol expects of a wire.
+    pub fn send(&self, to: PeerId, blob: Digest, message: Message) {
+        let queue = self.routes.read().unwrap_or_else(PoisonError::into_inner).get(&to).cloned();
+        let reason = match queue.as_ref().map(mpsc::Sender::try_reserve) {
+            Some(Ok(place)) => return place.send(Outgoing::Message(blob, message)),
+            Some(Err(mpsc::error::TrySendError::Full(()))) => "full",
+            Some(Err(mpsc::error::TrySendError::Closed(()))) | None => "gone",
+        };
+        self.metrics.swarm_dropped.get_or_create(&ReasonLabels { reason }).inc();
+    }
+
+    /// Ends every connection to a peer and makes none for a while.
+    pub fn ban(&self, peer: PeerId, period: Duration) {
+        if self.orders.try_send(Order::Ban(peer, period)).is_err() {
+            tracing::warn!(%peer, "too many bans at once; this peer stays");
+        }
+    }
+
+    /// This node's name.
+    pub const fn me(&self) -> PeerId {
+        self.me
+    }
+
+    /// Where it listens.
+    pub const fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// How the swarm stands.
+    pub fn standing(&self) -> watch::Receiver<Standing> {
+        self.standing.clone()
+    }
+}

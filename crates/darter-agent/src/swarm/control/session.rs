@@ -1,0 +1,133 @@
+//! The two tasks of a connection: one writes what is queued for the peer, one reads what it says.
+//!
+//! A reader that is ahead of the rest of the agent waits, and so does its peer: TCP and yamux hold
+//! it back, until at the far end messages are dropped before they are queued.
+
+use std::net::SocketAddr;
+
+use darter_api::v1;
+use darter_core::Digest;
+use darter_core::swarm::{Message, PeerId};
+use futures_util::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use libp2p::swarm::ConnectionId;
+use tokio::sync::mpsc;
+
+use super::ControlEvent;
+use crate::swarm::frame::{self, FrameError};
+use crate::swarm::wire::{self, Hello, WireError};
+
+/// Messages to one peer that were not written yet. A busy blob has some dozens in a round trip.
+pub(super) const QUEUE: usize = 256;
+/// Frames that are ready are written together up to here: one write, one record of noise.
+const WRITE_BYTES: usize = 64 * 1024;
+
+/// What is written to a peer.
+#[derive(Debug)]
+pub(super) enum Outgoing {
+    Message(Digest, Message),
+    Peers(Vec<SocketAddr>),
+}
+
+/// What a task tells the loop.
+#[derive(Debug)]
+pub(super) enum Report {
+    Hello(Hello),
+    Peers(Vec<SocketAddr>),
+    /// The peer sent what no agent sends.
+    Bad(WireError),
+    Ended,
+}
+
+/// Where the tasks of a connection report to.
+#[derive(Clone)]
+pub(super) struct Reports {
+    pub(super) connection: ConnectionId,
+    pub(super) to: mpsc::Sender<(ConnectionId, Report)>,
+}
+
+impl Reports {
+    async fn tell(&self, report: Report) {
+        // The loop is gone only with the whole agent.
+        let _ = self.to.send((self.connection, report)).await;
+    }
+}
+
+/// Writes the hello and then what is queued, until the stream breaks.
+pub(super) async fn write(
+    mut stream: impl AsyncWrite + Unpin,
+    hello: Hello,
+    mut queue: mpsc::Receiver<Outgoing>,
+    reports: Reports,
+) {
+    let mut buffer = Vec::new();
+    frame::append(&mut buffer, &hello.encode());
+    loop {
+        if stream.write_all(&buffer).await.is_err() || stream.flush().await.is_err() {
+            break;
+        }
+        buffer.clear();
+        let Some(first) = queue.recv().await else { return };
+        append(&mut buffer, first);
+        while buffer.len() < WRITE_BYTES
+            && let Ok(next) = queue.try_recv()
+        {
+            append(&mut buffer, next);
+        }
+    }
+    reports.tell(Report::Ended).await;
+}
+
+fn append(buffer: &mut Vec<u8>, outgoing: Outgoing) {
+    let frame = match outgoing {
+        Outgoing::Message(blob, message) => {
+            wire::encode(&blob, &message).map(|message| v1::Frame { kind: Some(v1::frame::Kind::Message(message)) })
+        }
+        Outgoing::Peers(addresses) => Ok(wire::encode_peers(addresses)),
+    };
+    // What is within the bounds of `wire` fits a frame; a test of it says so.
+    let is_sent = frame.is_ok_and(|frame| frame::append(buffer, &frame));
+    if !is_sent {
+        tracing::error!("a message of this node is past its own bounds and was not sent");
+    }
+}
+
+/// Reads what the peer says, until the stream breaks or the peer breaks the rules.
+pub(super) async fn read(
+    mut stream: impl AsyncRead + Unpin,
+    from: PeerId,
+    events: mpsc::Sender<ControlEvent>,
+    reports: Reports,
+) {
+    let error = match converse(&mut stream, from, &events, &reports).await {
+        Ok(()) => return,
+        Err(FrameError::Bad(error)) => Report::Bad(error),
+        Err(FrameError::Stream(_)) => Report::Ended,
+    };
+    reports.tell(error).await;
+}
+
+/// Ends well only with the agent itself.
+async fn converse(
+    stream: &mut (impl AsyncRead + Unpin),
+    from: PeerId,
+    events: &mpsc::Sender<ControlEvent>,
+    reports: &Reports,
+) -> Result<(), FrameError> {
+    use v1::frame::Kind;
+    match frame::read(stream).await? {
+        Kind::Hello(hello) => reports.tell(Report::Hello(Hello::decode(hello)?)).await,
+        _ => return Err(WireError::Absent("hello before the first message").into()),
+    }
+    loop {
+        match frame::read(stream).await? {
+            Kind::Message(message) => {
+                let (blob, message) = wire::decode(message)?;
+                if events.send(ControlEvent::Message { from, blob, message }).await.is_err() {
+                    return Ok(());
+                }
+            }
+            Kind::Peers(peers) => reports.tell(Report::Peers(wire::decode_peers(peers)?)).await,
+            Kind::Hello(_) => return Err(WireError::Unknown("a second hello").into()),
+        }
+    }
+}

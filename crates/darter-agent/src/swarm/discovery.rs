@@ -1,0 +1,116 @@
+//! Where other agents may be: a list in the configuration, and a DNS name that has all of them.
+//!
+//! Both give addresses only; who is there shows in the handshake. Names are looked up again and
+//! again, and one that cannot be looked up keeps what it gave last: a name service that is away must
+//! not take the swarm apart.
+//! Not here: dialling.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tracing::{info, warn};
+
+/// A lookup that takes longer has failed.
+const LOOKUP_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Looks up names.
+#[derive(Debug)]
+pub struct Discovery {
+    /// `host:port` each.
+    names: Vec<String>,
+    every: Duration,
+    max: usize,
+}
+
+impl Discovery {
+    /// `peers` are `host:port`; `dns` is a name with or without a port, which is then `port`.
+    /// At most `max` addresses are found.
+    pub fn new(peers: &[String], dns: Option<&str>, port: u16, every: Duration, max: usize) -> Self {
+        let dns = dns.map(|name| if has_port(name) { name.to_owned() } else { format!("{name}:{port}") });
+        Self { names: peers.iter().cloned().chain(dns).collect(), every, max }
+    }
+
+    /// Keeps `found` up to date. Never ends.
+    pub async fn run(self, found: watch::Sender<BTreeSet<SocketAddr>>) {
+        let mut known: BTreeMap<&str, BTreeSet<SocketAddr>> = BTreeMap::new();
+        let mut failing = BTreeSet::new();
+        loop {
+            for name in &self.names {
+                match look_up(name).await {
+                    Ok(addresses) => {
+                        if failing.remove(name) {
+                            info!(name, addresses = addresses.len(), "peers can be looked up again");
+                        }
+                        known.insert(name, addresses);
+                    }
+                    // Said once: the next word is that it works again.
+                    Err(reason) if failing.insert(name) => {
+                        warn!(name, reason, "cannot look up peers; those found before stay");
+                    }
+                    Err(_) => {}
+                }
+            }
+            let all: BTreeSet<SocketAddr> = known.values().flatten().copied().take(self.max).collect();
+            found.send_if_modified(|found| {
+                if *found == all {
+                    false
+                } else {
+                    *found = all;
+                    true
+                }
+            });
+            if self.names.is_empty() {
+                std::future::pending::<()>().await;
+            }
+            tokio::time::sleep(self.every).await;
+        }
+    }
+}
+
+/// Whether a name says which port: `name:4002`, `10.0.0.1:4002`, `[::1]:4002`.
+pub fn has_port(name: &str) -> bool {
+    name.rsplit_once(':').is_some_and(|(host, port)| {
+        let is_host = !host.is_empty() && (!host.contains(':') || (host.starts_with('[') && host.ends_with(']')));
+        is_host && port.parse::<u16>().is_ok_and(|port| port > 0)
+    })
+}
+
+async fn look_up(name: &str) -> Result<BTreeSet<SocketAddr>, String> {
+    match tokio::time::timeout(LOOKUP_PATIENCE, tokio::net::lookup_host(name)).await {
+        Ok(Ok(addresses)) => {
+            Ok(addresses.map(|address| SocketAddr::new(address.ip().to_canonical(), address.port())).collect())
+        }
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(_) => Err(format!("no answer within {} s", LOOKUP_PATIENCE.as_secs())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_is_told_from_an_address() {
+        for name in ["darter.gpu.svc:4002", "10.0.0.1:4002", "[2001:db8::1]:4002"] {
+            assert!(has_port(name), "{name}");
+        }
+        for name in ["darter.gpu.svc", "10.0.0.1", "2001:db8::1", "[2001:db8::1]", "a:0", "a:65536", ":4002", "a:"] {
+            assert!(!has_port(name), "{name}");
+        }
+    }
+
+    #[tokio::test]
+    async fn lists_and_names_become_addresses_and_a_failing_name_takes_nothing_away() {
+        let peers = ["127.0.0.1:7001".to_owned(), "nobody.invalid:7002".to_owned()];
+        let discovery = Discovery::new(&peers, Some("localhost"), 7003, Duration::from_secs(3600), 100);
+        let (sender, mut found) = watch::channel(BTreeSet::new());
+        let running = tokio::spawn(discovery.run(sender));
+        let found = found.wait_for(|found| !found.is_empty()).await.unwrap().clone();
+        running.abort();
+        let ports: BTreeSet<u16> = found.iter().map(SocketAddr::port).collect();
+        assert_eq!(ports, [7001, 7003].into());
+        assert!(found.iter().all(|address| address.ip().is_loopback()), "{found:?}");
+    }
+}

@@ -1,0 +1,26 @@
+//! A message of a peer: an error, or one that this node would send and that comes back as it was.
+
+#![no_main]
+
+use darter_agent::swarm::wire;
+use darter_api::v1;
+use libfuzzer_sys::fuzz_target;
+use prost::Message;
+
+fuzz_target!(|bytes: &[u8]| {
+    let Ok(frame) = v1::Frame::decode(bytes) else { return };
+    match frame.kind {
+        Some(v1::frame::Kind::Message(message)) => {
+            let Ok((blob, message)) = wire::decode(message) else { return };
+            let again = wire::encode(&blob, &message).expect("what was believed is within the bounds");
+            assert_eq!(wire::decode(again), Ok((blob, message)));
+        }
+        Some(v1::frame::Kind::Hello(hello)) => {
+            let _ = wire::Hello::decode(hello);
+        }
+        Some(v1::frame::Kind::Peers(peers)) => {
+            let _ = wire::decode_peers(peers);
+        }
+        None => {}
+    }
+});
