@@ -1,9 +1,11 @@
 //! Who this node is to AWS: account and region, from the instance metadata service (`IMDSv2`).
 //!
-//! Asked once, at start. Off EC2 nobody answers, and that must not hold up the start: one second
-//! in all. From a pod network the answer to the PUT gets lost too (hop limit 1).
+//! Asked at start. Off EC2 nobody answers, and that must not hold up the start: one second in all.
+//! On EC2, as the firmware tells, it is asked again for a while: a node that boots with a hundred
+//! others must not be without its registry for good because one answer came late. From a pod network
+//! the answer to the PUT gets lost too (hop limit 1).
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{Method, Request, StatusCode};
@@ -12,12 +14,19 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use serde::Deserialize;
+use tracing::debug;
 
 use crate::config;
+use crate::log::chain;
 
 const ENDPOINT: &str = "http://169.254.169.254";
 /// On EC2 it answers within milliseconds.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// Where it has to be there, it is asked again this often and this long.
+const AGAIN_AFTER: Duration = Duration::from_millis(500);
+const EXPECTED_FOR: Duration = Duration::from_secs(20);
+/// What the firmware of an EC2 instance calls its maker.
+const SYS_VENDOR: &str = "/sys/class/dmi/id/sys_vendor";
 /// The token is used once, for the request after it.
 const TOKEN_SECONDS: &str = "60";
 /// The document has about 500 bytes, a token 56.
@@ -53,10 +62,36 @@ pub enum ImdsError {
     Url(#[source] http::Error),
 }
 
+impl ImdsError {
+    /// Whether another try may do better.
+    fn may_pass(&self) -> bool {
+        match self {
+            Self::TimedOut | Self::Unreachable(_) => true,
+            Self::Status(status) => status.is_server_error(),
+            Self::Unreadable | Self::Url(_) => false,
+        }
+    }
+}
+
 /// Account and region of this node.
 pub async fn identity(aws: &config::Aws) -> Result<Identity, ImdsError> {
     let endpoint = aws.imds_endpoint.as_deref().unwrap_or(ENDPOINT).trim_end_matches('/');
-    tokio::time::timeout(PATIENCE, ask(endpoint)).await.unwrap_or(Err(ImdsError::TimedOut))
+    let until = Instant::now() + if is_expected(aws) { EXPECTED_FOR } else { Duration::ZERO };
+    loop {
+        match tokio::time::timeout(PATIENCE, ask(endpoint)).await.unwrap_or(Err(ImdsError::TimedOut)) {
+            Err(error) if error.may_pass() && Instant::now() + AGAIN_AFTER < until => {
+                debug!(error = %chain(&error), "the instance metadata service is asked again");
+                tokio::time::sleep(AGAIN_AFTER).await;
+            }
+            answer => return answer,
+        }
+    }
+}
+
+/// Whether the service has to be there: somebody named it, or the firmware is that of EC2.
+fn is_expected(aws: &config::Aws) -> bool {
+    aws.imds_endpoint.is_some()
+        || std::fs::read_to_string(SYS_VENDOR).is_ok_and(|vendor| vendor.starts_with("Amazon EC2"))
 }
 
 async fn ask(endpoint: &str) -> Result<Identity, ImdsError> {
@@ -87,4 +122,40 @@ async fn send(
     }
     let content = Limited::new(answer.into_body(), ANSWER_MAX_BYTES).collect().await;
     content.map(http_body_util::Collected::to_bytes).map_err(|_| ImdsError::Unreadable)
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    /// Answers one request on each connection, in this order.
+    async fn serve(answers: [&str; 4]) -> String {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let answers = answers.map(str::to_owned);
+        tokio::spawn(async move {
+            for answer in answers {
+                let (mut socket, _) = listener.accept().await.unwrap();
+                let _ = socket.read(&mut [0; 4096]).await.unwrap();
+                socket.write_all(answer.as_bytes()).await.unwrap();
+            }
+        });
+        url
+    }
+
+    fn ok(body: &str) -> String {
+        format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len())
+    }
+
+    #[tokio::test]
+    async fn a_service_that_fails_at_first_is_asked_again() {
+        let busy = "HTTP/1.1 503 Busy\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+        let document = ok(r#"{"accountId": "123456789012", "region": "us-east-1"}"#);
+        let mut aws = config::Layers::embedded().config().unwrap().aws;
+        aws.imds_endpoint = Some(serve([busy, busy, &ok("token"), &document]).await);
+        let found = identity(&aws).await.unwrap();
+        assert_eq!((found.account.as_str(), found.region.as_str()), ("123456789012", "us-east-1"));
+    }
 }

@@ -51,7 +51,9 @@ pub(crate) enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Put back every hosts.toml as it was before darter, agent running or not.
+    /// Put back every hosts.toml as it was before darter, where no agent runs any more.
+    ///
+    /// A running agent writes its files again: stop it (SIGTERM), which puts them back by itself.
     Uninstall(Source),
     /// Bring images to this node before they are asked for, through its running agent.
     ///

@@ -88,10 +88,14 @@ pub(crate) async fn file(
     while offset < span.end {
         let turn = if offset == span.start { FIRST_TURN } else { TURN };
         let turn = Span { start: offset, end: span.end.min(offset + turn) };
-        if let Some(doubt) = doubt {
-            doubt.check(turn).await?;
-        }
-        store::warm(file, turn).await;
+        from_disk(patience.pull, async {
+            if let Some(doubt) = doubt {
+                doubt.check(turn).await?;
+            }
+            store::warm(file, turn).await;
+            Ok(())
+        })
+        .await?;
         while offset < turn.end {
             let count = usize::try_from(turn.end - offset).unwrap_or(usize::MAX);
             let before = offset;
@@ -110,6 +114,16 @@ pub(crate) async fn file(
         tokio::task::yield_now().await;
     }
     Ok(())
+}
+
+/// What is read ahead from the disk, if it comes in time. A file system that hangs must not hold a body
+/// that containerd waits for: the thread that reads hangs on, of which tokio has a bounded number.
+pub(crate) async fn from_disk(
+    within: Duration,
+    read: impl Future<Output = Result<(), SendError>>,
+) -> Result<(), SendError> {
+    let late = || SendError::Store(io::Error::new(io::ErrorKind::TimedOut, "the disk does not answer"));
+    timeout(within, read).await.unwrap_or_else(|_| Err(late()))
 }
 
 /// sendfile fails for either end. A disk that cannot be read is not a client that left: taken for
@@ -159,4 +173,17 @@ async fn writable(
 ) -> Result<usize, SendError> {
     let sent = timeout(patience.client, socket.async_io(Interest::WRITABLE, send)).await;
     sent.map_err(|_| SendError::Slow(patience.client))?.map_err(SendError::Client)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_disk_that_hangs_ends_the_body_and_one_that_answers_does_not() {
+        let within = Duration::from_millis(20);
+        let hung = from_disk(within, std::future::pending()).await;
+        assert!(matches!(hung, Err(SendError::Store(error)) if error.kind() == io::ErrorKind::TimedOut));
+        assert!(from_disk(within, async { Ok(()) }).await.is_ok());
+    }
 }

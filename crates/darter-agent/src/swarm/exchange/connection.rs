@@ -151,7 +151,11 @@ impl Wire {
                     let room = BLOCK - filled;
                     let count = usize::try_from(span.end - at).map_or(room, |left| left.min(room));
                     let end = at + count as u64;
-                    store::warm(file, Span { start: at, end }).await;
+                    let warm = async {
+                        store::warm(file, Span { start: at, end }).await;
+                        Ok(())
+                    };
+                    send::from_disk(patience, warm).await?;
                     let block = filled + count;
                     file.read_exact_at(&mut buffer[filled..block], at).map_err(SendError::Store)?;
                     write_within(stream, &buffer[..block], patience).await?;
