@@ -3,6 +3,7 @@
 //!
 //! Numbers in brackets are rows of the contract list.
 
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -197,16 +198,35 @@ on_each_release! {
         let mut stage = Stage::new(release, &[MIB]).await?;
         stage.start_default().await?;
         let file = stage.containerd.certs_d().join(stage.ecr.name()).join("hosts.toml");
-        for broken in ["", "server = [", "server = \"http://10.77.0.1:1\"\n"] {
-            std::fs::write(&file, broken)?;
-            let healed = async {
-                while !std::fs::read_to_string(&file).is_ok_and(|text| text.contains("127.0.0.1:4001")) {
-                    tokio::time::sleep(Duration::from_millis(20)).await;
-                }
-            };
-            tokio::time::timeout(Duration::from_secs(10), healed).await.with_context(|| stage.story())?;
+        for broken in BROKEN {
+            break_and_wait(&file, broken).await.with_context(|| stage.story())?;
         }
         ensure!(stage.metric("darter_hosts_toml_repairs_total", &[]).await? >= 1.0, "repairs are not counted");
+        Ok(())
+    }
+
+    hosts_toml_may_break_and_come_back_while_a_layer_comes(release) {
+        // [14] containerd has read it, and reads it again for the next blob; neither may lose the pull.
+        let mut stage = Stage::new(release, &[8 * MIB, MIB]).await?;
+        stage.start(stage.options("public").set("origin.ranges", 1)).await?;
+        let file = stage.containerd.certs_d().join(stage.ecr.name()).join("hosts.toml");
+        let (layer, size) = stage.layer();
+        stage.ecr.inject(Rule::on(Kind::Object).digest(layer), Fault::Slow(2 * MIB));
+        let breaks = async {
+            wait_for_origin_bytes(&stage.ecr, MIB).await?;
+            for broken in BROKEN {
+                break_and_wait(&file, broken).await?;
+            }
+            std::fs::remove_file(&file)?;
+            break_and_wait(&file, "").await?;
+            ensure!(stage.ecr.blob_bytes() < size, "the pull was over before the file was broken");
+            Ok(())
+        };
+        let (pulled, broken) = tokio::join!(stage.pull(), breaks);
+        broken.with_context(|| stage.story())?;
+        pulled?;
+        let wanted: u64 = stage.image.pulled_blobs().map(|item| item.size()).sum();
+        assert_eq!(stage.ecr.blob_bytes(), wanted, "{}", stage.story());
         Ok(())
     }
 
@@ -220,6 +240,20 @@ on_each_release! {
         stage.containerd.cri().pull(&reference, None).await.with_context(|| stage.story())?;
         Ok(())
     }
+}
+
+/// What people and programs leave in a hosts.toml.
+const BROKEN: [&str; 3] = ["", "server = [", "server = \"http://10.77.0.1:1\"\n"];
+
+/// Writes `broken` over a hosts.toml and waits until the mirror stands in it again.
+async fn break_and_wait(file: &Path, broken: &str) -> Result<()> {
+    std::fs::write(file, broken)?;
+    let healed = async {
+        while !std::fs::read_to_string(file).is_ok_and(|text| text.contains("127.0.0.1:4001")) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), healed).await.context("hosts.toml is not healed")
 }
 
 async fn wait_for_origin_bytes(ecr: &FakeEcr, bytes: u64) -> Result<()> {
