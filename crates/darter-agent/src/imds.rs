@@ -75,8 +75,14 @@ impl ImdsError {
 
 /// Account and region of this node.
 pub async fn identity(aws: &config::Aws) -> Result<Identity, ImdsError> {
+    // Another endpoint than EC2's own says nothing of where this node is.
+    let is_expected = aws.imds_endpoint.is_none() && is_ec2();
     let endpoint = aws.imds_endpoint.as_deref().unwrap_or(ENDPOINT).trim_end_matches('/');
-    let until = Instant::now() + if is_expected(aws) { EXPECTED_FOR } else { Duration::ZERO };
+    asked_for(endpoint, if is_expected { EXPECTED_FOR } else { Duration::ZERO }).await
+}
+
+async fn asked_for(endpoint: &str, period: Duration) -> Result<Identity, ImdsError> {
+    let until = Instant::now() + period;
     loop {
         match tokio::time::timeout(PATIENCE, ask(endpoint)).await.unwrap_or(Err(ImdsError::TimedOut)) {
             Err(error) if error.may_pass() && Instant::now() + AGAIN_AFTER < until => {
@@ -88,10 +94,9 @@ pub async fn identity(aws: &config::Aws) -> Result<Identity, ImdsError> {
     }
 }
 
-/// Whether the service has to be there: somebody named it, or the firmware is that of EC2.
-fn is_expected(aws: &config::Aws) -> bool {
-    aws.imds_endpoint.is_some()
-        || std::fs::read_to_string(SYS_VENDOR).is_ok_and(|vendor| vendor.starts_with("Amazon EC2"))
+/// Whether the service has to be there, as the firmware tells.
+fn is_ec2() -> bool {
+    std::fs::read_to_string(SYS_VENDOR).is_ok_and(|vendor| vendor.starts_with("Amazon EC2"))
 }
 
 async fn ask(endpoint: &str) -> Result<Identity, ImdsError> {
@@ -153,9 +158,8 @@ mod tests {
     async fn a_service_that_fails_at_first_is_asked_again() {
         let busy = "HTTP/1.1 503 Busy\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
         let document = ok(r#"{"accountId": "123456789012", "region": "us-east-1"}"#);
-        let mut aws = config::Layers::embedded().config().unwrap().aws;
-        aws.imds_endpoint = Some(serve([busy, busy, &ok("token"), &document]).await);
-        let found = identity(&aws).await.unwrap();
+        let endpoint = serve([busy, busy, &ok("token"), &document]).await;
+        let found = asked_for(&endpoint, EXPECTED_FOR).await.unwrap();
         assert_eq!((found.account.as_str(), found.region.as_str()), ("123456789012", "us-east-1"));
     }
 }
