@@ -37,10 +37,14 @@ fn cold_the_origin_is_read_exactly_once_and_the_last_node_is_within_the_goal() {
         let scenario = Scenario::cold(nodes, SIZE, share);
         let outcome = play(&scenario);
         assert_eq!(outcome.origin_bytes, SIZE, "{nodes} nodes");
-        let over = percent_over(&outcome, &Bound::of(&scenario));
+        let bound = Bound::of(&scenario);
+        let over = percent_over(&outcome, &bound);
+        assert!(outcome.last <= bound.goal_seconds(), "{nodes} nodes, an origin of {share} links: {over:.2} % over");
         assert!(over <= goal, "{nodes} nodes, an origin of {share} links: {over:.1} % over the bound, goal {goal} %");
         let spread = outcome.quantile(0.99) / outcome.quantile(0.5);
         assert!(spread <= 1.05, "{nodes} nodes: p99 is {spread:.3} of p50");
+        let slowest = outcome.quantile(1.0) / outcome.quantile(0.5);
+        assert!(slowest <= 1.10, "{nodes} nodes: the last is {slowest:.3} of p50");
     }
 }
 
@@ -52,6 +56,19 @@ fn warm_one_holder_feeds_newcomers_within_eight_percent_and_the_origin_is_not_as
         assert_eq!(outcome.origin_bytes, 0);
         let over = percent_over(&outcome, &Bound::of(&scenario));
         assert!(over <= 8.0, "{nodes} newcomers, {holders} holders: {over:.1} % over the bound");
+    }
+}
+
+#[test]
+fn a_warm_blob_is_not_read_again_because_its_coordinators_died() {
+    for seed in 1..=20 {
+        let mut scenario = Scenario::warm(8, 3, 64 * MIB);
+        scenario.seed = seed;
+        scenario.spread = Duration::from_secs(1);
+        // The backup knew from the start; who follows it has to be told.
+        let next = Duration::from_millis(100);
+        scenario.faults = vec![(Duration::ZERO, Fault::KillCoordinator), (next, Fault::KillCoordinator)];
+        assert_eq!(play(&scenario).origin_bytes, 0, "seed {seed}");
     }
 }
 
@@ -76,8 +93,7 @@ fn small_blobs_are_read_once_too() {
     for size in [1, MIB - 1, MIB, MIB + 1, 3 * MIB + 7, 9 * MIB] {
         let scenario = Scenario::cold(16, size, 1);
         let outcome = play(&scenario);
-        // The model sends whole blocks.
-        assert!(outcome.origin_bytes <= size, "{size} bytes: {} from the origin", outcome.origin_bytes);
+        assert_eq!(outcome.origin_bytes, size);
     }
 }
 
@@ -89,6 +105,18 @@ fn an_origin_that_limits_each_connection_is_read_on_many() {
     assert_eq!(outcome.origin_bytes, 8 * GIB);
     let over = percent_over(&outcome, &Bound::of(&scenario));
     assert!(over <= 5.0, "{over:.1} % over the bound");
+}
+
+#[test]
+fn slow_links_read_the_origin_once_too() {
+    let mut scenario = Scenario::cold(16, 256 * MIB, 1);
+    let rate = 12_500_000;
+    (scenario.uplink, scenario.downlink) = (rate, rate);
+    (scenario.origin.rate, scenario.origin.connection_rate) = (rate, rate);
+    let outcome = play(&scenario);
+    assert_eq!(outcome.origin_bytes, 256 * MIB);
+    let over = percent_over(&outcome, &Bound::of(&scenario));
+    assert!(over <= 10.0, "{over:.1} % over the bound");
 }
 
 #[test]
@@ -139,6 +167,7 @@ fn a_dead_importer_or_coordinator_costs_a_moment_and_few_bytes() {
 
 #[test]
 fn nodes_that_die_while_they_pull_are_replaced() {
+    // For 10 % the goal is 1.05 of the time: what dies with a node unshared is missed only at the end.
     for (percent, slower, copies) in [(10, 1.08, 1.02), (30, 1.10, 1.05)] {
         let (calm, troubled, scenario) = with_faults(32, 1, |bound| {
             let dying = 32 * percent / 100;
@@ -223,7 +252,8 @@ fn whatever_breaks_every_node_that_lives_gets_the_blob() {
         scenario.end = bound * 20 + Duration::from_secs(30);
         let outcome = play(&scenario);
         if is_calm {
-            assert!(outcome.origin_bytes <= size, "seed {seed}: {} of {size} bytes", outcome.origin_bytes);
+            let once = if scenario.holders > 0 { 0 } else { size };
+            assert_eq!(outcome.origin_bytes, once, "seed {seed}");
         }
     }
 }

@@ -117,8 +117,6 @@ pub struct Join {
     pub can_import: bool,
     #[prost(bytes = "vec", repeated, tag = "5")]
     pub neighbours: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
-    #[prost(bytes = "vec", repeated, tag = "6")]
-    pub unreachable: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Welcome {

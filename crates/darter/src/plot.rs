@@ -13,10 +13,7 @@ const SIZE: (u32, u32) = (720, 440);
 pub(crate) fn completion(path: &Path, rows: &[Row]) -> Result<()> {
     let point = |row: &Row, percent: f64| (f64::from(row.nodes), percent);
     let measured: Vec<_> = rows.iter().map(|row| point(row, row.overhead())).collect();
-    let goal: Vec<_> = rows
-        .iter()
-        .map(|row| point(row, (row.bound.goal_seconds() / row.bound.seconds() * 1.03 - 1.0) * 100.0))
-        .collect();
+    let goal: Vec<_> = rows.iter().map(|row| point(row, row.goal())).collect();
     let top = measured.iter().chain(&goal).map(|(_, percent)| *percent).fold(1.0, f64::max) * 1.1;
     let most = measured.iter().map(|(nodes, _)| *nodes).fold(2.0, f64::max);
     let least = measured.iter().map(|(nodes, _)| *nodes).fold(most, f64::min).min(most / 2.0);

@@ -77,7 +77,6 @@ pub fn encode(blob: &Digest, message: &Message) -> Result<v1::BlobMessage, WireE
             leased: unindices("join.leased", &join.leased)?,
             can_import: join.can_import,
             neighbours: unpeers("join.neighbours", &join.neighbours)?,
-            unreachable: unpeers("join.unreachable", &join.unreachable)?,
         }),
         Message::Welcome { neighbours, interested } => Body::Welcome(v1::Welcome {
             neighbours: unpeers("welcome.neighbours", neighbours)?,
@@ -165,7 +164,12 @@ pub fn decode(message: v1::BlobMessage) -> Result<(Digest, Message), WireError> 
         },
         Body::Slot(v1::Slot {}) => Message::Slot,
         Body::NoNeed(v1::NoNeed {}) => Message::NoNeed,
-        Body::Holds(v1::Holds { size_bytes: size }) => Message::Holds { size },
+        Body::Holds(v1::Holds { size_bytes: size }) => match Layout::new(size).pieces() {
+            pieces if pieces > PIECES_MAX => {
+                return Err(WireError::TooMuch { field: "holds.size_bytes", found: pieces, max: PIECES_MAX });
+            }
+            _ => Message::Holds { size },
+        },
         Body::Leave(v1::Leave {}) => Message::Leave,
     };
     Ok((blob, message))
@@ -182,6 +186,5 @@ fn decode_join(join: v1::Join) -> Result<Join, WireError> {
         leased: indices("join.leased", join.leased)?,
         can_import: join.can_import,
         neighbours: peers("join.neighbours", &join.neighbours)?,
-        unreachable: peers("join.unreachable", &join.unreachable)?,
     })
 }

@@ -2,6 +2,9 @@
 
 use super::Scenario;
 
+/// What the goal leaves to the model.
+const TOLERANCE: f64 = 0.03;
+
 /// `R* · p/u` of the fact sheet: in piece-times, and in seconds.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Bound {
@@ -40,8 +43,8 @@ impl Bound {
         self.rounds * self.piece_seconds
     }
 
-    /// What the goal allows, in seconds, without its tolerance for the model.
+    /// What the goal allows, in seconds.
     pub fn goal_seconds(&self) -> f64 {
-        (self.rounds + self.allowance) * self.piece_seconds
+        (self.rounds + self.allowance) * self.piece_seconds * (1.0 + TOLERANCE)
     }
 }

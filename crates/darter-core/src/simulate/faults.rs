@@ -2,7 +2,7 @@
 
 use super::Fault;
 use super::queue::Due;
-use super::wires::{Transfer, TransferState};
+use super::wires::{ImportRun, Transfer, TransferState};
 use super::world::{World, nanos, number};
 use crate::swarm::{Event, FetchFailure, Members};
 
@@ -16,16 +16,18 @@ impl World<'_> {
                 }
             }
             Fault::KillImporter => {
-                let importer = self.imports.iter_mut().find(|run| run.piece < run.end && run.refusal.is_none());
-                if let Some(n) = importer.map(|run| run.to) {
-                    self.kill(n);
-                }
+                let nodes = &self.nodes;
+                let reads = |run: &&mut ImportRun| {
+                    run.piece < run.end && run.refusal.is_none() && nodes[run.to as usize].is_alive
+                };
+                let importer = self.imports.iter_mut().find(reads).map(|run| run.to);
+                importer.into_iter().for_each(|n| self.kill(n));
             }
             Fault::Slow(n) => self.nodes[n as usize].up.slow_down(10),
             Fault::Corrupt(n) => {
                 // Others shun it, so that it need not get the blob itself.
                 let node = &mut self.nodes[n as usize];
-                self.waiting -= u32::from(!node.is_corrupt && node.finished.is_none());
+                self.waiting -= u32::from(node.is_alive && !node.is_corrupt && node.finished.is_none());
                 node.is_corrupt = true;
             }
             Fault::Throttle(period) => self.origin.throttled_until = self.now + nanos(period),

@@ -32,8 +32,6 @@ pub struct Outcome {
     pub violations: BTreeSet<&'static str>,
     /// Events played: the cost of the run.
     pub events: u64,
-    /// When half of the blob, in order, could be read at the median node, in seconds.
-    pub half_readable: f64,
 }
 
 impl Outcome {

@@ -42,7 +42,6 @@ pub(super) struct Node {
     pub(super) is_forbidden: bool,
     started: Nanos,
     pub(super) finished: Option<Nanos>,
-    half_readable: Option<Nanos>,
     /// Transfers that it waits for.
     pub(super) incoming: Vec<u32>,
     /// When it is woken next.
@@ -97,7 +96,6 @@ impl<'a> World<'a> {
             is_forbidden: false,
             started: 0,
             finished: None,
-            half_readable: None,
             incoming: Vec::new(),
             wake: Nanos::MAX,
         });
@@ -349,9 +347,6 @@ impl<'a> World<'a> {
             node.have.set(u64::from(piece));
             node.count += 1;
         }
-        if node.half_readable.is_none() && node.have.first_missing() * 2 >= self.layout.pieces() {
-            node.half_readable = Some(self.now);
-        }
         let is_done = node.finished.is_none() && !node.is_corrupt && node.count == self.layout.pieces();
         self.tell(n, event(self.blob, piece));
         if is_done {
@@ -414,7 +409,8 @@ impl<'a> World<'a> {
             run.left = blocks;
         }
         let (ready, is_over) = (run.paced_until, run.piece == run.end);
-        self.outcome.origin_bytes += self.layout.piece(u64::from(piece)).len() / u64::from(blocks);
+        // With its last block: a piece may be smaller than its blocks.
+        self.outcome.origin_bytes += if is_piece { self.layout.piece(u64::from(piece)).len() } else { 0 };
         let arrival = self.nodes[to as usize].down.carry(now);
         if is_piece {
             self.queue.at(arrival, Due::OriginPiece(to, piece));
@@ -440,9 +436,6 @@ impl<'a> World<'a> {
             wanting.clone().map(|node| node.finished.map(|time| seconds(time - node.started))).collect();
         let last = wanting.clone().filter_map(|node| node.finished).max().unwrap_or(0);
         self.outcome.last = seconds(last.saturating_sub(first));
-        let mut halves: Vec<Nanos> = wanting.filter_map(|node| Some(node.half_readable? - node.started)).collect();
-        halves.sort_unstable();
-        self.outcome.half_readable = halves.get(halves.len() / 2).map_or(f64::NAN, |time| seconds(*time));
         self.outcome
     }
 }

@@ -12,6 +12,10 @@ use super::time::Time;
 const PAYS: u64 = 125;
 /// Arrivals measured for each read that is allowed: enough that segment borders even out.
 const SAMPLES_PER_READ: u32 = 2;
+/// An origin that breaks is left alone for this long.
+const BROKEN_PAUSE: Duration = Duration::from_millis(250);
+/// One owner's word about throttling does not stop everybody for longer.
+const PAUSE_MAX: Duration = Duration::from_secs(60);
 /// After throttling one read more is tried this often.
 const RECOVERY: Duration = Duration::from_secs(2);
 
@@ -113,8 +117,13 @@ impl Budget {
         if now >= self.paused_until {
             self.limit = (self.limit / 2).max(1);
         }
-        self.paused_until = self.paused_until.max(now + wait);
+        self.paused_until = self.paused_until.max(now + wait.min(PAUSE_MAX));
         self.phase = Phase::Recovering(self.paused_until);
+    }
+
+    /// A read broke off for another reason.
+    pub(super) fn broke(&mut self, now: Time) {
+        self.paused_until = self.paused_until.max(now + BROKEN_PAUSE);
     }
 }
 

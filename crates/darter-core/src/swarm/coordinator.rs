@@ -12,13 +12,14 @@ use super::Cx;
 use super::budget::Budget;
 use super::event::{Join, Lease, LeaseEnd, Message};
 use super::leases::Table;
+use super::owner::segment_of;
 use super::peer::{PeerId, Zone, mix, score};
 use super::time::Time;
 use crate::Digest;
 use crate::pieces::Layout;
 
 /// Introductions remembered, so that the second complaint about a segment leads to a lease.
-const INTRODUCED_MAX: usize = 4096;
+const INTRODUCED_MAX: usize = 65_536;
 
 /// So often a node that misses a segment is sent to somebody else, before the segment is read again.
 const INTRODUCTIONS: u8 = 8;
@@ -90,8 +91,13 @@ impl Coordinator {
 
     pub(super) fn joined(&mut self, from: PeerId, join: &Join, cx: &mut Cx<'_>) {
         self.used = cx.now;
-        let zone = cx.zone_of(&from);
+        let zone = self.zone_of(&from, cx);
         self.holders.remove(&from);
+        if self.interested.get(&from).is_some_and(|node| node.is_complete) {
+            // It lost the blob and wants it again.
+            self.change(from, |node| node.is_complete = false);
+            self.incomplete += 1;
+        }
         if !self.interested.contains_key(&from) {
             self.order.push(from);
             self.incomplete += 1;
@@ -183,12 +189,11 @@ impl Coordinator {
 
     pub(super) fn released(&mut self, from: PeerId, piece: u32, cx: &Cx<'_>) {
         self.used = cx.now;
-        let zone = cx.zone_of(&from);
+        let zone = self.zone_of(&from, cx);
         let is_full = self.imports() >= self.budget.limit(cx.now);
         let bytes = self.layout.piece(u64::from(piece)).len();
-        let segment = self.layout.piece(u64::from(piece)).start / self.layout.segment_size();
         let Some(table) = self.tables.get_mut(&zone) else { return };
-        let source = u32::try_from(segment).ok().and_then(|segment| table.touch(segment, &from, cx.now));
+        let source = table.touch(segment_of(self.layout, u64::from(piece)), &from, cx.now);
         if source == Some(None) {
             self.budget.arrived(cx.now, bytes, is_full);
         }
@@ -202,7 +207,8 @@ impl Coordinator {
         cx: &mut Cx<'_>,
     ) {
         self.used = cx.now;
-        let Some(table) = self.tables.get_mut(&cx.zone_of(&from)) else { return };
+        let zone = self.zone_of(&from, cx);
+        let Some(table) = self.tables.get_mut(&zone) else { return };
         let Some(source) = table.end(segment, &from, end == LeaseEnd::Done, cx.now) else { return };
         let weight = table.weigh(upload_time);
         self.change(from, |node| node.weight = weight);
@@ -215,13 +221,21 @@ impl Coordinator {
                     node.can_import = false;
                 }
             }
-            // A holder that does not give is none; an origin that breaks is asked by the next owner.
-            LeaseEnd::Broken => {
-                source.map(|holder| self.holders.remove(&holder));
-                if let Some(node) = source.and_then(|source| self.interested.get_mut(&source)) {
-                    node.is_no_source = true;
+            LeaseEnd::Broken => match source {
+                // Whoever else reads from it, or would, reads elsewhere.
+                Some(source) if self.holders.remove(&source).is_some() => {
+                    let freed: Vec<_> =
+                        self.tables.values_mut().flat_map(|table| table.free_leases_of(&source)).collect();
+                    self.unwind(&freed);
                 }
-            }
+                Some(source) => {
+                    if let Some(node) = self.interested.get_mut(&source) {
+                        node.is_no_source = true;
+                    }
+                }
+                // The next owner asks it, and not at once: it may be down for all of them.
+                None => self.budget.broke(cx.now),
+            },
         }
         self.grant(cx);
     }
@@ -272,6 +286,9 @@ impl Coordinator {
     /// Somebody got wrong bytes from `accused`. Two who say so are believed: it owns nothing more,
     /// and what it read is read again by others.
     fn accuse(&mut self, by: PeerId, accused: PeerId, me: PeerId) {
+        if !self.interested.contains_key(&accused) && !self.holders.contains_key(&accused) {
+            return;
+        }
         let accusers = self.accused.entry(accused).or_default();
         if accusers.len() >= ACCUSERS || !accusers.insert(by) {
             return;
@@ -305,6 +322,11 @@ impl Coordinator {
         let overdue = self.tables.values().map(|table| table.deadline(limits.lease_patience)).min();
         let pause = Some(self.budget.deadline()).filter(|at| *at > now && self.incomplete > 0);
         overdue.into_iter().chain(pause).min().unwrap_or(Time::NEVER)
+    }
+
+    /// Where a node was when it joined: its leases stand in the table of that zone.
+    fn zone_of(&self, id: &PeerId, cx: &Cx<'_>) -> Zone {
+        self.interested.get(id).map_or_else(|| cx.zone_of(id), |node| node.zone)
     }
 
     fn count(&self) -> u32 {
@@ -400,7 +422,7 @@ impl Coordinator {
 
     /// Peers for `id` to exchange pieces with: of its zone, by lot, those with few neighbours first.
     fn neighbours_for(&mut self, id: PeerId, join: &Join, cx: &mut Cx<'_>) -> Vec<PeerId> {
-        let zone = cx.zone_of(&id);
+        let zone = self.zone_of(&id, cx);
         let mut wanted = cx.limits.neighbours.saturating_sub(join.neighbours.len());
         let is_new = |other: &PeerId| *other != id && !join.neighbours.contains(other);
         let fits = |other: &PeerId| self.interested.get(other).is_some_and(|node| node.zone == zone) && is_new(other);

@@ -10,7 +10,7 @@ use super::Cx;
 use super::choice::Choice;
 use super::event::{Action, FetchFailure, Join, Message, Refusal};
 use super::neighbour::Neighbour;
-use super::owner::Leases;
+use super::owner::{Leases, segment_of};
 use super::peer::PeerId;
 use super::seat::Seat;
 use super::time::Time;
@@ -47,8 +47,8 @@ pub(super) struct Download {
     /// Time alone was looked at last.
     pub(super) ticked: Time,
     /// Neighbours died: more were asked for at this time.
-    refilled: Time,
-    /// Whether a signal that pieces may be taken again has been missed by `fill`: nothing changed since.
+    pub(super) refilled: Time,
+    /// Nothing could be asked for, and nothing has changed since.
     pub(super) is_dry: bool,
 }
 
@@ -104,7 +104,6 @@ impl Download {
             leased: self.leases.segments().collect(),
             can_import: self.can_import,
             neighbours: self.neighbours.iter().map(|neighbour| neighbour.id).collect(),
-            unreachable: self.seat.unreachable().to_vec(),
         };
         let coordinator = self.seat.asked(cx.now).unwrap_or(cx.me);
         cx.send(coordinator, self.blob, Message::Join(join));
@@ -194,6 +193,8 @@ impl Download {
                 self.count(at, 1);
             }
             Err(_) if self.neighbours.len() < cx.limits.neighbours_max => self.add_neighbour(from, have, false, cx),
+            // No room. The coordinator would take this word for the end of our interest.
+            Err(_) if from == self.coordinator(cx) => return,
             Err(_) => return cx.send(from, self.blob, Message::Leave),
         }
         if wants_answer {
@@ -234,6 +235,7 @@ impl Download {
         }
         self.is_dry = false;
         self.lost_source(id, cx);
+        self.work_leases(cx);
         self.refill(cx);
     }
 
@@ -309,7 +311,7 @@ impl Download {
             }
             FetchFailure::Broken => neighbour.failed(cx.now),
             FetchFailure::Corrupt => {
-                let segments = vec![self.leases.segment_of(self.layout, u64::from(piece))];
+                let segments = vec![segment_of(self.layout, u64::from(piece))];
                 cx.send(coordinator, self.blob, Message::Missing { segments, without: vec![peer] });
                 false
             }
@@ -420,11 +422,16 @@ impl Download {
         self.interested = self.interested.max(interested);
     }
 
-    /// Nobody here wants the blob any more.
-    pub(super) fn leave(&mut self, cx: &mut Cx<'_>) {
+    /// Closes what is on its way.
+    pub(super) fn cancel(&mut self, cx: &mut Cx<'_>) {
         for request in std::mem::take(&mut self.requests) {
             cx.out.push(Action::CancelFetch { blob: self.blob, piece: request.piece, peer: request.peer });
         }
+    }
+
+    /// Nobody here wants the blob any more.
+    pub(super) fn leave(&mut self, cx: &mut Cx<'_>) {
+        self.cancel(cx);
         let coordinator = self.coordinator(cx);
         for id in self.neighbours.iter().map(|neighbour| neighbour.id).chain([coordinator]) {
             cx.send(id, self.blob, Message::Leave);

@@ -248,7 +248,7 @@ pub enum Message {
     Slot,
     /// The answer, where nothing is needed any more: give it to another.
     NoNeed,
-    /// To coordinator and backup: this blob is here whole and proven.
+    /// To coordinator and backup, also when they become that: this blob is here whole and proven.
     Holds {
         /// Its size in bytes.
         size: u64,
@@ -271,8 +271,6 @@ pub struct Join {
     pub can_import: bool,
     /// Neighbours that it has, so that it gets others.
     pub neighbours: Vec<PeerId>,
-    /// Members ranked higher that the sender could not reach.
-    pub unreachable: Vec<PeerId>,
 }
 
 /// The right and the duty to read a segment from where it is scarce.

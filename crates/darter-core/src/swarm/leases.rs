@@ -9,6 +9,9 @@ use super::peer::PeerId;
 use super::time::Time;
 use crate::pieces::{Bitfield, Layout};
 
+/// Leases that a joiner can bring.
+const ADOPTED_MAX: usize = 64;
+
 /// Who is slower than this many times gets hardly a lease anyway.
 const WEIGHT_MAX: u32 = 64;
 
@@ -81,7 +84,8 @@ impl Table {
             }
         }
         let mut adopted = 0_u8;
-        for segment in leased {
+        // A node that has more at a time than anybody is given has made them up.
+        for segment in leased.iter().take(ADOPTED_MAX) {
             if self.segments.get(*segment as usize) == Some(&Segment::Free) {
                 self.segments[*segment as usize] = Segment::Leased;
                 self.running.insert(*segment, Running { owner, from: None, since: now, touched: now });

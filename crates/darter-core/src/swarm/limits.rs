@@ -53,7 +53,8 @@ pub struct Limits {
     pub missing_patience: Duration,
     /// Segments that one such question names.
     pub missing_max: usize,
-    /// Blobs that one node coordinates, and those it takes part in; beyond, the oldest is forgotten.
+    /// Blobs that one node coordinates; beyond, the oldest is forgotten. What it wants and holds is
+    /// bounded by whoever wants and holds it.
     pub blobs_max: usize,
     /// One corrupt piece, or a broken promise: no connection for this long.
     pub ban_first: Duration,

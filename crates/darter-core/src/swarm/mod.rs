@@ -22,6 +22,8 @@ mod seat;
 mod slots;
 mod strikes;
 pub mod target;
+#[cfg(test)]
+mod tests;
 mod time;
 pub mod token;
 mod waits;
@@ -31,7 +33,7 @@ use std::time::Duration;
 
 pub use event::{Action, Event, FetchFailure, ImportFailure, Join, Lease, LeaseEnd, Message, Refusal, RequestId};
 pub use limits::Limits;
-pub use peer::{COORDINATORS, Member, Members, PeerId, Zone, score};
+pub use peer::{Member, Members, PeerId, Zone, score};
 pub use time::Time;
 
 use self::coordinator::Coordinator;
@@ -41,6 +43,9 @@ use self::slots::Slots;
 use self::strikes::Strikes;
 use crate::Digest;
 use crate::pieces::{Bitfield, Layout};
+
+/// How many of the ranked know who holds a blob: its coordinator, and the first backup.
+const HOLDS_TOLD: usize = 2;
 
 /// The part of one node in the swarm.
 #[derive(Debug)]
@@ -153,8 +158,9 @@ impl Swarm {
     fn dispatch(&mut self, now: Time, event: Event, out: &mut Vec<Action>) {
         match event {
             Event::Members(members) => {
-                self.node.members = members;
+                let before = std::mem::replace(&mut self.node.members, members);
                 self.reseat(now, None, out);
+                self.tell_new_coordinators(&before, out);
             }
             Event::PeerLost(peer) => {
                 self.node.slots.forget(&peer);
@@ -174,7 +180,7 @@ impl Swarm {
             Event::Proven { blob, layout } => self.proven(now, blob, layout, out),
             Event::Gone(blob) => {
                 if self.held.remove(&blob).is_some() {
-                    for id in self.node.members.ranked(&blob).into_iter().take(2) {
+                    for id in self.node.members.ranked(&blob).into_iter().take(HOLDS_TOLD) {
                         out.push(Action::Send { to: id, blob, message: Message::Leave });
                     }
                 }
@@ -220,12 +226,12 @@ impl Swarm {
     fn heard(&mut self, now: Time, from: PeerId, blob: Digest, message: Message, out: &mut Vec<Action>) {
         match message {
             Message::Join(join) => {
-                if let Some(coordinator) = coordinate(&mut self.coordinated, blob, join.size, &self.node.limits) {
+                if let Some(coordinator) = coordinate(&mut self.coordinated, blob, join.size, from, &self.node) {
                     coordinator.joined(from, &join, &mut self.node.cx(now, out));
                 }
             }
             Message::Holds { size } => {
-                if let Some(coordinator) = coordinate(&mut self.coordinated, blob, size, &self.node.limits) {
+                if let Some(coordinator) = coordinate(&mut self.coordinated, blob, size, from, &self.node) {
                     coordinator.holds(from, &mut self.node.cx(now, out));
                 }
             }
@@ -238,7 +244,7 @@ impl Swarm {
                 }
             }
             Message::Slot => self.offered(now, from, blob, out),
-            Message::NoNeed => self.node.slots.forget(&from),
+            Message::NoNeed => self.node.slots.not_needed(&from, &blob),
             Message::Hello { have, wants_answer } => self.heard_hello(now, from, blob, have, wants_answer, out),
             message => self.heard_in_session(now, from, blob, message, out),
         }
@@ -270,7 +276,7 @@ impl Swarm {
             (Message::Welcome { neighbours, interested }, _, Some(download)) => {
                 download.welcomed(from, &neighbours, interested, &mut self.node.cx(now, out));
             }
-            (Message::Lease(lease), _, Some(download)) => download.leased(lease, &mut self.node.cx(now, out)),
+            (Message::Lease(lease), _, Some(download)) => download.leased(from, lease, &mut self.node.cx(now, out)),
             (Message::Have { pieces, free_slots, interested }, _, Some(download)) => {
                 download.heard_have(from, &pieces, free_slots, interested, now);
             }
@@ -326,18 +332,34 @@ impl Swarm {
 
     fn proven(&mut self, now: Time, blob: Digest, layout: Layout, out: &mut Vec<Action>) {
         self.order.retain(|other| *other != blob);
-        let told = match self.downloads.remove(&blob) {
-            Some(mut download) => {
-                let cx = &mut self.node.cx(now, out);
-                download.tell_now(cx);
-                vec![download.coordinator(cx)]
-            }
-            None => self.node.members.ranked(&blob).into_iter().take(2).collect(),
-        };
+        let mut told = self.node.members.ranked(&blob);
+        told.truncate(HOLDS_TOLD);
+        if let Some(mut download) = self.downloads.remove(&blob) {
+            let cx = &mut self.node.cx(now, out);
+            download.tell_now(cx);
+            // Where the blob came by another way, what is on its way is of no use any more.
+            download.cancel(cx);
+            told.push(download.coordinator(cx));
+        }
+        told.sort_unstable();
+        told.dedup();
         for to in told {
             out.push(Action::Send { to, blob, message: Message::Holds { size: layout.size() } });
         }
         self.held.insert(blob, layout);
+    }
+
+    /// Tells those that came to coordinate a blob that is here: a warm blob must not be read again
+    /// because its coordinator died.
+    fn tell_new_coordinators(&self, before: &Members, out: &mut Vec<Action>) {
+        for (blob, layout) in &self.held {
+            let known = before.ranked(blob);
+            for to in self.node.members.ranked(blob).into_iter().take(HOLDS_TOLD) {
+                if !known.iter().take(HOLDS_TOLD).any(|id| *id == to) {
+                    out.push(Action::Send { to, blob: *blob, message: Message::Holds { size: layout.size() } });
+                }
+            }
+        }
     }
 
     fn reseat(&mut self, now: Time, lost: Option<PeerId>, out: &mut Vec<Action>) {
@@ -378,27 +400,28 @@ impl Swarm {
             }
         }
     }
-
-    /// Uploads that run.
-    pub fn uploads(&self) -> usize {
-        self.node.slots.running()
-    }
 }
 
 /// The state about a blob, made when somebody speaks of it first.
 ///
-/// Who names another size than the first is wrong, or the first was; sha256 tells neither, and the
-/// one that is not heard reads from the origin by itself.
+/// Who names another size than those before is wrong, or they were; sha256 tells neither. Somebody who
+/// wants the blob is believed over what others said who do not; the one that is not heard goes to the
+/// next in rank, in the end to itself.
 fn coordinate<'a>(
     coordinated: &'a mut BTreeMap<Digest, Coordinator>,
     blob: Digest,
     size: u64,
-    limits: &Limits,
+    from: PeerId,
+    node: &Node,
 ) -> Option<&'a mut Coordinator> {
-    if !coordinated.contains_key(&blob) && coordinated.len() >= limits.blobs_max {
+    if !coordinated.contains_key(&blob) && coordinated.len() >= node.limits.blobs_max {
         let oldest = coordinated.iter().min_by_key(|(_, state)| state.used).map(|(blob, _)| *blob);
         oldest.map(|blob| coordinated.remove(&blob));
     }
-    let state = coordinated.entry(blob).or_insert_with(|| Coordinator::new(blob, Layout::new(size), limits));
+    let made = || Coordinator::new(blob, Layout::new(size), &node.limits);
+    let state = coordinated.entry(blob).or_insert_with(made);
+    if state.layout.size() != size && (state.interested.is_empty() || from == node.me) {
+        *state = made();
+    }
     (state.layout.size() == size).then_some(state)
 }

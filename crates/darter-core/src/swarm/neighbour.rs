@@ -8,8 +8,10 @@ use crate::pieces::Bitfield;
 
 /// A failed peer is asked again after this long, doubled for each failure in a row.
 const BACKOFF: Duration = Duration::from_millis(250);
+/// So many times what it estimates: for the case that its word that a slot is free is lost.
+const WORD_LOST: u32 = 16;
 /// Failures in a row after which somebody else takes its place.
-pub(super) const FAILURES_MAX: u8 = 4;
+const FAILURES_MAX: u8 = 4;
 
 #[derive(Debug, Clone)]
 pub(super) struct Neighbour {
@@ -83,6 +85,7 @@ impl Neighbour {
     pub(super) fn says_has(&mut self, have: Bitfield) {
         self.count = have.count();
         self.have = have;
+        self.may_be_free();
     }
 
     /// Whether one more piece may be asked from it now.
@@ -104,11 +107,10 @@ impl Neighbour {
         self.piece_time = Some(self.piece_time.map_or(took, |mean| (mean * 3 + took) / 4));
     }
 
-    /// Its slots are taken. It says when one is free, so what it estimates is only for the case that
-    /// this word is lost.
+    /// Its slots are taken. It says when one is free.
     pub(super) fn refused(&mut self, now: Time, retry_after: Duration) {
         self.in_flight = self.in_flight.saturating_sub(1);
-        self.not_before = now + retry_after * 16;
+        self.not_before = now + retry_after * WORD_LOST;
         self.free_slots = self.free_slots.max(1);
     }
 
@@ -131,6 +133,11 @@ impl Neighbour {
     pub(super) const fn cancelled(&mut self) {
         self.in_flight = self.in_flight.saturating_sub(1);
         self.free_slots = self.free_slots.saturating_add(1);
+    }
+
+    /// What it said of its slots is old: one request tells.
+    pub(super) fn may_be_free(&mut self) {
+        self.free_slots = self.free_slots.max(1);
     }
 
     /// It said how many uploads it could start.

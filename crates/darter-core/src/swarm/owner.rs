@@ -43,10 +43,11 @@ impl Leases {
     pub(super) fn is_importing(&self) -> bool {
         self.running.iter().any(|running| !running.importing.is_empty())
     }
+}
 
-    pub(super) fn segment_of(&self, layout: Layout, piece: u64) -> u32 {
-        u32::try_from(layout.piece(piece).start / layout.segment_size()).unwrap_or(u32::MAX)
-    }
+/// The segment that a piece belongs to.
+pub(super) fn segment_of(layout: Layout, piece: u64) -> u32 {
+    u32::try_from(layout.piece(piece).start / layout.segment_size()).unwrap_or(u32::MAX)
 }
 
 /// The pieces of a segment.
@@ -58,19 +59,22 @@ pub(super) fn pieces_of(layout: Layout, segment: u32) -> std::ops::Range<u32> {
 
 impl Download {
     /// A segment was given to us.
-    pub(super) fn leased(&mut self, lease: Lease, cx: &mut Cx<'_>) {
-        if u64::from(lease.segment) >= self.layout.segments() {
+    pub(super) fn leased(&mut self, from: PeerId, lease: Lease, cx: &mut Cx<'_>) {
+        // Anybody else would make us read the origin, or ask whom it likes.
+        let is_ours = from == self.coordinator(cx) && lease.from != Some(cx.me);
+        if !is_ours || u64::from(lease.segment) >= self.layout.segments() {
             return;
         }
         self.interest(lease.interested);
-        if self.leases.segments().any(|segment| segment == lease.segment) {
-            return;
-        }
         if let Some(from) = lease.from {
             self.meet(from, lease.is_whole, cx);
         }
         pieces_of(self.layout, lease.segment).for_each(|piece| self.leases.owned.set(u64::from(piece)));
-        self.leases.running.push(Running { lease, importing: Vec::new() });
+        match self.leases.running.iter_mut().find(|running| running.lease.segment == lease.segment) {
+            // Given again: from somewhere else, if the source before did not do.
+            Some(running) => running.lease = lease,
+            None => self.leases.running.push(Running { lease, importing: Vec::new() }),
+        }
         self.work_leases(cx);
     }
 

@@ -72,7 +72,7 @@ pub struct Member {
 pub struct Members(Arc<[Member]>);
 
 /// How many of the best ranked are remembered: the coordinator, and those that follow it when it dies.
-pub const COORDINATORS: usize = 3;
+const COORDINATORS: usize = 3;
 
 impl Members {
     /// A snapshot of `members`, in any order; a second entry for one peer is dropped.

@@ -24,10 +24,6 @@ impl Seat {
         self.ranked.iter().find(|id| !self.unreachable.contains(id)).copied()
     }
 
-    pub(super) fn unreachable(&self) -> &[PeerId] {
-        &self.unreachable
-    }
-
     /// The coordinator is asked now.
     pub(super) fn asked(&mut self, now: Time) -> Option<PeerId> {
         let tries = self.waiting.map_or(0, |(_, tries)| tries);

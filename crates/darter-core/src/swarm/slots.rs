@@ -18,8 +18,8 @@ pub(super) struct Slots {
     running: BTreeMap<RequestId, (PeerId, Time)>,
     /// Slots kept for peers that were called, until when.
     kept: BTreeMap<PeerId, Time>,
-    /// Who was refused, about which blob.
-    waiting: BTreeMap<PeerId, Digest>,
+    /// Who was refused, about which blob, and when.
+    waiting: BTreeMap<PeerId, (Digest, Time)>,
     /// How long an upload takes, smoothed.
     piece_time: Duration,
 }
@@ -34,12 +34,11 @@ impl Slots {
         blob: Digest,
         limits: &Limits,
     ) -> Result<(), Duration> {
-        let is_kept = self.kept.remove(&peer).is_some();
-        let to_peer = self.running.values().filter(|(other, _)| *other == peer).count();
+        let is_kept = self.kept.remove(&peer).is_some_and(|until| until > now);
         let has_room = is_kept || self.free(now, limits) > 0;
-        if !has_room || to_peer >= usize::from(limits.slots_per_peer) {
+        if !has_room || self.has_its_share(&peer, limits) {
             if self.waiting.len() < limits.waiting_max {
-                self.waiting.insert(peer, blob);
+                self.waiting.entry(peer).or_insert((blob, now));
             }
             return Err((self.piece_time / 2).max(Duration::from_millis(1)));
         }
@@ -55,13 +54,22 @@ impl Slots {
         self.piece_time = if self.piece_time.is_zero() { took } else { (self.piece_time * 3 + took) / 4 };
     }
 
-    /// The peer that was called needs nothing, or is gone.
+    /// The peer that was called about a blob needs nothing of it.
+    pub(super) fn not_needed(&mut self, peer: &PeerId, blob: &Digest) {
+        self.kept.remove(peer);
+        if self.waiting.get(peer).is_some_and(|(wanted, _)| wanted == blob) {
+            self.waiting.remove(peer);
+        }
+    }
+
+    /// The peer is gone.
     pub(super) fn forget(&mut self, peer: &PeerId) {
         self.kept.remove(peer);
         self.waiting.remove(peer);
     }
 
-    /// Whom to call now: as long as a slot is free, of those that wait the one that has least.
+    /// Whom to call now: as long as a slot is free, of those that wait the one that has least, then the
+    /// one that waits longest. Not who has its share: it would only be refused again.
     pub(super) fn call(
         &mut self,
         now: Time,
@@ -71,11 +79,16 @@ impl Slots {
         if self.waiting.is_empty() || self.free(now, limits) == 0 {
             return None;
         }
-        let (peer, blob) = self.waiting.iter().min_by_key(|(peer, blob)| wealth(peer, blob))?;
+        let may = self.waiting.iter().filter(|(peer, _)| !self.has_its_share(peer, limits));
+        let (peer, (blob, _)) = may.min_by_key(|(peer, (blob, since))| (wealth(peer, blob), *since))?;
         let called = (*peer, *blob);
         self.waiting.remove(&called.0);
         self.kept.insert(called.0, now + limits.slot_patience);
         Some(called)
+    }
+
+    fn has_its_share(&self, peer: &PeerId, limits: &Limits) -> bool {
+        self.running.values().filter(|(other, _)| other == peer).count() >= usize::from(limits.slots_per_peer)
     }
 
     /// Uploads that could start now.
@@ -101,5 +114,61 @@ impl Slots {
 
     pub(super) fn running(&self) -> usize {
         self.running.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn peer(n: u8) -> PeerId {
+        PeerId::from_bytes([n; 32])
+    }
+
+    fn at(millis: u64) -> Time {
+        Time::from_micros(millis * 1000)
+    }
+
+    #[test]
+    fn a_free_slot_goes_to_who_has_least_then_to_who_waits_longest() {
+        let (limits, blob) = (Limits { slots: 1, ..Limits::default() }, Digest::of(b"x"));
+        let mut slots = Slots::default();
+        assert!(slots.take(at(0), RequestId(0), peer(9), blob, &limits).is_ok());
+        for (millis, n) in [(1, 4), (2, 3), (3, 2)] {
+            assert!(slots.take(at(millis), RequestId(millis), peer(n), blob, &limits).is_err());
+        }
+        slots.give_back(at(5), RequestId(0));
+        let wealth = |peer: &PeerId, _: &Digest| u64::from(peer.to_bytes()[0] == 4);
+        assert_eq!(slots.call(at(5), &limits, wealth), Some((peer(3), blob)));
+        assert_eq!(slots.call(at(5), &limits, wealth), None, "the slot is kept for it");
+        assert!(slots.take(at(6), RequestId(7), peer(2), blob, &limits).is_err());
+        assert!(slots.take(at(6), RequestId(8), peer(3), blob, &limits).is_ok());
+    }
+
+    #[test]
+    fn who_comes_too_late_for_a_kept_slot_takes_none_beyond_the_bound() {
+        let (limits, blob) = (Limits { slots: 1, ..Limits::default() }, Digest::of(b"x"));
+        let mut slots = Slots::default();
+        slots.take(at(0), RequestId(0), peer(9), blob, &limits).unwrap();
+        slots.take(at(0), RequestId(1), peer(1), blob, &limits).unwrap_err();
+        slots.give_back(at(1), RequestId(0));
+        assert!(slots.call(at(1), &limits, |_, _| 0).is_some());
+        let late = at(1) + limits.slot_patience;
+        slots.take(late, RequestId(2), peer(8), blob, &limits).unwrap();
+        slots.take(late, RequestId(3), peer(1), blob, &limits).unwrap_err();
+        assert_eq!(slots.running(), 1);
+    }
+
+    #[test]
+    fn who_has_its_share_of_uploads_is_not_called_for_more() {
+        let (limits, blob) = (Limits::default(), Digest::of(b"x"));
+        let mut slots = Slots::default();
+        for n in 0..limits.slots_per_peer {
+            slots.take(at(0), RequestId(n.into()), peer(1), blob, &limits).unwrap();
+        }
+        slots.take(at(0), RequestId(9), peer(1), blob, &limits).unwrap_err();
+        assert_eq!(slots.call(at(0), &limits, |_, _| 0), None);
+        slots.give_back(at(1), RequestId(0));
+        assert_eq!(slots.call(at(1), &limits, |_, _| 0), Some((peer(1), blob)));
     }
 }

@@ -10,6 +10,7 @@ use super::download::Download;
 use super::event::Message;
 use super::limits::Limits;
 use super::neighbour::Neighbour;
+use super::owner::segment_of;
 use super::time::Time;
 
 impl Download {
@@ -26,8 +27,13 @@ impl Download {
         let is_stuck = self.requests.is_empty() && cx.now >= self.missing_at(cx.limits);
         if is_stuck && !self.is_complete() && !self.leases.is_importing() {
             self.progress = cx.now;
-            let mut segments: Vec<u32> =
-                self.open.iter().map(|piece| self.leases.segment_of(self.layout, piece)).collect();
+            self.neighbours.iter_mut().for_each(Neighbour::may_be_free);
+            // A coordinator that has forgotten us does not answer what follows.
+            if cx.now.since(self.refilled) > cx.limits.join_patience {
+                self.refilled = cx.now;
+                self.join(cx);
+            }
+            let mut segments: Vec<u32> = self.open.iter().map(|piece| segment_of(self.layout, piece)).collect();
             segments.dedup();
             segments.truncate(cx.limits.missing_max);
             let without = cx.strikes.banned(cx.now).take(cx.limits.neighbours).collect();
@@ -38,7 +44,9 @@ impl Download {
 
     /// When so long nothing could be asked for that the coordinator should know.
     fn missing_at(&self, limits: &Limits) -> Time {
-        self.progress + limits.missing_patience.max(self.median.unwrap_or_default() * 4)
+        // On a link whose rate nobody knows yet the first piece may take long.
+        let piece_time = self.median.unwrap_or(limits.join_patience);
+        self.progress + limits.missing_patience.max(piece_time * 4)
     }
 
     /// When `tick` is due next.

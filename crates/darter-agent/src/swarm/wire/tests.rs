@@ -28,14 +28,13 @@ fn wait() -> impl Strategy<Value = Duration> {
 fn join() -> impl Strategy<Value = Join> {
     let layout = (0..1_u64 << 36).prop_map(Layout::new);
     let have = layout.prop_flat_map(|layout| (Just(layout.size()), field(Just(layout.pieces()))));
-    let lists = (vec(any::<u32>(), 0..20), vec(peer_id(), 0..20), vec(peer_id(), 0..20));
-    (have, any::<bool>(), lists).prop_map(|((size, have), can_import, (leased, neighbours, unreachable))| Join {
+    let lists = (vec(any::<u32>(), 0..20), vec(peer_id(), 0..20));
+    (have, any::<bool>(), lists).prop_map(|((size, have), can_import, (leased, neighbours))| Join {
         size,
         have,
         leased,
         can_import,
         neighbours,
-        unreachable,
     })
 }
 
@@ -67,7 +66,7 @@ fn message() -> impl Strategy<Value = Message> {
             .prop_map(|(pieces, free_slots, interested)| Message::Have { pieces, free_slots, interested }),
         Just(Message::Slot),
         Just(Message::NoNeed),
-        any::<u64>().prop_map(|size| Message::Holds { size }),
+        (0..=PIECES_MAX * (8 << 20)).prop_map(|size| Message::Holds { size }),
         Just(Message::Leave),
     ]
 }
@@ -137,14 +136,16 @@ fn what_is_out_of_bounds_is_refused() {
     let have = Some(v1::Bitfield { pieces: 2, bits: vec![3] });
     let join = v1::Join { size_bytes: 1 << 30, have, ..v1::Join::default() };
     assert!(matches!(about(Body::Join(join)), Err(WireError::Bitfield(_))), "two pieces of a blob of 512");
+    let holds = v1::Holds { size_bytes: u64::MAX };
+    assert!(matches!(about(Body::Holds(holds)), Err(WireError::TooMuch { field: "holds.size_bytes", .. })));
 }
 
 #[test]
 fn the_largest_message_within_the_bounds_fits_a_frame() {
     let size = PIECES_MAX * (8 << 20);
     let (leased, peers) = (vec![u32::MAX; INDICES_MAX], vec![PeerId::from_bytes([255; 32]); PEERS_MAX]);
-    let (neighbours, unreachable) = (peers.clone(), peers);
-    let join = Join { size, have: Bitfield::full(PIECES_MAX), leased, can_import: true, neighbours, unreachable };
+    let neighbours = peers;
+    let join = Join { size, have: Bitfield::full(PIECES_MAX), leased, can_import: true, neighbours };
     let message = encode(&Digest::from_bytes([255; 32]), &Message::Join(join.clone())).unwrap();
     let frame = v1::Frame { kind: Some(v1::frame::Kind::Message(message.clone())) };
     assert!(frame.encoded_len() <= FRAME_MAX, "{}", frame.encoded_len());
