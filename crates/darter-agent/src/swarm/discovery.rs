@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
@@ -37,8 +38,10 @@ impl Discovery {
         let mut known: BTreeMap<&str, BTreeSet<SocketAddr>> = BTreeMap::new();
         let mut failing = BTreeSet::new();
         loop {
-            for name in &self.names {
-                match look_up(name).await {
+            // All at once: a name that does not answer must not hold up the others.
+            let answers = join_all(self.names.iter().map(|name| look_up(name))).await;
+            for (name, answer) in self.names.iter().zip(answers) {
+                match answer {
                     Ok(addresses) => {
                         if failing.remove(name) {
                             info!(name, addresses = addresses.len(), "peers can be looked up again");

@@ -73,7 +73,15 @@ impl Addresses {
     fn add(&mut self, now: Instant, address: SocketAddr, is_found: bool) {
         if let Some(entry) = self.known.get_mut(&address) {
             entry.is_found |= is_found;
-        } else if self.known.len() < self.max {
+            return;
+        }
+        // What peers tell must not keep out what discovery found.
+        if self.known.len() >= self.max && is_found {
+            let told = self.known.iter().find(|(_, entry)| !entry.is_found && matches!(entry.state, State::Waits(_)));
+            let told = told.map(|(address, _)| *address);
+            told.map(|address| self.known.remove(&address));
+        }
+        if self.known.len() < self.max {
             self.known.insert(address, Entry { is_found, failures: 0, state: State::Waits(now) });
         }
     }
@@ -247,6 +255,9 @@ mod tests {
         assert_eq!(addresses.others(), 1, "tests and demos live on one node");
         (1..200).for_each(|n| addresses.told(now, at(n), remote));
         assert_eq!(addresses.others(), 3);
+        // What discovery finds comes in all the same.
+        addresses.found(now, &BTreeSet::from([at(201), at(202), at(203)]));
+        assert_eq!(addresses.due(now), [at(201), at(202), at(203)]);
     }
 
     #[test]

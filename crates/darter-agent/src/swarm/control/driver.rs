@@ -177,6 +177,12 @@ impl Control {
 
     /// The next event that is owed to the rest of the agent.
     fn owed(&mut self) -> ControlEvent {
+        // Who went and is back again went first: told the other way round, its new words would be lost.
+        if let Some(back) = self.lost.iter().position(|peer| self.peers.best(*peer).is_some())
+            && let Some(peer) = self.lost.remove(back)
+        {
+            return ControlEvent::Lost(peer);
+        }
         if std::mem::take(&mut self.is_changed) {
             return ControlEvent::Members(self.peers.members());
         }
@@ -400,12 +406,15 @@ impl Control {
 
     fn ban(&mut self, name: libp2p::PeerId, period: Duration) {
         if self.bans.len() >= BANS_MAX
+            && !self.bans.contains_key(&name)
             && let Some(soonest) = self.bans.iter().min_by_key(|(_, until)| **until).map(|(name, _)| *name)
         {
             self.bans.remove(&soonest);
             self.swarm.behaviour_mut().banned.unblock_peer(soonest);
         }
-        self.bans.insert(name, Instant::now() + period);
+        // A short one does not end a long one.
+        let until = self.bans.entry(name).or_insert_with(Instant::now);
+        *until = (*until).max(Instant::now() + period);
         // Ends its connections too.
         self.swarm.behaviour_mut().banned.block_peer(name);
     }

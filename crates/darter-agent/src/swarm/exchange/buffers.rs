@@ -49,10 +49,10 @@ impl Buffers {
             // Nobody closes it.
             Err(_) => std::future::pending().await,
         };
-        let mut bytes = self.0.reuse(len);
-        if bytes.len() < len {
-            bytes.resize(len, 0);
-        }
+        // Whole units, so that what a buffer takes is what it was given for, and not a byte more.
+        let size = len.max(units * UNIT);
+        let mut bytes = self.0.reuse(size);
+        bytes.resize(size, 0);
         Buffer { bytes, len, pool: self.0.clone(), place }
     }
 
@@ -72,13 +72,12 @@ impl Pool {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The smallest idle buffer that is large enough, or an empty one. Lets go of others as far as
-    /// the caller's place needs it.
-    fn reuse(&self, len: usize) -> Vec<u8> {
+    /// An idle buffer of exactly this size, or an empty one: a larger one would take more than its place
+    /// says. Lets go of others as far as the caller's place needs it.
+    fn reuse(&self, size: usize) -> Vec<u8> {
         let mut idle = self.lock();
-        let fits = idle.iter().enumerate().filter(|(_, bytes)| bytes.len() >= len);
-        let best = fits.min_by_key(|(_, bytes)| bytes.len()).map(|(at, _)| at);
-        let found = best.map(|at| idle.swap_remove(at)).unwrap_or_default();
+        let fits = idle.iter().position(|bytes| bytes.len() == size);
+        let found = fits.map(|at| idle.swap_remove(at)).unwrap_or_default();
         trim(&mut idle, self.free.available_permits() * UNIT);
         found
     }
@@ -135,12 +134,12 @@ mod tests {
         let pool = Buffers::new(4 * UNIT);
         let first = pool.take(3 * UNIT).await;
         assert_eq!((first.len(), pool.available()), (3 * UNIT, UNIT));
-        let mut second = Box::pin(pool.take(2 * UNIT));
+        let mut second = Box::pin(pool.take(2 * UNIT + 1));
         assert!(second.as_mut().now_or_never().is_none(), "over the bound");
         let at = first.as_ptr();
         drop(first);
         let second = second.await;
-        assert_eq!((second.as_ptr(), second.len()), (at, 2 * UNIT));
+        assert_eq!((second.as_ptr(), second.len()), (at, 2 * UNIT + 1));
         assert!(pool.take(100 * UNIT).now_or_never().is_none(), "more than all there is: waits for all");
         drop(second);
         assert_eq!(pool.take(100 * UNIT).await.len(), 100 * UNIT);
@@ -155,6 +154,9 @@ mod tests {
         let large = pool.take(3 * UNIT).await;
         assert!(pool.idle_bytes() <= UNIT, "{} idle beside {}", pool.idle_bytes(), large.len());
         drop(large);
+        let small = pool.take(1).await;
+        assert!(small.bytes.len() <= UNIT, "a byte holds {} bytes", small.bytes.len());
+        drop(small);
         assert!(pool.idle_bytes() <= 4 * UNIT, "{}", pool.idle_bytes());
     }
 }

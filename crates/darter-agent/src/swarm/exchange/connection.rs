@@ -59,14 +59,16 @@ pub(super) async fn serve<S: Source>(
     cut: &CancellationToken,
 ) {
     let mut buffer = Vec::new();
+    let mut patience = shared.limits.handshake;
     let end = loop {
-        let head = match stop.run_until_cancelled(wire.read_head(&mut buffer, shared)).await {
+        // Who connects has something to ask: a place is not held by somebody who only looks in.
+        let head = match stop.run_until_cancelled(wire.read_head(&mut buffer, patience, shared)).await {
             Some(Ok(head)) => head,
             Some(Err(end)) => break end,
             None => break End::Done,
         };
         match cut.run_until_cancelled(answer(&mut wire, client, &head, shared)).await {
-            Some(Ok(())) if !head.close => {}
+            Some(Ok(())) if !head.close => patience = shared.limits.idle,
             Some(Err(end)) => break end,
             Some(Ok(())) | None => break End::Done,
         }
@@ -108,8 +110,13 @@ impl Wire {
         }
     }
 
-    /// Reads until the buffer starts with a whole head.
-    async fn read_head<S>(&mut self, buffer: &mut Vec<u8>, shared: &Shared<S>) -> Result<Head, End> {
+    /// Reads until the buffer starts with a whole head. Its first byte has to come within `patience`.
+    async fn read_head<S>(
+        &mut self,
+        buffer: &mut Vec<u8>,
+        patience: Duration,
+        shared: &Shared<S>,
+    ) -> Result<Head, End> {
         let mut deadline = None;
         loop {
             if !buffer.is_empty() {
@@ -122,7 +129,7 @@ impl Wire {
                     Parsed::Partial => _ = deadline.get_or_insert_with(|| Instant::now() + shared.limits.head),
                 }
             }
-            let until = deadline.unwrap_or_else(|| Instant::now() + shared.limits.idle);
+            let until = deadline.unwrap_or_else(|| Instant::now() + patience);
             buffer.reserve(1024);
             match timeout_at(until, self.read(buffer)).await {
                 Err(_) if deadline.is_some() => return Err(End::Rejected("slow_head", None)),
@@ -220,6 +227,8 @@ async fn answer<S: Source>(wire: &mut Wire, client: Client, head: &Head, shared:
         Decision::Busy(shared.limits.decision)
     });
     let upload = match decision {
+        // No blob has an empty piece.
+        Decision::Serve(upload) if upload.span.is_empty() => return refuse(wire, 404, None, shared).await,
         Decision::Serve(upload) => upload,
         Decision::Busy(after) => return refuse(wire, 503, Some(after), shared).await,
         Decision::NotHere => return refuse(wire, 404, None, shared).await,

@@ -150,6 +150,12 @@ impl<S: Source> Server<S> {
                     return;
                 };
                 drop(place);
+                // A key alone must not hold a place: everybody can make one.
+                if let Client::Peer(peer) = client
+                    && shared.source.member(peer).is_none()
+                {
+                    return shared.rejected("not_member");
+                }
                 let Some(_place) = shared.enter(client) else {
                     debug!(?client, "too many connections of other nodes, or of this one; closing the newest");
                     return shared.rejected("too_many");
