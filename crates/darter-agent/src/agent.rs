@@ -3,6 +3,7 @@
 //! The order matters. The mirror listens before hosts.toml names it, and hosts.toml is withdrawn
 //! before the mirror stops: containerd is never sent where nobody answers.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use tracing::{error, info, warn};
 use crate::admin::{Admin, AdminError, Watched};
 use crate::certs_d::{self, CertsD};
 use crate::config::{Access, Config, ContentStore, Discover, RegistryConfig};
+use crate::containerd::Known;
 use crate::images::Images;
 use crate::imds;
 use crate::log::chain;
@@ -86,10 +88,8 @@ impl Agent {
         raise_file_limit();
         let metrics = Arc::new(Metrics::new(version, revision));
         discover(&mut config).await;
-        let preflight = certs_d::preflight_here(&config).await;
-        for problem in preflight.problems() {
-            warn!(%problem, "containerd may not use the mirror");
-        }
+        // containerd itself is asked by the first self-test: nothing here hangs on its version.
+        let preflight = certs_d::preflight_for(&config, Known::not_asked());
         let certs_d = CertsD::new(&config, &config.registries, config.mirror.listen, metrics.clone());
         let sites = Arc::new(sites(&config, &certs_d, &metrics).await?);
         let content_store = preflight.content_store().filter(|_| config.containerd.content_store == ContentStore::Auto);
@@ -132,7 +132,7 @@ impl Agent {
         let mut mirror = Part::start("mirror", mirror.run(serve.clone()));
         let mut admin = Part::start("admin", admin.run(keep.clone()));
         let mut store = Part::start("store", store.run(keep.clone()));
-        let checks = SelfTest { config, address, seen, serving, passing, preflight };
+        let checks = SelfTest { config, address, seen, serving, passing, preflight, said: BTreeSet::new() };
         let mut checks = Part::start("self-test", checks.run(files.clone()));
         let swarming = keep.clone();
         let mut swarm = Part::start("swarm", async move {
@@ -153,9 +153,7 @@ impl Agent {
         };
         // hosts.toml goes before the mirror does.
         files.cancel();
-        hosts.finish(DRAIN).await;
-        checks.finish(DRAIN).await;
-        follow.finish(DRAIN).await;
+        tokio::join!(hosts.finish(DRAIN), checks.finish(DRAIN), follow.finish(DRAIN));
         serve.cancel();
         mirror.finish(drain).await;
         pulling.cancel();
@@ -163,9 +161,7 @@ impl Agent {
             warn!("pulls did not end in time; what they hold is checked at the next start");
         }
         keep.cancel();
-        swarm.finish(DRAIN).await;
-        admin.finish(DRAIN).await;
-        store.finish(DRAIN).await;
+        tokio::join!(swarm.finish(DRAIN), admin.finish(DRAIN), store.finish(DRAIN));
         info!("stopped");
         outcome
     }
@@ -180,7 +176,7 @@ async fn discover(config: &mut Config) {
         (None, Discover::Auto) => match imds::identity(&config.aws).await {
             Ok(identity) => Some((identity.account, identity.region)),
             Err(error) => {
-                info!(reason = %chain(&error), "not on EC2, as far as the metadata service tells: no default registry");
+                info!(reason = %chain(&error), "the metadata service tells no account and region: no default registry");
                 None
             }
         },

@@ -42,6 +42,11 @@ impl Known {
         Self { version: Some(version.to_string()), ..Self::default() }
     }
 
+    /// Before anybody asked.
+    pub fn not_asked() -> Self {
+        Self { unknown: Some("it was not asked yet".to_owned()), ..Self::default() }
+    }
+
     /// The version, as far as it decides anything.
     pub fn version(&self) -> Option<Version> {
         self.version.as_ref().and_then(|version| version.parse().ok())

@@ -2,6 +2,7 @@
 //!
 //! hosts.toml is there only while the mirror passes.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -33,11 +34,13 @@ pub struct SelfTest {
     pub passing: watch::Sender<bool>,
     /// What containerd's configuration says.
     pub preflight: watch::Sender<Preflight>,
+    /// The problems with it that the log has.
+    pub said: BTreeSet<String>,
 }
 
 impl SelfTest {
     /// Looks until `stop`.
-    pub async fn run(self, stop: CancellationToken) {
+    pub async fn run(mut self, stop: CancellationToken) {
         let mut ticks = interval(self.config.certs_d.check_every.0);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -70,7 +73,7 @@ impl SelfTest {
         self.passing.send_if_modified(|before| std::mem::replace(before, passes) != passes);
     }
 
-    async fn containerd(&self) {
+    async fn containerd(&mut self) {
         let containerd = match self.seen.version() {
             Some(version) => Known::by_requests(version),
             // A containerd that does not look at our files never asks us: its socket tells.
@@ -83,6 +86,11 @@ impl SelfTest {
         // It reads files, which may be on a slow disk.
         match tokio::task::spawn_blocking(move || preflight_for(&config, containerd)).await {
             Ok(found) => {
+                for problem in found.problems().filter(|problem| self.said.insert(problem.clone())) {
+                    warn!(%problem, "containerd may not use the mirror");
+                }
+                // What went away is said again when it comes back; so the set stays as small as the list.
+                self.said.retain(|said| found.problems().any(|problem| problem == *said));
                 self.preflight.send_replace(found);
             }
             Err(error) => error!(%error, "cannot look at containerd's configuration"),

@@ -33,7 +33,7 @@ use tracing::{error, warn};
 use crate::config::{Config, RegistryConfig};
 use crate::metrics::Metrics;
 
-pub use preflight::{Preflight, preflight, preflight_for, preflight_here};
+pub use preflight::{Preflight, preflight, preflight_for};
 pub use site::{How, Undone};
 pub use uninstall::uninstall;
 
@@ -175,13 +175,14 @@ impl CertsD {
             watch.as_mut().map(|watch| watch.cover(&keeper.watched()));
             let Some((kept, round)) = blocking(keeper, move |keeper| keeper.round(is_serving)).await else { return };
             keeper = kept;
-            states.send_replace(round.states);
+            // Before the states: who sees that a round is over sees what it found.
             others.send_if_modified(|before| {
                 *before != round.others && {
                     *before = round.others;
                     true
                 }
             });
+            states.send_replace(round.states);
             if watch.as_mut().is_some_and(|watch| watch.cover(&keeper.watched())) {
                 continue;
             }

@@ -59,17 +59,13 @@ impl fmt::Display for Left {
 
 /// Judges this host for the containerd that answers at its socket, its hosts.toml files too.
 pub async fn preflight(config: &Config) -> Preflight {
-    Preflight { left: left(config), ..preflight_here(config).await }
-}
-
-/// The same without the hosts.toml files: in a running agent they have a keeper, who reads them.
-pub async fn preflight_here(config: &Config) -> Preflight {
     let named = || core::judge(&load(&config.containerd.config).0, &config.certs_d.path, None).socket;
     let known = containerd::known(config.containerd.socket.clone().or_else(named)).await;
-    preflight_for(config, known)
+    Preflight { left: left(config), ..preflight_for(config, known) }
 }
 
-/// Judges containerd's configuration for what is known of this containerd.
+/// Judges containerd's configuration for what is known of this containerd. In a running agent the
+/// hosts.toml files have a keeper, who reads them.
 pub fn preflight_for(config: &Config, containerd: Known) -> Preflight {
     let (files, unread) = load(&config.containerd.config);
     let judged = |version| {

@@ -86,7 +86,8 @@ impl Layers {
         let mut variables: Vec<_> = variables
             .into_iter()
             .filter_map(|(name, value)| Some((name.strip_prefix("DARTER_")?.to_owned(), value)))
-            .filter(|(name, _)| !RESERVED.contains(&name.as_str()) && !is_service_link(name))
+            .filter(|(name, _)| !RESERVED.contains(&name.as_str()))
+            .filter(|(name, value)| !is_service_link(name, value))
             .collect();
         variables.sort();
         for (name, value) in variables {
@@ -182,16 +183,16 @@ const RESERVED: [&str; 3] = ["CONFIG", "BENCH_DIR", "TEST_DIR"];
 
 /// Whether Kubernetes made this variable: it puts the addresses of every Service of a namespace into
 /// every pod there, and ours may be called `darter-scaler`.
-fn is_service_link(name: &str) -> bool {
+fn is_service_link(name: &str, value: &str) -> bool {
     let is_port = |rest: &str| {
         let mut parts = rest.splitn(3, '_');
         let number = parts.next().is_some_and(|part| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit()));
         number && parts.next().is_some_and(|part| matches!(part, "TCP" | "UDP" | "SCTP"))
     };
     name == "SERVICE_HOST"
-        || name == "PORT"
+        // Such as tcp://10.0.0.7:4001. Without it, this is somebody's misspelt key.
+        || (name == "PORT" || name.ends_with("_PORT")) && value.contains("://")
         || name.ends_with("_SERVICE_HOST")
-        || name.ends_with("_PORT")
         || name.starts_with("SERVICE_PORT")
         || name.contains("_SERVICE_PORT")
         || name.strip_prefix("PORT_").is_some_and(is_port)

@@ -128,7 +128,9 @@ impl Mirror {
             }
         }
         drop(listener);
-        info!(bodies = connections.len(), "cutting bodies short; containerd goes on at the origin");
+        if !connections.is_empty() {
+            info!(bodies = connections.len(), "cutting bodies short; containerd goes on at the origin");
+        }
         cut.cancel();
         connections.wait().await;
     }

@@ -281,7 +281,7 @@ impl Routes {
         self.metrics.mirror_handovers.get_or_create(&ReasonLabels { reason }).inc();
         let Some(digest) = digest else { return };
         self.images.pulls().hand_over(digest);
-        if let SendError::Store(_) = error {
+        if error.is_of_the_file() {
             // Whoever comes next must not get the same broken file.
             self.images.forget(&digest);
         }

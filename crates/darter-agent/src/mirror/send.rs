@@ -59,6 +59,13 @@ pub(crate) struct Patience {
     pub(crate) pull: Duration,
 }
 
+impl SendError {
+    /// Whether the stored file is broken. A disk that is slow says nothing about what is on it.
+    pub(crate) fn is_of_the_file(&self) -> bool {
+        matches!(self, Self::Store(error) if error.kind() != io::ErrorKind::TimedOut)
+    }
+}
+
 /// Sends all of `bytes`. `more` keeps the packet open for what follows.
 pub(crate) async fn bytes(
     socket: &TcpStream,
@@ -183,7 +190,10 @@ mod tests {
     async fn a_disk_that_hangs_ends_the_body_and_one_that_answers_does_not() {
         let within = Duration::from_millis(20);
         let hung = from_disk(within, std::future::pending()).await;
-        assert!(matches!(hung, Err(SendError::Store(error)) if error.kind() == io::ErrorKind::TimedOut));
+        let Err(hung) = hung else { panic!("a read that never ends ended") };
+        assert!(matches!(&hung, SendError::Store(error) if error.kind() == io::ErrorKind::TimedOut));
+        assert!(!hung.is_of_the_file(), "the blob stays: it may be read again when the disk answers");
+        assert!(SendError::Store(io::Error::from(io::ErrorKind::UnexpectedEof)).is_of_the_file());
         assert!(from_disk(within, async { Ok(()) }).await.is_ok());
     }
 }

@@ -250,7 +250,7 @@ impl Pulls {
     async fn run(self, pull: Arc<Pull>, wanted: Wanted) {
         let started = Instant::now();
         let account = fetch::Account::default();
-        let leave = Leave { pulls: &self, pull: &pull, digest: wanted.digest };
+        let mut leave = Leave { pulls: &self, pull: &pull, digest: wanted.digest, last: None };
         let ended = async {
             tokio::select! {
                 () = self.abandoned(&pull) => {}
@@ -260,11 +260,10 @@ impl Pulls {
         let Inner { store, metrics, settings, .. } = &*self.0;
         let outcome = fetch::fetch(store, metrics, *settings, &wanted, &pull.state, &account, ended).await;
         self.log(&wanted, &outcome, &account, started.elapsed());
-        let last = match outcome {
+        leave.last = Some(match outcome {
             Ok(blob) => State::Done(blob),
             Err(error) => State::Failed(error),
-        };
-        leave.with(last);
+        });
     }
 
     /// Resolves when nobody has waited for this pull for `mirror.linger`; nobody can join it from then on.
@@ -314,25 +313,15 @@ struct Leave<'a> {
     pulls: &'a Pulls,
     pull: &'a Pull,
     digest: Digest,
-}
-
-impl Leave<'_> {
-    fn with(self, last: State) {
-        lock(&self.pulls.0.running).remove(&self.digest);
-        self.pull.state.send_replace(last);
-    }
+    /// How the pull ended; nothing if its task panics.
+    last: Option<State>,
 }
 
 impl Drop for Leave<'_> {
+    /// Once: whoever was woken may have put the next pull of the digest into the map.
     fn drop(&mut self) {
         lock(&self.pulls.0.running).remove(&self.digest);
-        self.pull.state.send_if_modified(|state| {
-            let is_open = matches!(state, State::Asking | State::Coming(_));
-            if is_open {
-                *state = State::Failed(PullError::Abandoned);
-            }
-            is_open
-        });
+        self.pull.state.send_replace(self.last.take().unwrap_or(State::Failed(PullError::Abandoned)));
     }
 }
 

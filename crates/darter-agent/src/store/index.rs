@@ -327,10 +327,18 @@ impl Index {
         before
     }
 
+    /// Takes the pins that an earlier life of the agent wrote down.
+    pub(super) fn load_pins(&mut self, images: impl IntoIterator<Item = (String, Pin)>) {
+        self.pins.load(images);
+        self.count_pinned();
+    }
+
     /// Releases the pins that have ended, and names them.
     pub(super) fn expire_pins(&mut self, now: SystemTime) -> Vec<String> {
         let ended = self.pins.expire(now);
-        self.count_pinned();
+        if !ended.is_empty() {
+            self.count_pinned();
+        }
         ended
     }
 

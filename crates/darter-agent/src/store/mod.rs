@@ -182,7 +182,7 @@ impl Store {
             State::Ok | State::Full { .. } => {}
             state => return Err(StoreError::Unavailable { reason: state.to_string() }),
         }
-        let limit = self.usage().limit_bytes;
+        let limit = lock(&self.shared.index).limit_bytes;
         if size > limit { Err(StoreError::TooLarge { size, limit }) } else { Ok(()) }
     }
 

@@ -69,6 +69,12 @@ impl Pins {
         before
     }
 
+    /// Takes all of these at once.
+    pub(super) fn load(&mut self, images: impl IntoIterator<Item = (String, Pin)>) {
+        self.images.extend(images);
+        self.derive();
+    }
+
     /// Releases what has ended, and names it. One that ends further ahead than anybody may order was
     /// written under another clock: it must not stay for years.
     pub(super) fn expire(&mut self, now: SystemTime) -> Vec<String> {
@@ -155,19 +161,23 @@ impl Store {
     ) -> Result<Option<Pin>, PinError> {
         let shared = &self.shared;
         let mount = shared.mount.get().ok_or(PinError::Unavailable)?;
+        let line = |pin: Option<Pin>| match pin {
+            Some(pin) => Line::Pin(image.to_owned(), pin),
+            None => Line::Unpin(image.to_owned()),
+        };
         let before = {
             // Held over both, so that a rewrite in between cannot swallow the line.
             let mut journal = lock(&mount.journal);
             let set = |index: &mut Index| allowed(index).map(|()| index.set_pin(image, pin.clone()));
             let before = shared.change(set)?;
-            journal.append(&match pin.clone() {
-                Some(pin) => Line::Pin(image.to_owned(), pin),
-                None => Line::Unpin(image.to_owned()),
-            });
+            journal.append(&line(pin));
             before
         };
         if let Err(error) = shared.settle_journal() {
-            shared.change(|index| index.set_pin(image, before));
+            let mut journal = lock(&mount.journal);
+            shared.change(|index| index.set_pin(image, before.clone()));
+            // The line may be in the file, although it could not be synced: the next one takes it back.
+            journal.append(&line(before));
             return Err(error.into());
         }
         Ok(before)

@@ -24,7 +24,7 @@ use super::writer::closed;
 
 /// Fills the empty index from the disk.
 pub(super) fn scan(shared: &Shared, known: &Contents) -> Result<(), DiskError> {
-    shared.change(|index| known.pins.iter().for_each(|(image, pin)| drop(index.set_pin(image, Some(pin.clone())))));
+    shared.change(|index| index.load_pins(known.pins.iter().map(|(image, pin)| (image.clone(), pin.clone()))));
     let blobs = list(shared, Shelf::Blobs)?;
     for digest in &blobs.data {
         look_at_blob(shared, digest, known.blobs.get(digest).copied());
