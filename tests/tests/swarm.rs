@@ -108,10 +108,13 @@ async fn an_agent_with_another_key_is_ready_and_alone() -> Result<()> {
 
 #[tokio::test]
 async fn without_a_key_nothing_listens() -> Result<()> {
-    let port = Place::Host.port()?;
-    let address = SocketAddr::from(([127, 0, 0, 1], port.number()));
-    let agent = Agent::start(Options::new(&Place::Host).set("swarm.listen", address.to_string())).await?;
-    ensure!(tokio::net::TcpStream::connect(address).await.is_err(), "somebody listens");
+    let ports = [Place::Host.port()?, Place::Host.port()?];
+    let [control, exchange] = ports.each_ref().map(|port| SocketAddr::from(([127, 0, 0, 1], port.number())));
+    let options = Options::new(&Place::Host).set("swarm.listen", control.to_string());
+    let agent = Agent::start(options.set("swarm.exchange_listen", exchange.to_string())).await?;
+    for address in [control, exchange] {
+        ensure!(tokio::net::TcpStream::connect(address).await.is_err(), "somebody listens on {address}");
+    }
     let (state, reason) = check(&agent).await?;
     ensure!(state == "ok" && reason.contains("swarm.key_file"), "{state}: {reason}");
     ensure!(!agent.dir().join("data/identity.key").exists(), "a node that is in no swarm needs no name");

@@ -133,8 +133,10 @@ fn later_layers_win_and_are_blamed_for_their_own_faults() {
     ];
     let links = links.map(|name| (format!("DARTER_{name}"), "tcp://10.0.0.1:4010".to_owned()));
     assert!(Layers::embedded().environment(links).is_ok(), "Kubernetes' own variables keep no agent from starting");
-    let typo = vec![("DARTER_MIROR_LISTEN".to_owned(), "x".to_owned())];
-    assert!(Layers::embedded().environment(typo).is_err(), "a misspelt variable is not ignored");
+    for (name, value) in [("DARTER_MIROR_LISTEN", "x"), ("DARTER_MIRROR_PORT", "4001"), ("DARTER_PORT", "4001")] {
+        let typo = vec![(name.to_owned(), value.to_owned())];
+        assert!(Layers::embedded().environment(typo).is_err(), "{name}={value}: a misspelt variable is not ignored");
+    }
 }
 
 #[test]

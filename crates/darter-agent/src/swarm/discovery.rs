@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn lists_and_names_become_addresses_and_a_failing_name_takes_nothing_away() {
+    async fn lists_and_names_become_addresses_and_a_failing_name_keeps_none_from_the_others() {
         let peers = ["127.0.0.1:7001".to_owned(), "nobody.invalid:7002".to_owned()];
         let discovery = Discovery::new(&peers, Some("localhost"), 7003, Duration::from_secs(3600), 100);
         let (sender, mut found) = watch::channel(BTreeSet::new());

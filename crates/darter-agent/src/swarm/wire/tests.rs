@@ -88,18 +88,6 @@ proptest! {
             prop_assert!(encode(&blob, &message).is_ok());
         }
     }
-
-    #[test]
-    fn a_message_with_a_wrong_byte_is_an_error_or_another_message(
-        blob: [u8; 32], message in message(), at: prop::sample::Index, byte: u8,
-    ) {
-        let mut bytes = encode(&Digest::from_bytes(blob), &message).unwrap().encode_to_vec();
-        let at = at.index(bytes.len());
-        bytes[at] = byte;
-        if let Ok((blob, message)) = v1::BlobMessage::decode(bytes.as_slice()).map_err(WireError::from).and_then(decode) {
-            prop_assert!(encode(&blob, &message).is_ok());
-        }
-    }
 }
 
 fn about(body: v1::blob_message::Body) -> Result<Message, WireError> {
