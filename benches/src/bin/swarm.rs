@@ -236,7 +236,17 @@ async fn fetched(report: &mut Report, stage: &Stage) -> Result<()> {
                         for piece in (half..PIECES).step_by(2) {
                             let (blob, layout, patience) = (shelf.blob, shelf.layout, Duration::from_secs(10));
                             let known = None;
-                            let request = PieceRequest { peer, address, blob, layout, piece, known, token, patience };
+                            let request = PieceRequest {
+                                peer,
+                                address,
+                                blob,
+                                layout,
+                                piece,
+                                known,
+                                token,
+                                patience,
+                                activity: Activity::default(),
+                            };
                             client.fetch(&request).await?;
                         }
                         anyhow::Ok(())

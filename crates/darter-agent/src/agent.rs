@@ -95,10 +95,11 @@ impl Agent {
         let content_store = preflight.content_store().filter(|_| config.containerd.content_store == ContentStore::Auto);
         let store = Store::open(config.data_dir(), &config.store, content_store, metrics.clone()).await;
         let pulling = CancellationToken::new();
-        let pulls = Pulls::new(&config, store.clone(), metrics.clone(), pulling.clone());
+        let swarm = SwarmPart::bind(&config, version, &store, &metrics).await?;
+        let handle = swarm.as_ref().map(SwarmPart::handle);
+        let pulls = Pulls::new(&config, store.clone(), handle, metrics.clone(), pulling.clone());
         let images = Images::new(&config, store.clone(), pulls.clone(), metrics.clone(), pulling.clone());
         let mirror = Mirror::bind(&config, sites.clone(), images.clone(), metrics.clone())?;
-        let swarm = SwarmPart::bind(&config, version, metrics.clone()).await?;
         let serving = watch::Sender::new(Err("the self-test has not run yet".to_owned()));
         let preflight = watch::Sender::new(preflight);
         let watched = Watched {

@@ -4,6 +4,7 @@
 //! a GET: `mirror` reads it, `images` decides whether it may have what it asks for, `store` has it
 //! or `pulls` brings it from an `origin`.
 
+pub mod activity;
 pub mod admin;
 pub mod agent;
 pub mod certs_d;

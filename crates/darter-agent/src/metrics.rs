@@ -148,6 +148,8 @@ pub struct Metrics {
     pub swarm_peers: Gauge,
     pub swarm_connections: Gauge,
     pub swarm_dropped: Family<ReasonLabels, Counter>,
+    /// Blobs that this node read alone because the other nodes were of no help.
+    pub swarm_fallbacks: Family<ReasonLabels, Counter>,
 }
 
 /// First bytes come from a hit in under a millisecond, and from a slow registry after seconds.
@@ -230,6 +232,11 @@ impl Metrics {
             ready: metric!(Family::default(), "ready", "1 where a check of /readyz passes"),
             swarm_peers: metric!(Gauge::default(), "swarm_peers", "Other members that are connected"),
             swarm_connections: metric!(Gauge::default(), "swarm_connections", "Connections of the control plane"),
+            swarm_fallbacks: metric!(
+                Family::default(),
+                "swarm_fallbacks",
+                "Blobs that this node read from the origin alone because the other nodes were of no help"
+            ),
             swarm_dropped: metric!(
                 Family::default(),
                 "swarm_dropped",

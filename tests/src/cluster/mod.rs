@@ -9,6 +9,7 @@
 //! - [`copies`]: how often the registry gave each byte
 //! - [`control`]: how fast bare TCP gives a blob to all nodes here
 //! - [`measure`]: rates, the bound, and whether a run counts
+//! - [`swarm`]: a cluster whose agents share
 //! - [`baseline`]: direct pulls, pulls through agents, control program and bound, as one row
 
 pub mod baseline;
@@ -16,6 +17,7 @@ pub mod control;
 pub mod copies;
 pub mod measure;
 mod node;
+pub mod swarm;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;

@@ -59,6 +59,12 @@ impl Node {
         self.agent.as_ref()
     }
 
+    /// Its agent, if that runs.
+    pub fn running_agent(&self) -> Option<&Agent> {
+        // The kernel has no memory to report of a process that has ended.
+        self.agent.as_ref().filter(|agent| agent.usage().is_ok())
+    }
+
     /// Its containerd.
     pub const fn containerd(&self) -> &Containerd {
         &self.containerd
@@ -74,7 +80,8 @@ impl Node {
         self.agent.as_mut().context("this node never had an agent")?.start_again().await
     }
 
-    pub(super) async fn stop_agent(&mut self) -> Result<()> {
+    /// Asks its agent to end, as kubelet does, and waits until it has.
+    pub async fn stop_agent(&mut self) -> Result<()> {
         self.agent.as_mut().context("no agent")?.stop().await
     }
 

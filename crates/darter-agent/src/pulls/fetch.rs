@@ -3,9 +3,8 @@
 //! `darter_core::fetch::Plan` decides what is asked for; the workers here ask, write what comes,
 //! and give back what broke.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use darter_core::fetch::{Next, Plan};
@@ -15,6 +14,7 @@ use futures_util::future::try_join_all;
 use tokio::sync::{Notify, watch};
 use tracing::debug;
 
+use super::account::Account;
 use super::{PullError, State, Wanted};
 use crate::log::chain;
 use crate::metrics::{Metrics, RegistryLabels};
@@ -28,66 +28,49 @@ pub(super) struct Settings {
     pub(super) ranges: usize,
     /// Failures in a row, without a byte between them, after which a blob is given up.
     pub(super) attempts: u32,
+    /// Other nodes that bring nothing for so long are of no help: less than readers wait.
+    pub(super) patience: Duration,
 }
 
-/// What a pull took, for its log line. Filled in as it goes: a pull can end at any point.
-#[derive(Debug)]
-pub(super) struct Account {
-    started: Instant,
-    origin_bytes: AtomicU64,
-    resumed_bytes: AtomicU64,
-    retries: AtomicU32,
-    first_byte: OnceLock<Duration>,
+/// What a pull is to do, and with what. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct Job {
+    pub(super) store: Store,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) settings: Settings,
+    pub(super) wanted: Wanted,
+    /// Told as soon as there is something to read.
+    pub(super) state: watch::Sender<State>,
+    pub(super) account: Arc<Account>,
 }
 
-impl Default for Account {
-    fn default() -> Self {
-        Self {
-            started: Instant::now(),
-            origin_bytes: AtomicU64::new(0),
-            resumed_bytes: AtomicU64::new(0),
-            retries: AtomicU32::new(0),
-            first_byte: OnceLock::new(),
-        }
-    }
-}
-
-impl Account {
-    pub(super) fn origin_bytes(&self) -> u64 {
-        self.origin_bytes.load(Ordering::Relaxed)
-    }
-
-    pub(super) fn resumed_bytes(&self) -> u64 {
-        self.resumed_bytes.load(Ordering::Relaxed)
-    }
-
-    pub(super) fn retries(&self) -> u32 {
-        self.retries.load(Ordering::Relaxed)
-    }
-
-    pub(super) fn first_byte(&self) -> Option<Duration> {
-        self.first_byte.get().copied()
+impl Job {
+    /// Bytes that this node read for the whole cluster.
+    pub(super) fn read_from_origin(&self, bytes: u64) {
+        self.account.read_from_origin(bytes);
+        let labels = RegistryLabels { registry: self.wanted.site.label.clone() };
+        self.metrics.origin_unique_bytes.get_or_create(&labels).inc_by(bytes);
     }
 }
 
-/// Fetches the blob that is wanted, until `ended`. Tells `state` as soon as there is something to
-/// read.
+/// Fetches the blob from the origin alone, until `ended`; goes on with `begun`, if others got so far.
 pub(super) async fn fetch(
-    store: &Store,
-    metrics: &Metrics,
-    settings: Settings,
-    wanted: &Wanted,
-    state: &watch::Sender<State>,
-    account: &Account,
+    job: &Job,
+    begun: Option<Ingest>,
     ended: impl Future<Output = ()>,
 ) -> Result<Blob, PullError> {
     tokio::pin!(ended);
+    let Job { store, settings, wanted, state, account, .. } = job;
     // One for all of the blob: where others come to stand before the registry meanwhile, this ends on
     // what it began with.
     let origin = wanted.site.origin().of(Whom::Anyone);
-    let begun = tokio::select! {
-        begun = begin(store, wanted, &origin) => begun,
-        () = &mut ended => Err(PullError::Abandoned),
+    let is_joint = begun.is_some();
+    let begun = match begun {
+        Some(ingest) => Ok((ingest, None)),
+        None => tokio::select! {
+            begun = begin(store, wanted, &origin) => begun,
+            () = &mut ended => Err(PullError::Abandoned),
+        },
     };
     let (ingest, first) = match begun {
         // The pull before this one was abandoned with its last byte written, and came whole after all.
@@ -99,19 +82,12 @@ pub(super) async fn fetch(
     let size = ingest.layout().size();
     state.send_replace(State::Coming(ingest.reader()));
     let missing = missing(&ingest);
-    let resumed = size - missing.iter().map(Span::len).sum::<u64>();
-    account.resumed_bytes.store(resumed, Ordering::Relaxed);
+    if !is_joint {
+        account.resumed(size - missing.iter().map(Span::len).sum::<u64>());
+    }
     let workers = settings.ranges.min(usize::try_from(ingest.layout().segments()).unwrap_or(usize::MAX)).max(1);
     let plan = Plan::new(ingest.layout(), missing, settings.attempts);
-    let work = Work {
-        ingest: &ingest,
-        metrics,
-        wanted,
-        origin: &origin,
-        account,
-        plan: Mutex::new(plan),
-        changed: Notify::new(),
-    };
+    let work = Work { ingest: &ingest, job, is_joint, origin: &origin, plan: Mutex::new(plan), changed: Notify::new() };
     let mut firsts = std::iter::once(first).chain(std::iter::repeat_with(|| None));
     let workers = try_join_all((0..workers).map(|_| work.worker(firsts.next().flatten())));
     let fetched = tokio::select! {
@@ -162,10 +138,10 @@ async fn open(origin: &Origin, wanted: &Wanted, span: Option<Span>) -> Result<Bl
 /// What the workers of one pull share.
 struct Work<'a> {
     ingest: &'a Ingest,
-    metrics: &'a Metrics,
-    wanted: &'a Wanted,
+    job: &'a Job,
+    /// Other nodes want the blob too, so that this is not the cluster's one read of it.
+    is_joint: bool,
     origin: &'a Origin,
-    account: &'a Account,
     plan: Mutex<Plan>,
     /// The plan has something to take again, or nothing for ever.
     changed: Notify,
@@ -211,8 +187,8 @@ impl Work<'_> {
                 }
             }
             Err(Broken::Origin(rest, error)) => {
-                self.account.retries.fetch_add(1, Ordering::Relaxed);
-                debug!(digest = %self.wanted.digest, ?rest, error = %chain(&error), "a range broke off");
+                self.job.account.retry();
+                debug!(digest = %self.job.wanted.digest, ?rest, error = %chain(&error), "a range broke off");
                 let go_on = self.plan().broke(rest);
                 if !go_on || !error.is_retryable() {
                     return Err(error.into());
@@ -227,7 +203,9 @@ impl Work<'_> {
     async fn span(&self, mut span: Span, first: Option<BlobStream>) -> Result<(), Broken> {
         let mut stream = match first {
             Some(stream) => stream,
-            None => open(self.origin, self.wanted, Some(span)).await.map_err(|error| Broken::Origin(span, error))?,
+            None => {
+                open(self.origin, &self.job.wanted, Some(span)).await.map_err(|error| Broken::Origin(span, error))?
+            }
         };
         self.check(&stream, span)?;
         let mut skip = span.start - stream.start;
@@ -269,10 +247,11 @@ impl Work<'_> {
     async fn write(&self, at: u64, bytes: Bytes) -> Result<u64, Broken> {
         let len = bytes.len() as u64;
         self.ingest.write(at, bytes).await.map_err(|error| Broken::Fatal(error.into()))?;
-        self.account.origin_bytes.fetch_add(len, Ordering::Relaxed);
-        self.account.first_byte.get_or_init(|| self.account.started.elapsed());
-        let labels = RegistryLabels { registry: self.wanted.site.label.clone() };
-        self.metrics.origin_unique_bytes.get_or_create(&labels).inc_by(len);
+        if self.is_joint {
+            self.job.account.read_from_origin(len);
+        } else {
+            self.job.read_from_origin(len);
+        }
         self.plan().progressed();
         Ok(len)
     }

@@ -2,10 +2,13 @@
 //!
 //! A `Pull` brings one blob here once. Whoever asks meanwhile joins it and trails its ingest; when
 //! nobody is left it stops, and what has arrived stays on disk for the next one. `fetch` does the
-//! fetching; `reader` is what a joiner gets.
+//! fetching alone, `together` with the other nodes; `account` is what it took, and `reader` what a
+//! joiner gets.
 
+mod account;
 mod fetch;
 mod reader;
+mod together;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -18,12 +21,16 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
 
+use crate::activity::Activity;
 use crate::log::chain;
 use crate::metrics::{Metrics, PullLabels};
 use crate::origin::{Credential, OriginError};
 use crate::sites::Site;
 use crate::store::{Blob, IngestReader, Store, StoreError};
+use crate::swarm::handle::SwarmHandle;
 
+use account::Account;
+use fetch::Job;
 pub use reader::{Progress, Reader};
 
 // containerd keeps 3 downloads in flight (max_concurrent_downloads) and a node starts few images
@@ -120,6 +127,7 @@ pub struct Pulls(Arc<Inner>);
 
 struct Inner {
     store: Store,
+    swarm: Option<SwarmHandle>,
     metrics: Arc<Metrics>,
     settings: fetch::Settings,
     handover: Duration,
@@ -136,6 +144,8 @@ struct Pull {
     state: watch::Sender<State>,
     readers: AtomicUsize,
     left: Notify,
+    /// When anything of it came last.
+    activity: Activity,
     /// Nobody came back: it is putting away what has arrived. Set under the lock of `running`.
     ending: AtomicBool,
 }
@@ -154,11 +164,23 @@ enum State {
 
 impl Pulls {
     /// No pulls yet. They all end when `stop` does.
-    pub fn new(config: &crate::config::Config, store: Store, metrics: Arc<Metrics>, stop: CancellationToken) -> Self {
+    pub fn new(
+        config: &crate::config::Config,
+        store: Store,
+        swarm: Option<SwarmHandle>,
+        metrics: Arc<Metrics>,
+        stop: CancellationToken,
+    ) -> Self {
         Self(Arc::new(Inner {
             store,
+            swarm,
             metrics,
-            settings: fetch::Settings { ranges: config.origin.ranges, attempts: config.origin.attempts },
+            settings: fetch::Settings {
+                ranges: config.origin.ranges,
+                attempts: config.origin.attempts,
+                // A reader that waits in vain for `stall` gives up; before that this node reads alone.
+                patience: config.mirror.stall.0 * 3 / 4,
+            },
             handover: config.mirror.handover.0,
             linger: config.mirror.linger.0,
             running: Mutex::default(),
@@ -239,8 +261,13 @@ impl Pulls {
             return Err(PullError::Busy);
         }
         let state = watch::Sender::new(State::Asking);
-        let pull =
-            Arc::new(Pull { state, readers: AtomicUsize::new(0), left: Notify::new(), ending: AtomicBool::new(false) });
+        let pull = Arc::new(Pull {
+            state,
+            readers: AtomicUsize::new(0),
+            left: Notify::new(),
+            activity: Activity::default(),
+            ending: AtomicBool::new(false),
+        });
         let interest = Interest::new(&pull);
         running.insert(digest, pull.clone());
         self.0.tasks.spawn(self.clone().run(pull, wanted.clone()));
@@ -249,7 +276,7 @@ impl Pulls {
 
     async fn run(self, pull: Arc<Pull>, wanted: Wanted) {
         let started = Instant::now();
-        let account = fetch::Account::default();
+        let account = Arc::new(Account::new(pull.activity.clone()));
         let mut leave = Leave { pulls: &self, pull: &pull, digest: wanted.digest, last: None };
         let ended = async {
             tokio::select! {
@@ -257,8 +284,18 @@ impl Pulls {
                 () = self.0.stop.cancelled() => {}
             }
         };
-        let Inner { store, metrics, settings, .. } = &*self.0;
-        let outcome = fetch::fetch(store, metrics, *settings, &wanted, &pull.state, &account, ended).await;
+        let job = Job {
+            store: self.0.store.clone(),
+            metrics: self.0.metrics.clone(),
+            settings: self.0.settings,
+            wanted: wanted.clone(),
+            state: pull.state.clone(),
+            account: account.clone(),
+        };
+        let outcome = match &self.0.swarm {
+            Some(swarm) => together::fetch(&job, swarm, ended).await,
+            None => fetch::fetch(&job, None, ended).await,
+        };
         self.log(&wanted, &outcome, &account, started.elapsed());
         leave.last = Some(match outcome {
             Ok(blob) => State::Done(blob),
@@ -282,25 +319,26 @@ impl Pulls {
     }
 
     /// The one line of a pull: what came, from where, how fast.
-    fn log(&self, wanted: &Wanted, outcome: &Result<Blob, PullError>, account: &fetch::Account, took: Duration) {
+    fn log(&self, wanted: &Wanted, outcome: &Result<Blob, PullError>, account: &Account, took: Duration) {
         let label = outcome.as_ref().map_or_else(PullError::outcome, |_| "complete");
         let registry = wanted.site.label.clone();
         self.0.metrics.pulls.get_or_create(&PullLabels { registry, outcome: label }).inc();
         let seconds = took.as_secs_f64();
-        let (origin_bytes, resumed_bytes) = (account.origin_bytes(), account.resumed_bytes());
+        let (origin_bytes, peer_bytes) = (account.origin_bytes(), account.peer_bytes());
+        let resumed_bytes = account.resumed_bytes();
         let first_byte_seconds = account.first_byte().map(|first| first.as_secs_f64());
         let (registry, repository, digest) = (wanted.site.registry(), &wanted.repository, wanted.digest);
         match outcome {
             Ok(blob) => {
-                info!(%registry, %repository, %digest, bytes = blob.size(), origin_bytes, resumed_bytes, seconds,
+                info!(%registry, %repository, %digest, bytes = blob.size(), origin_bytes, peer_bytes, resumed_bytes, seconds,
                 first_byte_seconds, "pulled a blob");
             }
             Err(PullError::Abandoned) => {
-                info!(%registry, %repository, %digest, origin_bytes, resumed_bytes, seconds,
+                info!(%registry, %repository, %digest, origin_bytes, peer_bytes, resumed_bytes, seconds,
                 "stopped a pull that nobody waits for; what has arrived is kept");
             }
             Err(error) => {
-                warn!(%registry, %repository, %digest, origin_bytes, resumed_bytes, seconds, first_byte_seconds,
+                warn!(%registry, %repository, %digest, origin_bytes, peer_bytes, resumed_bytes, seconds, first_byte_seconds,
                 outcome = label, error = %chain(error), "a pull failed");
             }
         }

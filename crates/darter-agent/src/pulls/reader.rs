@@ -2,13 +2,17 @@
 
 use std::fs::File;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::timeout_at;
 
 use super::{Interest, Joined, PullError, State};
 use crate::store::{self, IngestReader};
+
+/// How many times its patience a reader waits for one byte while others of the blob come. kubelet gives
+/// up a pull of which it sees nothing for minutes.
+const GAP: u32 = 8;
 
 /// Reads a blob while it is fetched.
 #[derive(Debug)]
@@ -16,7 +20,7 @@ pub struct Reader {
     ingest: IngestReader,
     readable: watch::Receiver<store::Progress>,
     /// Dropping it tells the pull that one reader less waits.
-    _interest: Interest,
+    interest: Interest,
 }
 
 /// What a wait for more bytes ended in.
@@ -53,7 +57,7 @@ impl Reader {
                 ended = Self::end_of(&mut state) => return ended,
             }
         }
-        Ok(Joined::Running(Self { ingest, readable, _interest: interest }))
+        Ok(Joined::Running(Self { ingest, readable, interest }))
     }
 
     /// Waits for the end of the pull and says how it ended.
@@ -77,21 +81,29 @@ impl Reader {
     }
 
     /// Waits until bytes past `offset` can be read, or no more will come, or nothing came for
-    /// `patience`.
+    /// `patience`: neither these bytes nor others of the blob, which comes out of order.
     pub async fn progress_past(&mut self, offset: u64, patience: Duration) -> Progress {
+        let began = Instant::now();
         let size = self.ingest.size();
         let past = |progress: &store::Progress| match progress {
             store::Progress::Readable(end) => *end > offset,
             store::Progress::Complete | store::Progress::Failed(_) => true,
         };
-        match timeout(patience, self.readable.wait_for(past)).await {
-            Ok(Ok(progress)) => match &*progress {
-                store::Progress::Readable(end) => Progress::Readable(*end),
-                store::Progress::Complete => Progress::Readable(size),
-                store::Progress::Failed(reason) => Progress::Failed(reason.to_string()),
-            },
-            Ok(Err(_)) => Progress::Failed("the pull ended".to_owned()),
-            Err(_) => Progress::Stalled,
+        loop {
+            let quiet_since = self.interest.0.activity.last().max(began);
+            let until = (quiet_since + patience).min(began + patience * GAP);
+            return match timeout_at(until.into(), self.readable.wait_for(past)).await {
+                Ok(Ok(progress)) => match &*progress {
+                    store::Progress::Readable(end) => Progress::Readable(*end),
+                    store::Progress::Complete => Progress::Readable(size),
+                    store::Progress::Failed(reason) => Progress::Failed(reason.to_string()),
+                },
+                Ok(Err(_)) => Progress::Failed("the pull ended".to_owned()),
+                Err(_) if self.interest.0.activity.last() > quiet_since && Instant::now() < began + patience * GAP => {
+                    continue;
+                }
+                Err(_) => Progress::Stalled,
+            };
         }
     }
 }

@@ -165,6 +165,11 @@ impl Index {
         self.slots.get(digest).filter(|slot| matches!(slot, Slot::Blob(_))).map(Slot::size)
     }
 
+    /// The size of a blob half written.
+    pub(super) fn ingest_size(&self, digest: &Digest) -> Option<u64> {
+        self.slots.get(digest).filter(|slot| matches!(slot, Slot::Ingest { .. })).map(Slot::size)
+    }
+
     pub(super) fn blobs(&self) -> impl Iterator<Item = (&Digest, &Entry)> {
         self.slots.iter().filter_map(|(digest, slot)| match slot {
             Slot::Blob(entry) => Some((digest, entry)),

@@ -9,13 +9,14 @@ use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use darter_core::Digest;
-use darter_core::pieces::Layout;
+use darter_core::pieces::{Bitfield, Layout};
 use darter_core::range::Span;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
 use super::blob::Blob;
 use super::index::Handle;
 use super::lock;
+use super::pieces::PieceHere;
 use super::ranges::Ranges;
 use super::state::StoreError;
 
@@ -63,6 +64,10 @@ pub struct Ingest {
     queue: mpsc::Sender<Message>,
     reader: IngestReader,
     outcome: tokio::sync::Mutex<Option<oneshot::Receiver<Result<Blob, StoreError>>>>,
+    /// Pieces that were here at the start.
+    resumed: Bitfield,
+    /// A notice of each piece; nothing once somebody took it.
+    pieces: Mutex<Option<mpsc::Receiver<PieceHere>>>,
     /// The slot sees by it whether this end is gone.
     _handle: Arc<Handle>,
 }
@@ -83,6 +88,7 @@ impl Ingest {
         queue: mpsc::Sender<Message>,
         reader: IngestReader,
         outcome: oneshot::Receiver<Result<Blob, StoreError>>,
+        (resumed, pieces): (Bitfield, mpsc::Receiver<PieceHere>),
         handle: Arc<Handle>,
     ) -> Self {
         let budget = usize::try_from(IN_FLIGHT_BYTES).unwrap_or(usize::MAX);
@@ -93,6 +99,8 @@ impl Ingest {
             queue,
             reader,
             outcome: tokio::sync::Mutex::new(Some(outcome)),
+            resumed,
+            pieces: Mutex::new(Some(pieces)),
             _handle: handle,
         }
     }
@@ -111,6 +119,17 @@ impl Ingest {
     /// of the agent it starts and ends at pieces, since only whole pieces survive one.
     pub fn next_missing(&self, from: u64) -> Option<Span> {
         lock(&self.taken).next_missing(from, self.layout.size())
+    }
+
+    /// Pieces that an interrupted ingest left here, whole and hashed again.
+    pub const fn resumed(&self) -> &Bitfield {
+        &self.resumed
+    }
+
+    /// A notice of each piece once it can be read from the file and its value is known, those first
+    /// that an interrupted ingest left. The first caller gets it.
+    pub fn pieces(&self) -> Option<mpsc::Receiver<PieceHere>> {
+        lock(&self.pieces).take()
     }
 
     /// For readers.

@@ -6,7 +6,7 @@
 //!
 //! Code map: `disk` paths, lock and file calls; `record` what vouches for a piece; `journal` what
 //! was complete; `index` and `admit` what is here and who leaves; `pins` who stays; `tally` the hashes of an ingest; `ingest` and
-//! `writer` its two ends; `scan` the start; `upkeep` the background; `scrub` re-hashing
+//! `writer` its two ends, `pieces` what other nodes get of it; `scan` the start; `upkeep` the background; `scrub` re-hashing
 //! and `doubt` when it is urgent;
 //! `containerd` blobs that containerd keeps; `warm` the page cache.
 //! Not here: who may read a blob, where it comes from.
@@ -19,6 +19,7 @@ mod doubt;
 mod index;
 mod ingest;
 mod journal;
+mod pieces;
 mod pins;
 mod ranges;
 mod record;
@@ -50,6 +51,7 @@ use tracing::{info, warn};
 pub use blob::Blob;
 pub use doubt::{Doubt, Rotten};
 pub use ingest::{Ingest, IngestReader, Progress};
+pub use pieces::PieceHere;
 pub use pins::{PIN_MAX, PinError};
 pub use state::{DiskError, State, StoreError, Usage};
 pub use warm::warm;

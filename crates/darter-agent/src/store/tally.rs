@@ -108,6 +108,8 @@ pub(super) struct Tally {
     pieces: Bitfield,
     /// Values under way, by piece.
     partial: BTreeMap<u64, Trail<blake3::Hasher>>,
+    /// Values of pieces that became whole since `take_fresh`.
+    fresh: Vec<(u64, [u8; 32])>,
     prefix: Trail<Sha256>,
 }
 
@@ -119,6 +121,7 @@ impl Tally {
             written: Ranges::default(),
             pieces: Bitfield::new(layout.pieces()),
             partial: BTreeMap::new(),
+            fresh: Vec::new(),
             prefix: Trail::sha256(),
         }
     }
@@ -172,6 +175,16 @@ impl Tally {
         &self.written
     }
 
+    /// Pieces that are here whole, and whose value is in the record.
+    pub(super) const fn pieces(&self) -> &Bitfield {
+        &self.pieces
+    }
+
+    /// The pieces that became whole since this was called last, and their values.
+    pub(super) fn take_fresh(&mut self) -> impl Iterator<Item = (u64, [u8; 32])> {
+        self.fresh.drain(..)
+    }
+
     /// Bytes from the start that readers may have before the blob is verified.
     pub(super) fn readable(&self) -> u64 {
         self.written.prefix().min(self.layout.size().saturating_sub(WITHHELD_BYTES))
@@ -223,9 +236,11 @@ impl Tally {
         trail.feed(part.start, bytes);
         if !self.pieces.has(index) && self.written.covers(span) {
             trail.catch_up(file, span.end, buffer)?;
-            record.set(index, Claim::Here(trail.chaining_value()))?;
+            let value = trail.chaining_value();
+            record.set(index, Claim::Here(value))?;
             self.pieces.set(index);
             self.partial.remove(&index);
+            self.fresh.push((index, value));
         }
         Ok(())
     }

@@ -21,6 +21,7 @@ use super::disk::{Disk, Shelf};
 use super::doubt::Standing;
 use super::index::{Entry, Handle, Phase, Slot};
 use super::ingest::{Ingest, IngestReader, Message, Progress, QUEUE};
+use super::pieces::{self, PieceHere};
 use super::record::Record;
 use super::state::{DiskError, StoreError};
 use super::tally::Tally;
@@ -128,8 +129,11 @@ fn spawn(claim: Claim, file: Arc<File>, record: Record, tally: Box<Tally>, handl
     let (progress, watching) = watch::channel(Progress::Readable(readable));
     let (outcome, waiting) = oneshot::channel();
     let reader = IngestReader::new(claim.digest, claim.size, Arc::clone(&file), watching);
-    let ingest = Ingest::new(Layout::new(claim.size), tally.written().clone(), queue, reader, waiting, handle);
-    let writer = Writer { claim, file, record, tally, progress, buffer: Vec::new() };
+    let layout = Layout::new(claim.size);
+    let (notices, here) = pieces::notices(layout, tally.pieces(), &record);
+    let resumed = (tally.pieces().clone(), here);
+    let ingest = Ingest::new(layout, tally.written().clone(), queue, reader, waiting, resumed, handle);
+    let writer = Writer { claim, file, record, tally, progress, notices, buffer: Vec::new() };
     tokio::task::spawn_blocking(move || writer.run(messages, outcome));
     ingest
 }
@@ -140,6 +144,7 @@ struct Writer {
     record: Record,
     tally: Box<Tally>,
     progress: watch::Sender<Progress>,
+    notices: mpsc::Sender<PieceHere>,
     /// For reading back; kept, to be allocated once.
     buffer: Vec<u8>,
 }
@@ -194,7 +199,9 @@ impl Writer {
             }
             grown
         });
-        self.tally.hash(offset, bytes, &self.file, &self.record, &mut self.buffer)
+        self.tally.hash(offset, bytes, &self.file, &self.record, &mut self.buffer)?;
+        pieces::tell(&self.notices, self.tally.take_fresh());
+        Ok(())
     }
 
     /// Everything is here; only its sha256 makes it the blob.

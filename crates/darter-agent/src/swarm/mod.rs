@@ -2,15 +2,20 @@
 //!
 //! `control` is connected to the other agents and carries messages, `discovery` finds where they may
 //! be, `wire` and `frame` are what the messages look like, `identity` and `key` who may
-//! take part; `part` puts them together for the agent.
-//! `exchange` moves the bytes of pieces, on connections of its own; nothing starts it yet.
+//! take part. `exchange` moves the bytes of pieces, on connections of its own, and `shelf` is what it
+//! serves. `driver` is the loop that carries out what the core decides, `handle` what the rest of the
+//! agent has of it, `coming` a blob on its way; `part` puts all of it together.
 //! Not here: what is asked of whom, which the core decides.
 
+pub mod coming;
 pub mod control;
 pub mod discovery;
+mod driver;
 pub mod exchange;
 pub mod frame;
+pub mod handle;
 pub mod identity;
 pub mod key;
 pub mod part;
+mod shelf;
 pub mod wire;

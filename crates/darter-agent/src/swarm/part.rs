@@ -1,21 +1,34 @@
 //! The swarm as a part of the agent: from its configuration to its events.
 
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
 
 use darter_core::Digest;
 use darter_core::swarm::Zone;
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use super::control::{Control, ControlError, ControlEvent, ControlHandle, Limits, Setup, Standing};
+use super::control::{Control, ControlError, ControlEvent, Limits, Setup, Standing};
 use super::discovery::Discovery;
+use super::driver::{Driver, INBOX, announce};
+use super::exchange::{self, Client, Gate, Server};
+use super::handle::{Endings, Input, Shared, SwarmHandle};
 use super::identity::{Identity, IdentityError};
 use super::key::{self, KeyError};
+use super::shelf::{Others, Shelf};
 use crate::config::Config;
 use crate::metrics::Metrics;
+use crate::store::Store;
+
+/// Nodes that boot together find each other in this time; whoever waits longer for others makes
+/// containerd wait.
+const SETTLE: Duration = Duration::from_secs(2);
 
 /// Why the swarm cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -35,21 +48,36 @@ pub enum SwarmError {
     /// Who this node is.
     #[error(transparent)]
     Identity(#[from] IdentityError),
+    /// The same, for the blob exchange.
+    #[error(transparent)]
+    Shown(#[from] exchange::IdentityError),
     /// The connections.
     #[error(transparent)]
     Control(#[from] ControlError),
+    /// The blob exchange's address.
+    #[error("cannot start the blob exchange (swarm.exchange_listen)")]
+    Exchange(#[from] exchange::BindError),
 }
 
 /// The swarm of this node, listening.
 pub struct SwarmPart {
     control: Control,
-    handle: ControlHandle,
     events: mpsc::Receiver<ControlEvent>,
+    driver: Driver,
+    inbox: mpsc::Receiver<Input>,
+    server: Server<Shelf>,
+    store: Store,
+    handle: SwarmHandle,
 }
 
 impl SwarmPart {
     /// None without a swarm key: then nothing listens, and the node is a mirror by itself.
-    pub async fn bind(config: &Config, version: &str, metrics: Arc<Metrics>) -> Result<Option<Self>, SwarmError> {
+    pub async fn bind(
+        config: &Config,
+        version: &str,
+        store: &Store,
+        metrics: &Arc<Metrics>,
+    ) -> Result<Option<Self>, SwarmError> {
         let swarm = &config.swarm;
         let Some(file) = &swarm.key_file else { return Ok(None) };
         let key = key::load(file)?;
@@ -57,13 +85,15 @@ impl SwarmPart {
         std::fs::create_dir_all(&directory)
             .map_err(|source| SwarmError::Directory { path: directory.clone(), source })?;
         let identity = Identity::load_or_make(&directory.join("identity.key"))?;
+        let shown = exchange::Identity::new(identity.keypair().clone())?;
         let dns = swarm.dns.as_deref();
         let (port, every, max) = (swarm.listen.port(), swarm.lookup_every.0, swarm.max_members);
         let discovery = Discovery::new(&swarm.peers, dns, port, every, max);
+        let zone = zone(swarm.zone.as_deref());
         let setup = Setup {
             listen: swarm.listen,
             exchange_port: swarm.exchange_listen.port(),
-            zone: zone(swarm.zone.as_deref()),
+            zone,
             key,
             max_members: swarm.max_members,
             // The DNS name has everybody.
@@ -71,29 +101,59 @@ impl SwarmPart {
             version: version.to_owned(),
             limits: Limits::default(),
         };
-        let (control, handle, events) = Control::bind(setup, &identity, discovery, metrics).await?;
-        info!(peer = %handle.me(), address = %handle.address(), key = %key.fingerprint(), "this node is in a swarm");
-        Ok(Some(Self { control, handle, events }))
+        let (control, words, events) = Control::bind(setup, &identity, discovery, metrics.clone()).await?;
+        let limits = exchange::Limits::default();
+        let (sender, inbox) = mpsc::channel(INBOX);
+        let others = || Others { control: words.clone(), zone };
+        let shelf = Shelf { others: others(), store: store.clone(), identity: shown.clone(), inbox: sender.clone() };
+        let gate = Gate::Tls(shown.clone());
+        let server = Server::bind(swarm.exchange_listen, gate, Arc::new(shelf), limits.clone(), metrics.clone())?;
+        let client = Arc::new(Client::new(Some(shown.clone()), Arc::new(others()), limits, metrics.clone()));
+        let endings = Arc::new(Endings::default());
+        let driver = Driver::new(words.clone(), zone, client.clone(), endings.clone(), seed());
+        info!(peer = %words.me(), address = %words.address(), key = %key.fingerprint(), "this node is in a swarm");
+        let handle = SwarmHandle(Arc::new(Shared {
+            control: words,
+            client,
+            identity: shown,
+            inbox: sender,
+            endings,
+            wishes: AtomicU64::new(0),
+            settled_by: Instant::now() + SETTLE,
+            expects_others: dns.is_some() || !swarm.peers.is_empty(),
+        }));
+        Ok(Some(Self { control, events, driver, inbox, server, store: store.clone(), handle }))
+    }
+
+    /// What the rest of the agent has of it.
+    pub fn handle(&self) -> SwarmHandle {
+        self.handle.clone()
     }
 
     /// Where the control plane listens.
-    pub const fn address(&self) -> SocketAddr {
-        self.handle.address()
+    pub fn address(&self) -> SocketAddr {
+        self.handle.0.control.address()
     }
 
     /// How it stands.
     pub fn standing(&self) -> watch::Receiver<Standing> {
-        self.handle.standing()
+        self.handle.0.control.standing()
     }
 
-    /// Until `stop`.
+    /// Until `stop`. Then uploads get a while to end.
     pub async fn run(self, stop: CancellationToken) {
-        let Self { control, handle: _handle, mut events } = self;
-        // Nobody decides on them yet: the driver of `darter_core::swarm` takes this place. Until then
-        // they are taken and let go, so that no peer has to wait for this node.
-        let ignored = async { while events.recv().await.is_some() {} };
-        tokio::join!(control.run(stop), ignored);
+        let Self { control, events, driver, inbox, server, store, handle } = self;
+        let announcing = stop.clone();
+        // Uploads that run need the driver no more than to give their slots back.
+        tokio::join!(server.run(stop.clone()), control.run(stop.clone()), driver.run(events, inbox, stop), async {
+            announcing.run_until_cancelled(announce(store, handle)).await
+        },);
     }
+}
+
+/// Choices by lot differ from node to node, and from start to start.
+fn seed() -> u64 {
+    RandomState::new().build_hasher().finish()
 }
 
 /// A zone's number is a hash of its name, so that nodes agree on it without a word.

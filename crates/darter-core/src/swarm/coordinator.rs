@@ -41,7 +41,12 @@ pub(super) struct Coordinator {
     /// What each zone has got so far.
     pub(super) tables: BTreeMap<Zone, Table>,
     pub(super) budget: Budget,
+    /// Pieces that came from the origin since somebody began to want the blob.
+    imported: u32,
     introduced: BTreeMap<(u32, PeerId), u8>,
+    /// Somebody of higher rank is alive, as far as is known here, and did not answer a joiner. It may only
+    /// be slow: until this time it is left to give the leases, since two who do read everything twice.
+    senior: Option<(PeerId, Time)>,
     /// Who sent wrong bytes, as others say.
     accused: BTreeMap<PeerId, BTreeSet<PeerId>>,
     /// Somebody spoke to us about the blob at this time.
@@ -83,7 +88,9 @@ impl Coordinator {
             holders: BTreeMap::new(),
             tables: BTreeMap::new(),
             budget: Budget::new(limits.imports_start, limits.imports_max),
+            imported: 0,
             introduced: BTreeMap::new(),
+            senior: None,
             accused: BTreeMap::new(),
             used: Time::ZERO,
         }
@@ -93,6 +100,10 @@ impl Coordinator {
         self.used = cx.now;
         let zone = self.zone_of(&from, cx);
         self.holders.remove(&from);
+        if self.incomplete == 0 {
+            let senior = cx.members.ranked(&self.blob).first().copied().filter(|best| *best != cx.me);
+            self.senior = senior.map(|best| (best, cx.now + cx.limits.lease_patience));
+        }
         if self.interested.get(&from).is_some_and(|node| node.is_complete) {
             // It lost the blob and wants it again.
             self.change(from, |node| node.is_complete = false);
@@ -155,6 +166,7 @@ impl Coordinator {
         }
         self.order.clear();
         self.tables.clear();
+        self.imported = 0;
         self.introduced.clear();
         self.accused.clear();
         self.holders.values_mut().for_each(|holder| holder.leases = 0);
@@ -168,6 +180,7 @@ impl Coordinator {
             self.incomplete -= usize::from(!node.is_complete);
         }
         self.holders.remove(peer);
+        self.senior = self.senior.filter(|(senior, _)| senior != peer);
         let mut freed = Vec::new();
         for table in self.tables.values_mut() {
             freed.extend(table.free_leases_of(peer));
@@ -187,7 +200,7 @@ impl Coordinator {
         }
     }
 
-    pub(super) fn released(&mut self, from: PeerId, piece: u32, cx: &Cx<'_>) {
+    pub(super) fn released(&mut self, from: PeerId, piece: u32, cx: &mut Cx<'_>) {
         self.used = cx.now;
         let zone = self.zone_of(&from, cx);
         let is_full = self.imports() >= self.budget.limit(cx.now);
@@ -196,6 +209,10 @@ impl Coordinator {
         let source = table.touch(segment_of(self.layout, u64::from(piece)), &from, cx.now);
         if source == Some(None) {
             self.budget.arrived(cx.now, bytes, is_full);
+            self.imported = self.imported.saturating_add(1);
+            if self.imported <= cx.limits.imports_max {
+                self.grant(cx);
+            }
         }
     }
 
@@ -321,7 +338,8 @@ impl Coordinator {
     pub(super) fn deadline(&self, now: Time, limits: &super::Limits) -> Time {
         let overdue = self.tables.values().map(|table| table.deadline(limits.lease_patience)).min();
         let pause = Some(self.budget.deadline()).filter(|at| *at > now && self.incomplete > 0);
-        overdue.into_iter().chain(pause).min().unwrap_or(Time::NEVER)
+        let senior = self.senior.map(|(_, until)| until).filter(|_| self.incomplete > 0);
+        overdue.into_iter().chain(pause).chain(senior).min().unwrap_or(Time::NEVER)
     }
 
     /// Where a node was when it joined: its leases stand in the table of that zone.
@@ -350,6 +368,12 @@ impl Coordinator {
 
     /// Hands out leases as long as a source, an owner and a segment are free.
     fn grant(&mut self, cx: &mut Cx<'_>) {
+        if let Some((senior, until)) = self.senior {
+            if cx.now < until && cx.members.get(&senior).is_some() {
+                return;
+            }
+            self.senior = None;
+        }
         let zones: Vec<Zone> = self.tables.keys().copied().collect();
         for zone in zones {
             while let Some((segment, from, owner)) = self.next_lease(zone, cx) {
@@ -362,8 +386,10 @@ impl Coordinator {
         let table = self.tables.get(&zone)?;
         let segment = table.next_free()?;
         let from = self.source(zone, segment, cx)?;
-        let share = self.budget.limit(cx.now).div_ceil(self.count().max(1));
-        let cap = cx.limits.leases_per_owner.max(u8::try_from(share).unwrap_or(u8::MAX));
+        // The first to come would get all of a small blob, a moment before the others are here: it has
+        // its share one by one, as fast as what it reads arrives.
+        let share = self.budget.limit(cx.now).div_ceil(self.count().max(1)).min(self.imported);
+        let cap = cx.limits.leases_per_owner.saturating_add(u8::try_from(share).unwrap_or(u8::MAX));
         let owner = table.owner_for(cap, |id| {
             self.is_trusted(id) && self.interested.get(id).is_some_and(|node| from.is_some() || node.can_import)
         })?;

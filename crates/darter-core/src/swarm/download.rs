@@ -44,6 +44,8 @@ pub(super) struct Download {
     pub(super) told: Time,
     /// A piece came, or could be asked for, at this time last.
     pub(super) progress: Time,
+    /// A piece came at this time last.
+    pub(super) came: Time,
     /// Time alone was looked at last.
     pub(super) ticked: Time,
     /// Neighbours died: more were asked for at this time.
@@ -88,6 +90,7 @@ impl Download {
             untold: Vec::new(),
             told: Time::ZERO,
             progress: cx.now,
+            came: cx.now,
             ticked: cx.now,
             refilled: cx.now,
             is_dry: false,
@@ -133,6 +136,10 @@ impl Download {
     }
 
     pub(super) fn welcomed(&mut self, from: PeerId, neighbours: &[PeerId], interested: u32, cx: &mut Cx<'_>) {
+        if self.seat.is_back(&from) {
+            // With what we read meanwhile.
+            self.join(cx);
+        }
         if from != self.coordinator(cx) {
             return;
         }
@@ -255,6 +262,7 @@ impl Download {
             self.delivered(piece, peer, cx.now);
         }
         self.progress = cx.now;
+        self.came = cx.now;
         self.is_dry = false;
         let index = u64::from(piece);
         if index >= self.layout.pieces() || self.have.has(index) {
@@ -277,6 +285,15 @@ impl Download {
         self.untold.push(piece);
         self.owner_got(piece, cx);
         self.tell(cx);
+    }
+
+    /// Everything is here, whatever was told of it.
+    pub(super) fn is_whole(&mut self, cx: &mut Cx<'_>) {
+        for piece in 0..u32::try_from(self.layout.pieces()).unwrap_or(u32::MAX) {
+            if !self.have.has(u64::from(piece)) {
+                self.arrived(piece, None, cx);
+            }
+        }
     }
 
     fn delivered(&mut self, piece: u32, peer: PeerId, now: Time) {

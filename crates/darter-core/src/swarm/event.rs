@@ -82,6 +82,8 @@ pub enum Event {
         /// Why.
         reason: ImportFailure,
     },
+    /// A blob turned out wrong, and this peer is the one that vouched for the wrong bytes.
+    Lied(PeerId),
     /// A peer asks for a piece on the data plane.
     Asked {
         /// Who.

@@ -202,8 +202,14 @@ impl Table {
         }
     }
 
+    /// How long a lease may show nothing. Before one has ended nobody knows how slow the source is: many
+    /// first pieces may share a thin link, and who is dead is known by its connection.
+    fn patience(&self, least: Duration) -> Duration {
+        if self.lease_time.is_zero() { least * 3 } else { least.max(self.lease_time * 4) }
+    }
+
     pub(super) fn free_overdue(&mut self, now: Time, patience: Duration) -> Vec<(PeerId, Option<PeerId>)> {
-        let patience = patience.max(self.lease_time * 4);
+        let patience = self.patience(patience);
         self.free_where(|running| now.since(running.touched) >= patience)
     }
 
@@ -220,7 +226,7 @@ impl Table {
     }
 
     pub(super) fn deadline(&self, patience: Duration) -> Time {
-        let patience = patience.max(self.lease_time * 4);
+        let patience = self.patience(patience);
         self.running.values().map(|running| running.touched + patience).min().unwrap_or(Time::NEVER)
     }
 

@@ -192,8 +192,7 @@ impl Swarm {
             }
             Event::FetchFailed { blob, piece, peer, reason } => {
                 if reason == FetchFailure::Corrupt {
-                    let period = self.node.strikes.strike(now, peer, &self.node.limits);
-                    out.push(Action::Ban { peer, period });
+                    self.strike(now, peer, out);
                 }
                 if let Some(download) = self.downloads.get_mut(&blob) {
                     download.fetch_failed(piece, peer, reason, &mut self.node.cx(now, out));
@@ -209,6 +208,7 @@ impl Swarm {
                     download.import_failed(segment, reason, &mut self.node.cx(now, out));
                 }
             }
+            Event::Lied(peer) => self.strike(now, peer, out),
             Event::Asked { from, blob, piece, request } => self.asked(now, from, &blob, piece, request, out),
             Event::Served(request) => self.node.slots.give_back(now, request),
             Event::Tick => {
@@ -221,6 +221,12 @@ impl Swarm {
                 }
             }
         }
+    }
+
+    /// A peer sent, or vouched for, wrong bytes.
+    fn strike(&mut self, now: Time, peer: PeerId, out: &mut Vec<Action>) {
+        let period = self.node.strikes.strike(now, peer, &self.node.limits);
+        out.push(Action::Ban { peer, period });
     }
 
     fn heard(&mut self, now: Time, from: PeerId, blob: Digest, message: Message, out: &mut Vec<Action>) {
@@ -281,7 +287,7 @@ impl Swarm {
                 download.heard_have(from, &pieces, free_slots, interested, now);
             }
             (Message::Released { piece }, Some(coordinator), _) => {
-                coordinator.released(from, piece, &self.node.cx(now, out));
+                coordinator.released(from, piece, &mut self.node.cx(now, out));
             }
             (Message::LeaseEnd { segment, end, upload_time }, Some(coordinator), _) => {
                 coordinator.lease_ended(from, segment, (end, upload_time), &mut self.node.cx(now, out));
@@ -336,6 +342,8 @@ impl Swarm {
         told.truncate(HOLDS_TOLD);
         if let Some(mut download) = self.downloads.remove(&blob) {
             let cx = &mut self.node.cx(now, out);
+            // The word about the last pieces may come later than that about the whole.
+            download.is_whole(cx);
             download.tell_now(cx);
             // Where the blob came by another way, what is on its way is of no use any more.
             download.cancel(cx);

@@ -31,6 +31,19 @@ impl Seat {
         self.coordinator()
     }
 
+    /// A member answers that was given up, and is of higher rank than who was asked instead: it is the
+    /// coordinator after all. True: it has to be joined again.
+    pub(super) fn is_back(&mut self, id: &PeerId) -> bool {
+        let rank = |id: &PeerId| self.ranked.iter().position(|other| other == id);
+        let (Some(theirs), true) = (rank(id), self.unreachable.contains(id)) else { return false };
+        if self.coordinator().is_some_and(|now| rank(&now) < Some(theirs)) {
+            return false;
+        }
+        self.unreachable.retain(|other| other != id);
+        self.waiting = None;
+        true
+    }
+
     pub(super) const fn answered(&mut self) {
         self.waiting = None;
     }

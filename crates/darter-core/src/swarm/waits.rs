@@ -33,9 +33,15 @@ impl Download {
                 self.refilled = cx.now;
                 self.join(cx);
             }
-            let mut segments: Vec<u32> = self.open.iter().map(|piece| segment_of(self.layout, piece)).collect();
+            // What a neighbour has comes when that has a slot free; unless it never does.
+            let is_late = cx.now.since(self.came) >= self.slot_patience(cx.limits);
+            let open = self.open.iter().filter(|piece| is_late || !self.can_be_had(*piece));
+            let mut segments: Vec<u32> = open.map(|piece| segment_of(self.layout, piece)).collect();
             segments.dedup();
             segments.truncate(cx.limits.missing_max);
+            if segments.is_empty() {
+                return;
+            }
             let without = cx.strikes.banned(cx.now).take(cx.limits.neighbours).collect();
             let coordinator = self.coordinator(cx);
             cx.send(coordinator, self.blob, Message::Missing { segments, without });
@@ -47,6 +53,11 @@ impl Download {
         // On a link whose rate nobody knows yet the first piece may take long.
         let piece_time = self.median.unwrap_or(limits.join_patience);
         self.progress + limits.missing_patience.max(piece_time * 4)
+    }
+
+    /// How long no piece at all may come from neighbours that have some and are busy.
+    fn slot_patience(&self, limits: &Limits) -> Duration {
+        limits.lease_patience.max(self.median.unwrap_or_default() * 16)
     }
 
     /// When `tick` is due next.

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::net::SocketAddr;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use darter_core::swarm::PeerId;
@@ -17,11 +17,12 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::addresses::Addresses;
+use super::directory::Directory;
 use super::peers::{Peers, Session};
 use super::session::{Outgoing, QUEUE, Report, Reports, read, write};
 use super::streams::{StreamEvent, Streams};
 use super::transport::{Failure, limits, multiaddr, socket_addr, transport};
-use super::{ControlError, ControlEvent, ControlHandle, EVENTS, ORDERS, Order, Routes, Setup, Standing};
+use super::{ControlError, ControlEvent, ControlHandle, EVENTS, ORDERS, Order, Setup, Standing};
 use crate::log::chain;
 use crate::metrics::{Metrics, ReasonLabels};
 use crate::swarm::discovery::Discovery;
@@ -57,7 +58,7 @@ pub struct Control {
     dials: HashMap<ConnectionId, SocketAddr>,
     bans: BTreeMap<libp2p::PeerId, Instant>,
     tasks: JoinSet<()>,
-    routes: Routes,
+    directory: Arc<Directory>,
     reports: mpsc::Receiver<(ConnectionId, Report)>,
     /// Given to every session.
     reporting: mpsc::Sender<(ConnectionId, Report)>,
@@ -90,13 +91,13 @@ impl Control {
             exchange_port: setup.exchange_port,
             wants_peers: setup.wants_peers,
         };
-        let routes = Routes::new(RwLock::new(HashMap::new()));
+        let directory = Arc::new(Directory::new(setup.max_members));
         let (order, orders) = mpsc::channel(ORDERS);
         let (reporting, reports) = mpsc::channel(REPORTS);
         let (events, heard) = mpsc::channel(EVENTS);
         let standing = watch::Sender::new(Standing::default());
         let handle = ControlHandle {
-            routes: routes.clone(),
+            directory: directory.clone(),
             orders: order,
             metrics: metrics.clone(),
             standing: standing.subscribe(),
@@ -112,7 +113,7 @@ impl Control {
             dials: HashMap::new(),
             bans: BTreeMap::new(),
             tasks: JoinSet::new(),
-            routes,
+            directory,
             reports,
             reporting,
             orders,
@@ -374,14 +375,9 @@ impl Control {
 
     /// Brings the queue of a peer up to date, and everybody's view of whether it is a member.
     fn route(&mut self, peer: PeerId) {
-        let queue = self.peers.best(peer).and_then(|(_, session)| session.queue.clone());
-        let is_member = queue.is_some();
-        let mut routes = self.routes.write().unwrap_or_else(PoisonError::into_inner);
-        let was_member = match queue {
-            Some(queue) => routes.insert(peer, queue).is_some(),
-            None => routes.remove(&peer).is_some(),
-        };
-        drop(routes);
+        let route = self.peers.best(peer).and_then(|(_, session)| session.route());
+        let is_member = route.is_some();
+        let was_member = self.directory.set(peer, route);
         if is_member != was_member {
             self.is_changed = true;
             info!(%peer, members = self.peers.members().len(), "{}", if is_member { "a member came" } else { "a member went" });
@@ -435,7 +431,7 @@ impl Control {
 
     /// Brings the gauges up to date.
     fn stand(&self) {
-        let peers = self.routes.read().unwrap_or_else(PoisonError::into_inner).len();
+        let peers = self.directory.members();
         let (connections, addresses) = (self.peers.connections(), self.addresses.others());
         let gauge = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
         self.metrics.swarm_peers.set(gauge(peers));

@@ -2,10 +2,12 @@
 //!
 //! libp2p over TCP behind a swarm key. Everybody is connected to everybody: a member is who said
 //! hello on a connection that stands, and stops being one with its last connection. `addresses`
-//! says whom to dial, `peers` who is there, `session` writes and reads, `driver` is the loop.
+//! says whom to dial, `peers` who is there, `session` writes and reads, `driver` is the loop, and
+//! `directory` what the rest of the agent knows of it.
 //! Not here: what is said, which the core decides.
 
 mod addresses;
+mod directory;
 mod driver;
 mod peers;
 mod session;
@@ -14,17 +16,17 @@ mod streams;
 mod tests;
 mod transport;
 
-use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use darter_core::Digest;
 use darter_core::swarm::{Members, Message, PeerId, Zone};
 use libp2p::pnet::PreSharedKey;
 use tokio::sync::{mpsc, watch};
 
+use self::directory::Directory;
 pub use self::driver::Control;
 use self::session::Outgoing;
 use crate::metrics::{Metrics, ReasonLabels};
@@ -131,9 +133,6 @@ pub struct Standing {
     pub strangers: u64,
 }
 
-/// The queue of each member.
-type Routes = Arc<RwLock<HashMap<PeerId, mpsc::Sender<Outgoing>>>>;
-
 enum Order {
     Ban(PeerId, Duration),
 }
@@ -141,7 +140,7 @@ enum Order {
 /// What the rest of the agent does with the control plane. Cheap to clone.
 #[derive(Clone)]
 pub struct ControlHandle {
-    routes: Routes,
+    directory: Arc<Directory>,
     orders: mpsc::Sender<Order>,
     metrics: Arc<Metrics>,
     standing: watch::Receiver<Standing>,
@@ -153,8 +152,8 @@ impl ControlHandle {
     /// Tells a peer something. Never waits: a message to nobody, or to a peer that does not keep up,
     /// is dropped and counted, which the protocol expects of a wire.
     pub fn send(&self, to: PeerId, blob: Digest, message: Message) {
-        let queue = self.routes.read().unwrap_or_else(PoisonError::into_inner).get(&to).cloned();
-        let reason = match queue.as_ref().map(mpsc::Sender::try_reserve) {
+        let route = self.directory.route(&to);
+        let reason = match route.as_ref().map(|route| route.queue.try_reserve()) {
             Some(Ok(place)) => return place.send(Outgoing::Message(blob, message)),
             Some(Err(mpsc::error::TrySendError::Full(()))) => "full",
             Some(Err(mpsc::error::TrySendError::Closed(()))) | None => "gone",
@@ -164,9 +163,20 @@ impl ControlHandle {
 
     /// Ends every connection to a peer and makes none for a while.
     pub fn ban(&self, peer: PeerId, period: Duration) {
+        self.directory.ban(peer, Instant::now() + period);
         if self.orders.try_send(Order::Ban(peer, period)).is_err() {
             tracing::warn!(%peer, "too many bans at once; this peer stays");
         }
+    }
+
+    /// Where a member's blob exchange listens, and its zone. `None`: it is not connected.
+    pub fn member(&self, peer: PeerId) -> Option<(SocketAddr, Zone)> {
+        self.directory.route(&peer).map(|route| (route.exchange, route.zone))
+    }
+
+    /// Whether what a peer attests counts: it is a member or was one, and is not banned.
+    pub fn is_trusted(&self, peer: PeerId) -> bool {
+        self.directory.is_trusted(&peer)
     }
 
     /// This node's name.

@@ -11,6 +11,7 @@ use darter_core::swarm::{Member, Members, PeerId, Zone};
 use libp2p::swarm::ConnectionId;
 use tokio::sync::mpsc;
 
+use super::directory::Route;
 use super::session::Outgoing;
 use crate::swarm::wire::Hello;
 
@@ -34,6 +35,12 @@ pub(super) struct Session {
 impl Session {
     pub(super) const fn is_complete(&self) -> bool {
         self.queue.is_some() && self.hello.is_some()
+    }
+
+    /// How the peer is reached, once it is a member.
+    pub(super) fn route(&self) -> Option<Route> {
+        let (hello, queue) = self.hello.as_ref().zip(self.queue.clone())?;
+        Some(Route { queue, exchange: SocketAddr::new(self.ip, hello.exchange_port), zone: hello.zone })
     }
 
     /// Where the peer's control plane listens.

@@ -121,7 +121,7 @@ async fn three_find_each_other_through_one_speak_and_notice_a_death() {
         }
     };
     assert_eq!((from, about, said), (all[1], blob(1), Message::Holds { size: 42 }));
-    let died = std::time::Instant::now();
+    let died = Instant::now();
     c.kill().await;
     for node in [&mut a, &mut b] {
         node.sees([all[0], all[1]]).await;
@@ -187,6 +187,17 @@ async fn another_key_is_refused_and_counted_on_both_sides() {
         assert!(matches!(node.next().await, ControlEvent::Members(members) if members.len() == 1));
         assert_eq!(node.metrics.swarm_peers.get(), 0);
     }
+}
+
+#[tokio::test]
+async fn a_port_where_nobody_listens_is_no_stranger() {
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let mut a = start(setup(), &[nobody]).await;
+    // Long enough to be told "refused" at the first try, and at the second.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert!(matches!(a.next().await, ControlEvent::Members(members) if members.len() == 1));
+    let refused = a.metrics.peer_rejected.get_or_create(&ReasonLabels { reason: "handshake" }).get();
+    assert_eq!((refused, a.control.standing().borrow().strangers), (0, 0));
 }
 
 #[tokio::test]

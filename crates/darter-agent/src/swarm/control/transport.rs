@@ -31,6 +31,7 @@ pub(super) fn transport(
     muxer.set_max_num_streams(STREAMS_MAX);
     let private = PnetConfig::new(key);
     Ok(tcp::tokio::Transport::new(tcp::Config::default().nodelay(true))
+        .map_err(Unreached)
         .and_then(move |socket, _| private.handshake(socket))
         .upgrade(Version::V1)
         .authenticate(noise)
@@ -38,6 +39,12 @@ pub(super) fn transport(
         .timeout(patience)
         .boxed())
 }
+
+/// TCP did not connect. A type of its own, since what combines the errors of transports shows the
+/// causes of each, and not the error itself.
+#[derive(Debug, thiserror::Error)]
+#[error("no connection")]
+struct Unreached(#[source] io::Error);
 
 /// The address in libp2p's words.
 pub(super) fn multiaddr(address: SocketAddr) -> Multiaddr {

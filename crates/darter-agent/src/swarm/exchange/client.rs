@@ -20,6 +20,7 @@ use tokio::time::timeout;
 
 use super::dial::{Connection, Pool, Stream};
 use super::{BLOCK, Buffer, Buffers, Identity, Limits, Peers, ZoneRelation, is_signed};
+use crate::activity::Activity;
 use crate::metrics::{Metrics, PeerBytesLabels, ReasonLabels};
 
 /// Bytes of an answer's head: an attest has under 300.
@@ -49,6 +50,8 @@ pub struct PieceRequest {
     pub token: Option<Token>,
     /// How long the head, and then each block of 256 KiB, may take.
     pub patience: Duration,
+    /// Told of each block that comes.
+    pub activity: Activity,
 }
 
 /// A piece whose bytes are what its importer attested.
@@ -126,13 +129,20 @@ pub enum Corrupt {
 }
 
 impl FetchError {
+    /// The peer is not connected.
+    pub fn gone() -> Self {
+        Self::Broken(Broken::Dial(io::ErrorKind::NotConnected.into()))
+    }
+
     /// What the state machine is told.
     pub const fn failure(&self) -> FetchFailure {
         match self {
             Self::Busy(after) => FetchFailure::Refused(Refusal::Busy(*after)),
-            Self::NotHere => FetchFailure::Refused(Refusal::NotHere),
+            // It may have met an importer that was gone before this node came: what that one vouched for is
+            // of no use here until somebody has proved the blob.
+            Self::NotHere | Self::Corrupt(Corrupt::Importer) => FetchFailure::Refused(Refusal::NotHere),
             Self::Broken(_) => FetchFailure::Broken,
-            Self::Corrupt(_) => FetchFailure::Corrupt,
+            Self::Corrupt(Corrupt::Bytes | Corrupt::Signature) => FetchFailure::Corrupt,
         }
     }
 
@@ -237,6 +247,7 @@ impl Client {
             let read = timeout(patience, connection.stream.read_exact(block)).await;
             read.map_err(|_| Failed::broken(Broken::Stalled(patience)))?.map_err(Failed::io)?;
             received.count += block.len() as u64;
+            request.activity.touch();
         }
         if !answer.close {
             self.pool.keep(connection);

@@ -218,7 +218,14 @@ async fn greet<S: Source>(
         Err(error) => error,
     };
     debug!(%address, error = %chain(&error), "not another node, or one without an identity");
-    shared.rejected("handshake");
+    // A member that got the piece elsewhere meanwhile hangs up in the middle.
+    let is_gone = matches!(
+        error.kind(),
+        io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe
+    );
+    if !is_gone {
+        shared.rejected("handshake");
+    }
     None
 }
 

@@ -15,6 +15,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::*;
+use crate::activity::Activity;
 use crate::metrics::Metrics;
 
 const MIB: u64 = 1 << 20;
@@ -67,6 +68,7 @@ impl Blob {
             known: None,
             token: None,
             patience: Duration::from_secs(5),
+            activity: Activity::default(),
         }
     }
 }

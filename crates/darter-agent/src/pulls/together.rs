@@ -1,0 +1,440 @@
+//! Bringing one blob here with the other nodes: does what `darter_core::swarm` orders for it.
+//!
+//! Pieces come from peers, checked against the value that their importer vouches for, and spans that
+//! this node has a lease for from the origin. Where the others are of no help the pull goes on alone
+//! with what is here. Not here: which piece from whom (the core), reading all of it alone (`fetch`).
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use darter_core::pieces::{Bitfield, Layout};
+use darter_core::range::Span;
+use darter_core::swarm::attest::Attest;
+use darter_core::swarm::{ImportFailure, PeerId};
+use tokio::sync::{OnceCell, mpsc, oneshot};
+use tokio::task::{AbortHandle, JoinSet};
+use tracing::{debug, info, warn};
+
+use super::fetch::{self, Job};
+use super::{PullError, State};
+use crate::log::chain;
+use crate::metrics::ReasonLabels;
+use crate::origin::{Origin, OriginError, Whom};
+use crate::store::{Blob, Ingest, PieceHere, StoreError};
+use crate::swarm::coming::Coming;
+use crate::swarm::exchange::FetchError;
+use crate::swarm::handle::{Fetcher, Order, SwarmHandle, Wish};
+
+/// What an origin that throttles without naming a time is left alone for.
+const THROTTLED: Duration = Duration::from_secs(1);
+
+/// Brings the blob here, until `ended`.
+pub(super) async fn fetch(job: &Job, swarm: &SwarmHandle, ended: impl Future<Output = ()>) -> Result<Blob, PullError> {
+    tokio::pin!(ended);
+    // An empty blob has no pieces, and one of unknown size no layout.
+    let Some(size) = job.wanted.size.filter(|size| *size > 0) else { return fetch::fetch(job, None, ended).await };
+    job.store.may_take(size)?;
+    let target = Arc::new(Target::new(job, swarm, Layout::new(size)));
+    let together = async {
+        swarm.settled().await;
+        run(job, swarm, &target).await
+    };
+    let alone = tokio::select! {
+        result = together => match result {
+            Ok(blob) => return Ok(blob),
+            Err(Ended::Pull(error)) => return Err(error),
+            Err(Ended::Alone(reason)) => reason,
+        },
+        () = &mut ended => {
+            target.put_away().await;
+            return Err(PullError::Abandoned);
+        }
+    };
+    warn!(digest = %job.wanted.digest, reason = alone, "the other nodes are of no help with a blob; reading the origin");
+    job.metrics.swarm_fallbacks.get_or_create(&ReasonLabels { reason: alone }).inc();
+    let vouched = target.coming.get().cloned();
+    // What is wrong was thrown away.
+    let begun = if alone == WRONG { None } else { target.into_ingest() };
+    let fetched = fetch::fetch(job, begun, ended).await;
+    if let (WRONG, Ok(_), Some(coming)) = (alone, &fetched, vouched) {
+        blame(job, swarm, &coming).await;
+    }
+    fetched
+}
+
+/// Why the blob did not come this way.
+enum Ended {
+    /// It may come from the origin alone; the reason is a word for the metrics.
+    Alone(&'static str),
+    /// It does not come at all.
+    Pull(PullError),
+}
+
+impl From<StoreError> for Ended {
+    fn from(error: StoreError) -> Self {
+        Self::Pull(error.into())
+    }
+}
+
+/// Its pieces were as vouched for, and its sha256 was not.
+const WRONG: &str = "wrong_digest";
+
+/// What the tasks of one pull share.
+struct Target {
+    job: Job,
+    layout: Layout,
+    origin: Origin,
+    swarm: SwarmHandle,
+    /// Made when the first bytes are here: a manifest may lie about the size, and must not be able to
+    /// empty the cache with it.
+    ingest: OnceCell<Ingest>,
+    coming: std::sync::OnceLock<Arc<Coming>>,
+    /// Where the loop gets the notices of the ingest from.
+    opened: Mutex<Option<oneshot::Sender<mpsc::Receiver<PieceHere>>>>,
+    /// Who sent the pieces that are being written.
+    senders: Mutex<BTreeMap<u32, (PeerId, Attest)>>,
+}
+
+impl Target {
+    fn new(job: &Job, swarm: &SwarmHandle, layout: Layout) -> Self {
+        Self {
+            job: job.clone(),
+            layout,
+            // One for all of the blob: where others come to stand before the registry meanwhile, this
+            // ends on what it began with.
+            origin: job.wanted.site.origin().of(Whom::Anyone),
+            swarm: swarm.clone(),
+            ingest: OnceCell::new(),
+            coming: std::sync::OnceLock::new(),
+            opened: Mutex::default(),
+            senders: Mutex::default(),
+        }
+    }
+
+    async fn ingest(&self) -> Result<&Ingest, StoreError> {
+        let open = async {
+            let ingest = self.job.store.ingest(&self.job.wanted.digest, self.layout.size()).await?;
+            let reader = ingest.reader();
+            if let Some(coming) = self.coming.get() {
+                coming.is_in(reader.file().clone());
+            }
+            let listener = lock(&self.opened).take();
+            if let (Some(listener), Some(notices)) = (listener, ingest.pieces()) {
+                // Nobody listens where the pull has just ended.
+                let _ = listener.send(notices);
+            }
+            self.job.state.send_replace(State::Coming(reader));
+            Ok(ingest)
+        };
+        self.ingest.get_or_try_init(|| open).await
+    }
+
+    /// What is here goes on in another way.
+    fn into_ingest(self: Arc<Self>) -> Option<Ingest> {
+        // The tasks that shared it have ended.
+        Arc::into_inner(self).and_then(|target| target.ingest.into_inner())
+    }
+
+    /// What is here waits for the next pull.
+    async fn put_away(self: Arc<Self>) {
+        if let Some(ingest) = self.into_ingest()
+            && let Err(error) = ingest.finish().await
+        {
+            debug!(error = %chain(&error), "put an unfinished blob away");
+        }
+    }
+}
+
+async fn run(job: &Job, swarm: &SwarmHandle, target: &Arc<Target>) -> Result<Blob, Ended> {
+    let (listener, opened) = oneshot::channel();
+    *lock(&target.opened) = Some(listener);
+    let have = if job.store.is_begun(&job.wanted.digest, target.layout.size()) {
+        // Its room is its own already.
+        let ingest = match target.ingest().await {
+            // The pull before this one was abandoned with its last byte written, and came whole after all.
+            Err(error @ StoreError::Present(_)) => {
+                let blob = job.store.look_up(&job.wanted.digest).await;
+                return blob.ok_or_else(|| Ended::Pull(error.into()));
+            }
+            ingest => ingest?,
+        };
+        ingest.resumed().clone()
+    } else {
+        Bitfield::new(target.layout.pieces())
+    };
+    let resumed: u64 = have.iter().map(|piece| target.layout.piece(piece).len()).sum();
+    job.account.resumed(resumed);
+    let wish = swarm.want(job.wanted.digest, target.layout, have).await;
+    target.coming.get_or_init(|| wish.coming().clone());
+    if let Some(ingest) = target.ingest.get() {
+        wish.coming().is_in(ingest.reader().file().clone());
+    }
+    let mut pull = Together {
+        target,
+        fetcher: wish.fetcher(),
+        wish,
+        missing: Bitfield::full(target.layout.pieces()),
+        tasks: JoinSet::new(),
+        fetches: HashMap::new(),
+        failures: 0,
+    };
+    let outcome = pull.run(opened).await;
+    // None of them may write any more, or hold the ingest.
+    pull.tasks.shutdown().await;
+    outcome?;
+    let finished = match target.ingest.get() {
+        Some(ingest) => ingest.finish().await,
+        None => return Err(Ended::Alone("nothing_came")),
+    };
+    match finished {
+        Ok(blob) => {
+            pull.wish.proven();
+            Ok(blob)
+        }
+        Err(StoreError::Mismatch { .. }) => Err(Ended::Alone(WRONG)),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// One pull at work.
+struct Together<'a> {
+    target: &'a Arc<Target>,
+    fetcher: Fetcher,
+    wish: Wish,
+    missing: Bitfield,
+    tasks: JoinSet<Done>,
+    /// To cancel a request.
+    fetches: HashMap<(u32, PeerId), AbortHandle>,
+    /// Imports that failed since anything came.
+    failures: u32,
+}
+
+/// How a task ended.
+enum Done {
+    Fetched { piece: u32, peer: PeerId, result: Result<(), FetchEnd> },
+    Imported { segment: u32, result: Result<(), ImportEnd> },
+}
+
+enum FetchEnd {
+    Peer(FetchError),
+    Store(StoreError),
+}
+
+enum ImportEnd {
+    /// The origin failed.
+    Origin(OriginError),
+    /// It sends the whole blob whatever is asked.
+    NoRanges,
+    Pull(PullError),
+}
+
+impl From<StoreError> for ImportEnd {
+    fn from(error: StoreError) -> Self {
+        Self::Pull(error.into())
+    }
+}
+
+impl Together<'_> {
+    /// Until every piece is here.
+    async fn run(&mut self, mut opened: oneshot::Receiver<mpsc::Receiver<PieceHere>>) -> Result<(), Ended> {
+        let mut notices = None;
+        let patience = self.target.job.settings.patience;
+        while self.missing.count() > 0 {
+            let quiet_until = self.target.job.account.activity().last() + patience;
+            tokio::select! {
+                order = self.wish.order() => match order {
+                    Some(order) => self.carry_out(order),
+                    None => return Err(Ended::Alone("no_orders")),
+                },
+                Ok(opened) = &mut opened, if notices.is_none() => notices = Some(opened),
+                here = next(&mut notices) => match here {
+                    Some(here) => self.here(here).await,
+                    // Its writer is gone: the disk failed, and `finish` says how.
+                    None => return Ok(()),
+                },
+                Some(done) = self.tasks.join_next() => match done {
+                    Ok(done) => self.done(done).await?,
+                    Err(error) if error.is_cancelled() => {}
+                    Err(_) => return Err(Ended::Alone("panic")),
+                },
+                () = tokio::time::sleep_until(quiet_until.into()) => return Err(Ended::Alone("stalled")),
+            }
+        }
+        Ok(())
+    }
+
+    fn carry_out(&mut self, order: Order) {
+        let target = self.target.clone();
+        match order {
+            Order::Fetch { piece, peer } => {
+                let fetcher = self.fetcher.clone();
+                let task = async move {
+                    let result = target.fetch(&fetcher, piece, peer).await;
+                    Done::Fetched { piece, peer, result }
+                };
+                self.fetches.insert((piece, peer), self.tasks.spawn(task));
+            }
+            Order::Cancel { piece, peer } => {
+                if let Some(task) = self.fetches.remove(&(piece, peer)) {
+                    task.abort();
+                }
+            }
+            Order::Import { segment, first, end } => {
+                let start = target.layout.piece(u64::from(first)).start;
+                let end = target.layout.piece(u64::from(end).saturating_sub(1)).end;
+                self.tasks
+                    .spawn(async move { Done::Imported { segment, result: target.import(Span { start, end }).await } });
+            }
+        }
+    }
+
+    /// A piece is in the file and hashed.
+    async fn here(&mut self, PieceHere { piece, value }: PieceHere) {
+        let index = u64::from(piece);
+        if !self.missing.has(index) {
+            return;
+        }
+        self.missing.clear(index);
+        self.failures = 0;
+        let target = self.target;
+        target.job.account.activity().touch();
+        let sent = lock(&target.senders).remove(&piece);
+        let (attest, peer) = match sent {
+            Some((peer, attest)) if attest.cv == value => (attest, Some(peer)),
+            // From the origin, or partly: this node read it there. Or from an earlier life of the agent,
+            // which checked it then and kept no signature.
+            _ => (target.swarm.attest(&target.job.wanted.digest, &target.layout, piece, value), None),
+        };
+        self.wish.coming().vouch(piece, attest);
+        self.wish.arrived(piece, peer).await;
+    }
+
+    async fn done(&mut self, done: Done) -> Result<(), Ended> {
+        match done {
+            Done::Fetched { piece, peer, result } => {
+                self.fetches.remove(&(piece, peer));
+                match result {
+                    // Its notice says the rest.
+                    Ok(()) => {}
+                    Err(FetchEnd::Store(error)) => return Err(error.into()),
+                    Err(FetchEnd::Peer(error)) => {
+                        debug!(piece, %peer, error = %chain(&error), "a piece did not come");
+                        self.wish.fetch_failed(piece, peer, error.failure()).await;
+                    }
+                }
+            }
+            Done::Imported { segment, result } => match result {
+                Ok(()) => {}
+                Err(ImportEnd::NoRanges) => return Err(Ended::Alone("no_ranges")),
+                Err(ImportEnd::Pull(error)) => return Err(Ended::Pull(error)),
+                Err(ImportEnd::Origin(error)) => return self.import_failed(segment, error).await,
+            },
+        }
+        Ok(())
+    }
+
+    async fn import_failed(&mut self, segment: u32, error: OriginError) -> Result<(), Ended> {
+        let job = &self.target.job;
+        job.account.retry();
+        self.failures += 1;
+        debug!(digest = %job.wanted.digest, segment, error = %chain(&error), "an import broke off");
+        let reason = match &error {
+            OriginError::Status { status: 429 | 503, retry_after, .. } => {
+                ImportFailure::Throttled(retry_after.unwrap_or(THROTTLED))
+            }
+            OriginError::Denied { .. } | OriginError::NotFound => ImportFailure::Forbidden,
+            _ => ImportFailure::Broken,
+        };
+        // Others may have it, or be let in where this node is not.
+        self.wish.import_failed(segment, reason).await;
+        let is_over = self.failures >= job.settings.attempts && self.fetches.is_empty();
+        if is_over { Err(Ended::Pull(error.into())) } else { Ok(()) }
+    }
+}
+
+/// The next notice, once there is somebody who tells.
+async fn next(notices: &mut Option<mpsc::Receiver<PieceHere>>) -> Option<PieceHere> {
+    match notices {
+        Some(notices) => notices.recv().await,
+        None => std::future::pending().await,
+    }
+}
+
+impl Target {
+    /// One piece from one peer, into the ingest.
+    async fn fetch(&self, fetcher: &Fetcher, piece: u32, peer: PeerId) -> Result<(), FetchEnd> {
+        let activity = self.job.account.activity().clone();
+        let got = fetcher.fetch(piece, peer, activity).await.map_err(FetchEnd::Peer)?;
+        let ingest = self.ingest().await.map_err(FetchEnd::Store)?;
+        let span = self.layout.piece(u64::from(piece));
+        // Before a byte of it is written: its notice must find who sent it.
+        lock(&self.senders).entry(piece).or_insert((peer, got.attest));
+        ingest.write(span.start, Bytes::from_owner(got.bytes)).await.map_err(FetchEnd::Store)?;
+        self.job.account.got_from_peer(span.len());
+        Ok(())
+    }
+
+    /// A span from the origin, into the ingest.
+    async fn import(&self, span: Span) -> Result<(), ImportEnd> {
+        let wanted = &self.job.wanted;
+        let mut stream = self
+            .origin
+            .blob(&wanted.repository, &wanted.digest, Some(span), &wanted.credential)
+            .await
+            .map_err(ImportEnd::Origin)?;
+        let size = self.layout.size();
+        if let Some(told) = stream.size.filter(|told| *told != size) {
+            return Err(ImportEnd::Pull(PullError::OtherLength { told, wanted: size }));
+        }
+        if stream.start != span.start {
+            return Err(ImportEnd::NoRanges);
+        }
+        let ingest = self.ingest().await?;
+        let mut at = span.start;
+        while at < span.end {
+            let Some(chunk) = stream.next().await else {
+                return Err(ImportEnd::Origin(OriginError::Truncated { got: at, wanted: span.end }));
+            };
+            let mut chunk = chunk.map_err(ImportEnd::Origin)?;
+            chunk.truncate(usize::try_from(span.end - at).unwrap_or(usize::MAX));
+            let len = chunk.len() as u64;
+            ingest.write(at, chunk).await?;
+            at += len;
+            self.job.read_from_origin(len);
+        }
+        Ok(())
+    }
+}
+
+/// Finds out who vouched for what the origin does not have, now that the blob is here from it.
+async fn blame(job: &Job, swarm: &SwarmHandle, coming: &Coming) {
+    let mut liars = BTreeMap::new();
+    for piece in 0..u32::try_from(coming.layout().pieces()).unwrap_or(u32::MAX) {
+        let Some(attest) = coming.attest(piece) else { continue };
+        match job.store.piece(&job.wanted.digest, piece).await {
+            Some((_, value)) if value != attest.cv => *liars.entry(attest.importer).or_insert(0_u32) += 1,
+            Some(_) => {}
+            // Evicted again: nobody can be blamed.
+            None => return,
+        }
+    }
+    if liars.is_empty() {
+        // What was written is not what was checked: this node's own memory or disk.
+        warn!(digest = %job.wanted.digest, "a blob was wrong although each of its pieces was right");
+    }
+    for (importer, pieces) in liars {
+        job.metrics.peer_rejected.get_or_create(&ReasonLabels { reason: "lied" }).inc_by(u64::from(pieces));
+        if importer == swarm.me() {
+            info!(digest = %job.wanted.digest, pieces, "this node itself vouched for bytes that the origin does not send now");
+        } else {
+            warn!(digest = %job.wanted.digest, %importer, pieces, "a node vouched for bytes that the origin does not have");
+            swarm.lied(importer).await;
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

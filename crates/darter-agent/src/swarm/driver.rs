@@ -1,0 +1,256 @@
+//! The loop around `darter_core::swarm`: tells it what happens at this node, and does what it says.
+//!
+//! Bytes never come by here. Pulls carry out what concerns their blob (`Order`), the exchange is told
+//! whom to serve, the control plane what to say to whom.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use darter_core::Digest;
+use darter_core::pieces::Layout;
+use darter_core::swarm::{Action, Event, Limits, PeerId, RequestId, Swarm, Time, Zone};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, trace, warn};
+
+use super::coming::Coming;
+use super::control::{ControlEvent, ControlHandle};
+use super::exchange::Client;
+use super::handle::{Ending, Endings, Input, Order, Reply, Slot, SwarmHandle};
+use crate::store::Store;
+
+/// Words of pulls and of the exchange that were not taken yet. Then whoever speaks waits.
+pub(super) const INBOX: usize = 1024;
+/// The timers of this machine know milliseconds; a deadline that has passed is met once in this time.
+const TICK_MIN: Duration = Duration::from_micros(500);
+
+/// What a wish is known by.
+struct Wanted {
+    id: u64,
+    coming: Arc<Coming>,
+    orders: mpsc::Sender<Order>,
+}
+
+/// What came and went in the store is told together; a pull tells of its own blob at once.
+const ANNOUNCE_EVERY: Duration = Duration::from_secs(1);
+
+/// The driver of one node.
+pub(super) struct Driver {
+    core: Swarm,
+    control: ControlHandle,
+    client: Arc<Client>,
+    endings: Arc<Endings>,
+    began: Instant,
+    wanted: HashMap<Digest, Wanted>,
+    /// Requests of peers that the core decides on right now.
+    asked: BTreeMap<RequestId, (Digest, oneshot::Sender<Reply>)>,
+    requests: u64,
+}
+
+impl Driver {
+    pub(super) fn new(
+        control: ControlHandle,
+        zone: Zone,
+        client: Arc<Client>,
+        endings: Arc<Endings>,
+        seed: u64,
+    ) -> Self {
+        Self {
+            core: Swarm::new(control.me(), zone, Limits::default(), seed),
+            control,
+            client,
+            endings,
+            began: Instant::now(),
+            wanted: HashMap::new(),
+            asked: BTreeMap::new(),
+            requests: 0,
+        }
+    }
+
+    /// Until `stop`, or until nobody tells it anything any more.
+    pub(super) async fn run(
+        mut self,
+        mut events: mpsc::Receiver<ControlEvent>,
+        mut inbox: mpsc::Receiver<Input>,
+        stop: CancellationToken,
+    ) {
+        let mut ticked = self.began;
+        loop {
+            let due = self.due().max(ticked + TICK_MIN);
+            tokio::select! {
+                () = stop.cancelled() => return,
+                event = events.recv() => match event {
+                    Some(event) => self.hear(event),
+                    None => return,
+                },
+                input = inbox.recv() => match input {
+                    Some(input) => self.take(input),
+                    None => return,
+                },
+                () = self.endings.more.notified() => self.take_endings(),
+                () = sleep_until(due) => {
+                    ticked = Instant::now();
+                    self.handle(Event::Tick);
+                }
+            }
+        }
+    }
+
+    fn due(&self) -> Instant {
+        let deadline = self.core.deadline(self.now());
+        let far = Instant::now() + Duration::from_secs(60);
+        if deadline == Time::NEVER {
+            return far;
+        }
+        self.began.checked_add(Duration::from_micros(deadline.as_micros())).map_or(far, |due| due.min(far))
+    }
+
+    fn now(&self) -> Time {
+        Time::from_micros(u64::try_from(self.began.elapsed().as_micros()).unwrap_or(u64::MAX))
+    }
+
+    fn hear(&mut self, event: ControlEvent) {
+        self.handle(match event {
+            ControlEvent::Members(members) => Event::Members(members),
+            ControlEvent::Lost(peer) => {
+                self.client.forget(peer);
+                Event::PeerLost(peer)
+            }
+            ControlEvent::Message { from, blob, message } => Event::Message { from, blob, message },
+        });
+    }
+
+    fn take_endings(&mut self) {
+        for ending in self.endings.take() {
+            match ending {
+                Ending::Upload(request) => self.handle(Event::Served(request)),
+                Ending::Wish { id, blob, proven } => {
+                    if self.wanted.get(&blob).is_some_and(|wanted| wanted.id == id) {
+                        self.wanted.remove(&blob);
+                        self.handle(proven.map_or(Event::Unwant(blob), |layout| Event::Proven { blob, layout }));
+                    }
+                }
+            }
+        }
+    }
+
+    fn take(&mut self, input: Input) {
+        // A wish that was taken back before this one was made must not end it.
+        self.take_endings();
+        match input {
+            Input::Want { id, blob, have, coming, orders } => {
+                if self.wanted.contains_key(&blob) {
+                    // Its orders end at once, and its pull goes to the origin by itself.
+                    warn!(%blob, "a blob is wanted twice");
+                    return;
+                }
+                let layout = coming.layout();
+                self.wanted.insert(blob, Wanted { id, coming, orders });
+                // Where it was here and went a moment ago, that is told late.
+                self.handle(Event::Gone(blob));
+                // Whether this node may read the origin is found out by trying: it has proved its access.
+                self.handle(Event::Want { blob, layout, have, can_import: true });
+            }
+            Input::Report { id, blob, event } => {
+                if self.wanted.get(&blob).is_some_and(|wanted| wanted.id == id) {
+                    self.handle(event);
+                }
+            }
+            Input::Event(event) => {
+                if let Event::Proven { blob, .. } = &event {
+                    self.wanted.remove(blob);
+                }
+                self.handle(event);
+            }
+            Input::Asked { from, blob, piece, reply } => {
+                self.requests += 1;
+                let request = RequestId(self.requests);
+                self.asked.insert(request, (blob, reply));
+                self.handle(Event::Asked { from, blob, piece, request });
+            }
+        }
+    }
+
+    fn handle(&mut self, event: Event) {
+        let mut events = VecDeque::from([event]);
+        while let Some(event) = events.pop_front() {
+            trace!(?event);
+            for action in self.core.handle(self.now(), event) {
+                events.extend(self.act(action));
+            }
+        }
+    }
+
+    /// Does it, or says what happened instead.
+    fn act(&mut self, action: Action) -> Option<Event> {
+        trace!(?action);
+        match action {
+            Action::Send { to, blob, message } => self.control.send(to, blob, message),
+            Action::Fetch { blob, piece, peer } => return self.order(blob, Order::Fetch { piece, peer }),
+            Action::CancelFetch { blob, piece, peer } => return self.order(blob, Order::Cancel { piece, peer }),
+            Action::Import { blob, segment, first, end } => {
+                return self.order(blob, Order::Import { segment, first, end });
+            }
+            Action::Serve(request) => {
+                // Made in any case: a peer that went away meanwhile gives its slot back.
+                let slot = Slot::new(request, self.endings.clone());
+                if let Some((blob, reply)) = self.asked.remove(&request) {
+                    let coming = self.wanted.get(&blob).map(|wanted| wanted.coming.clone());
+                    // Nobody waits any more: then the slot comes back with the reply.
+                    drop(reply.send(Reply::Serve(slot, coming)));
+                }
+            }
+            Action::Refuse { request, reason } => {
+                if let Some((_, reply)) = self.asked.remove(&request) {
+                    drop(reply.send(Reply::Refuse(reason)));
+                }
+            }
+            Action::Ban { peer, period } => self.ban(peer, period),
+        }
+        None
+    }
+
+    fn order(&mut self, blob: Digest, order: Order) -> Option<Event> {
+        match self.wanted.get(&blob)?.orders.try_send(order) {
+            // Closed: its pull is gone, and its ending says so in a moment.
+            Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => None,
+            Err(mpsc::error::TrySendError::Full(_)) => {
+                // Its orders end, and it goes to the origin by itself.
+                warn!(%blob, "a pull does not keep up with the swarm");
+                self.wanted.remove(&blob);
+                Some(Event::Unwant(blob))
+            }
+        }
+    }
+
+    fn ban(&self, peer: PeerId, period: Duration) {
+        warn!(%peer, ?period, "a peer sent or vouched for wrong bytes; it is left alone for a while");
+        self.control.ban(peer, period);
+        self.client.forget(peer);
+    }
+}
+
+/// What of the store others may have: told at the start, and whenever something comes or goes.
+pub(super) async fn announce(store: Store, swarm: SwarmHandle) {
+    let mut told: Vec<(Digest, u64)> = Vec::new();
+    loop {
+        let changed = store.changed();
+        tokio::pin!(changed);
+        changed.as_mut().enable();
+        let held = store.blobs();
+        for (blob, _) in told.iter().filter(|blob| held.binary_search(blob).is_err()) {
+            swarm.gone(*blob).await;
+        }
+        for (blob, size) in held.iter().filter(|blob| told.binary_search(blob).is_err()) {
+            swarm.proven(*blob, Layout::new(*size)).await;
+        }
+        if held.len() != told.len() {
+            debug!(blobs = held.len(), "told the swarm what is here");
+        }
+        told = held;
+        changed.await;
+        tokio::time::sleep(ANNOUNCE_EVERY).await;
+    }
+}

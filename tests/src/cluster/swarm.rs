@@ -1,0 +1,112 @@
+//! Agents of a cluster that share: one key for all, and each told where the others are.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use toml_edit::Array;
+
+use super::{Cluster, Plan, Seat};
+use crate::agent::Options;
+use crate::net::Place;
+use crate::scratch::Scratch;
+use crate::stage::{bytes, eventually};
+use crate::{process, tools};
+
+/// Past this it does not happen at all.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Nodes whose agents are one swarm.
+pub struct Swarm {
+    cluster: Cluster,
+    // Last: agents read the key again when they are started again.
+    _dir: Scratch,
+}
+
+impl Swarm {
+    /// Starts a cluster of agents that share, and waits until all know all.
+    pub async fn start(
+        plan: Plan,
+        configure: impl Fn(&Seat, Options) -> Options + Send + Sync + 'static,
+    ) -> Result<Self> {
+        let dir = Scratch::new()?;
+        let file = dir.join("swarm.key");
+        let mut command = Place::Host.command(tools::darter()?);
+        command.args(["swarm", "key"]);
+        let key = process::run("swarm key", command, PATIENCE).await?;
+        ensure!(key.status.success(), "darter swarm key: {}", key.status);
+        fs::write(&file, key.stdout)?;
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o600))?;
+        let file = file.display().to_string();
+        let join = move |seat: &Seat, options: Options| {
+            let others = seat.members.iter().filter(|member| **member != seat.address);
+            let options = options
+                .set("swarm.key_file", file.clone())
+                .set("swarm.peers", Array::from_iter(others.map(|member| format!("{member}:4002"))));
+            configure(seat, options)
+        };
+        let swarm = Self { cluster: Cluster::start(plan, join).await?, _dir: dir };
+        swarm.complete().await?;
+        Ok(swarm)
+    }
+
+    /// Waits until every agent that runs knows every other.
+    pub async fn complete(&self) -> Result<()> {
+        let running: Vec<_> =
+            (0..self.cluster.len()).filter_map(|node| self.cluster.node(node).running_agent()).collect();
+        let others = u64::try_from(running.len())?.checked_sub(1).context("no agent runs")?;
+        eventually("all agents know each other", async || {
+            for agent in &running {
+                let peers = agent.metrics().await?.sum("darter_swarm_peers", &[]);
+                if (peers - bytes(others)).abs() > 0.5 {
+                    return Ok(false);
+                }
+            }
+            Ok(true)
+        })
+        .await
+    }
+
+    /// What all agents together counted under a name.
+    pub async fn sum(&self, name: &str, labels: &[(&str, &str)]) -> Result<f64> {
+        let mut sum = 0.0;
+        for node in 0..self.cluster.len() {
+            if let Some(agent) = self.cluster.node(node).running_agent() {
+                sum += agent.metrics().await?.sum(name, labels);
+            }
+        }
+        Ok(sum)
+    }
+
+    /// No agent read alone, and none took another for a liar or a stranger.
+    pub async fn ensure_peaceful(&self) -> Result<()> {
+        for node in 0..self.cluster.len() {
+            let Some(agent) = self.cluster.node(node).running_agent() else { continue };
+            let metrics = agent.metrics().await?;
+            let is_trouble = |(name, value): &&(String, f64)| {
+                ["darter_swarm_fallbacks_total", "darter_peer_rejected_total"]
+                    .iter()
+                    .any(|wanted| name.starts_with(wanted))
+                    && *value > 0.0
+            };
+            let trouble: Vec<_> = metrics.series().iter().filter(is_trouble).collect();
+            ensure!(trouble.is_empty(), "node {node}: {trouble:?}\n{}", self.cluster.story(node));
+        }
+        Ok(())
+    }
+}
+
+impl std::ops::Deref for Swarm {
+    type Target = Cluster;
+
+    fn deref(&self) -> &Cluster {
+        &self.cluster
+    }
+}
+
+impl std::ops::DerefMut for Swarm {
+    fn deref_mut(&mut self) -> &mut Cluster {
+        &mut self.cluster
+    }
+}

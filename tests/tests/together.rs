@@ -1,0 +1,99 @@
+//! Agents that share: N real containerds pull at the same moment, and the registry is read once.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use darter_tests::cluster::swarm::Swarm;
+use darter_tests::cluster::{Copies, Plan, last};
+use darter_tests::stage::{MIB, bytes, eventually};
+use darter_tests::tools::{Need, Release, can_run};
+
+const NEEDS: [Need; 2] = [Need::Containerd(Release::V2), Need::Darter];
+
+/// 100 Mbit/s, in bytes a second.
+const LINK: u64 = 12_500_000;
+
+#[tokio::test]
+async fn four_nodes_at_once_read_the_origin_exactly_once() -> Result<()> {
+    if !can_run("four_nodes_at_once_read_the_origin_exactly_once", &NEEDS) {
+        return Ok(());
+    }
+    let swarm = Swarm::start(Plan::new(4, 100, 1), |_, options| options).await?;
+    let pushed = swarm.push(1, &[24 * MIB, 8 * MIB]).await?;
+    let took = last(swarm.pull_all(&pushed).await)?;
+    swarm.ensure_peaceful().await?;
+    swarm.copies(&pushed).ensure_exactly(1)?;
+    // Without each other: four copies over one link.
+    let alone = Duration::from_secs_f64(4.0 * bytes(pushed.image.layer_bytes()) / bytes(LINK));
+    ensure!(took < alone * 3 / 4, "{took:?}, alone it would be {alone:?}");
+    let sent = swarm.sum("darter_peer_bytes_total", &[("direction", "sent")]).await?;
+    ensure!(sent >= 3.0 * bytes(pushed.image.layer_bytes()), "{sent} bytes went from node to node");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_killed_importer_costs_nothing_but_time() -> Result<()> {
+    if !can_run("a_killed_importer_costs_nothing_but_time", &NEEDS) {
+        return Ok(());
+    }
+    let swarm = Swarm::start(Plan::new(4, 100, 1), |_, options| options).await?;
+    let pushed = swarm.push(2, &[64 * MIB]).await?;
+    let layer = pushed.image.layer_bytes();
+    let faults = async {
+        // Whoever has read a good part of the layer from the registry, and still reads.
+        let mut victim = None;
+        eventually("somebody imports", async || {
+            for node in 0..swarm.len() {
+                let agent = swarm.node(node).running_agent().context("an agent is gone")?;
+                let read = agent.metrics().await?.sum("darter_origin_bytes_total", &[]);
+                if read > bytes(layer) / 8.0 {
+                    victim = Some(node);
+                    return Ok(true);
+                }
+            }
+            Ok(false)
+        })
+        .await?;
+        let victim = victim.context("nobody imports")?;
+        swarm.kill_agent(victim)?;
+        Ok::<_, anyhow::Error>(victim)
+    };
+    let (pulls, victim) = tokio::join!(swarm.pull_all(&pushed), faults);
+    let victim = victim?;
+    last(pulls)?;
+    ensure!(swarm.node(victim).running_agent().is_none(), "the agent was not killed");
+    // What containerd of the victim's node reads by itself from then on is not the swarm's.
+    let log = swarm.ecr().log();
+    let by_agents: Vec<_> = log.into_iter().filter(|seen| !seen.agent.starts_with("containerd/")).collect();
+    let layer = &pushed.image.layers[0];
+    let copies = Copies::of_blob(&by_agents, layer);
+    // The pieces that it had read and not yet given to anybody are read again: a segment for each lease.
+    ensure!(copies.least == 1, "{copies}");
+    ensure!(copies.sent - copies.size <= 24 * MIB, "{copies}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_node_that_comes_late_takes_nothing_from_the_registry() -> Result<()> {
+    if !can_run("a_node_that_comes_late_takes_nothing_from_the_registry", &NEEDS) {
+        return Ok(());
+    }
+    let mut swarm = Swarm::start(Plan::new(2, 200, 1), |_, options| options).await?;
+    let pushed = swarm.push(3, &[24 * MIB, 3 * MIB]).await?;
+    last(swarm.pull_on(&[0], &pushed).await)?;
+    let newcomer = swarm.add_node().await?;
+    swarm.complete().await?;
+    last(swarm.pull_on(&[1, newcomer], &pushed).await)?;
+    swarm.copies(&pushed).ensure_exactly(1)?;
+    // What an agent keeps is offered again after its restart.
+    swarm.forget().await?;
+    for node in [0, 1] {
+        swarm.node_mut(node).stop_agent().await?;
+    }
+    swarm.node_mut(newcomer).stop_agent().await?;
+    swarm.node_mut(newcomer).start_agent_again().await?;
+    let last_one = swarm.add_node().await?;
+    swarm.complete().await?;
+    last(swarm.pull_on(&[last_one], &pushed).await)?;
+    swarm.copies(&pushed).ensure_exactly(1)
+}
