@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use darter_agent::activity::Activity;
 use darter_agent::metrics::Metrics;
 use darter_agent::swarm::exchange::{
     Client, Decision, Gate, Identity, Limits, Peers, PieceRequest, Server, Source, Upload, ZoneRelation,
