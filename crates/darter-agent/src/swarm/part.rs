@@ -1,7 +1,7 @@
 //! The swarm as a part of the agent: from its configuration to its events.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use darter_core::Digest;
@@ -11,10 +11,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use super::control::{Control, ControlError, ControlEvent, ControlHandle, Limits, Setup, Standing};
-use super::discovery::Discovery;
+use super::discovery::{Discovery, ServicePort, ServiceWatch};
 use super::identity::{Identity, IdentityError};
 use super::key::{self, KeyError};
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::metrics::Metrics;
 
 /// Why the swarm cannot start.
@@ -59,15 +59,17 @@ impl SwarmPart {
         let identity = Identity::load_or_make(&directory.join("identity.key"))?;
         let dns = swarm.dns.as_deref();
         let (port, every, max) = (swarm.listen.port(), swarm.lookup_every.0, swarm.max_members);
-        let discovery = Discovery::new(&swarm.peers, dns, port, every, max);
+        let service = service(swarm, &directory, metrics.clone());
+        // The DNS name has everybody, and so has the Service.
+        let wants_peers = dns.is_none() && service.is_none();
+        let discovery = Discovery::new(&swarm.peers, dns, port, every, max).watching(service);
         let setup = Setup {
             listen: swarm.listen,
             exchange_port: swarm.exchange_listen.port(),
             zone: zone(swarm.zone.as_deref()),
             key,
             max_members: swarm.max_members,
-            // The DNS name has everybody.
-            wants_peers: dns.is_none(),
+            wants_peers,
             version: version.to_owned(),
             limits: Limits::default(),
         };
@@ -94,6 +96,19 @@ impl SwarmPart {
         let ignored = async { while events.recv().await.is_some() {} };
         tokio::join!(control.run(stop), ignored);
     }
+}
+
+/// The Service to watch, if one is configured.
+fn service(swarm: &config::Swarm, directory: &Path, metrics: Arc<Metrics>) -> Option<ServiceWatch> {
+    Some(ServiceWatch {
+        service: swarm.service.clone()?,
+        port: swarm.endpoint_port.clone().unwrap_or_else(|| ServicePort::Number(swarm.listen.port())),
+        is_ipv6: swarm.listen.is_ipv6(),
+        kubeconfig: swarm.kubeconfig.clone(),
+        file: directory.join("members.json"),
+        max: swarm.max_members,
+        metrics,
+    })
 }
 
 /// A zone's number is a hash of its name, so that nodes agree on it without a word.
