@@ -171,7 +171,16 @@ impl ControlPlane {
         Ok(path)
     }
 
-    /// The same for the administrator.
+    /// The directory that a pod of this namespace finds its service account in.
+    pub fn mounted(&self, namespace: &str, token: &str) -> Result<PathBuf> {
+        let dir = self.dir.dir(crate::scratch::unique())?;
+        fs::copy(self.dir.join("ca.pem"), dir.join("ca.crt"))?;
+        fs::write(dir.join("namespace"), namespace)?;
+        fs::write(dir.join("token"), token)?;
+        Ok(dir)
+    }
+
+    /// A kubeconfig for the administrator.
     pub fn admin_kubeconfig(&self, namespace: &str) -> Result<PathBuf> {
         self.kubeconfig(namespace, ADMIN)
     }
