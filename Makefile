@@ -13,7 +13,7 @@ export DARTER_NOT_RUN ?= $(CARGO_TARGET_DIR)/not-run.txt
 TEST_LOG := $(CARGO_TARGET_DIR)/test.log
 export DARTER_REVISION ?= $(shell git rev-parse --short HEAD 2>/dev/null || echo unknown)
 
-.PHONY: help needs-root demo test test-long check fuzz bench bench-mirror bench-swarm tools build clean
+.PHONY: help needs-root demo test test-long check fuzz bench bench-mirror bench-swarm tools control-plane build clean
 
 help: ## Say what there is
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 24
@@ -21,6 +21,10 @@ help: ## Say what there is
 # Before every cargo command that builds more than darter-core: it brings protoc.
 tools: ## Install what builds and tests need, as far as it is missing
 	@scripts/install-tools
+
+# Apart from tools: it takes minutes, and only tests need it.
+control-plane: ## Build kube-apiserver and etcd, which tests of Kubernetes talk to
+	@scripts/install-tools kubernetes
 
 build: tools ## Build darter (release)
 	cargo build --release --locked -p darter
@@ -32,7 +36,7 @@ needs-root:
 demo: needs-root build ## A containerd pulls an image through an agent from a registry with a password, twice
 	cargo run --release --locked -p darter-tests --bin demo
 
-test: tools ## Every test, against real containerd and registries
+test: control-plane ## Every test, against real containerd and registries, and a real kube-apiserver
 	@rm -f -- "$(DARTER_NOT_RUN)"
 	@echo "== building the agent that the tests start"
 	cargo build --locked -p darter
