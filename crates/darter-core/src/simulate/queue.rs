@@ -25,14 +25,29 @@ pub(super) enum Due {
     OriginReady(u32),
     /// A block of an import has left the origin.
     OriginBlock(u32),
-    /// A piece of an import has arrived: at which node, and which piece.
-    OriginPiece(u32, u32),
+    /// A piece of an import has arrived.
+    OriginPiece {
+        /// At which node.
+        to: u32,
+        /// Of which blob.
+        blob: u16,
+        /// Which piece.
+        piece: u32,
+    },
+    /// Nothing comes of a transfer, and those at its ends see it.
+    Broke(u32),
+    /// The receiver of a transfer has waited long enough, if it is still the one of this serial.
+    GiveUp(u32, u32),
     /// A node asked to be woken.
     Tick(u32),
     /// A fault of the script.
     Fault(u32),
+    /// A node that stood still goes on.
+    Resume(u32),
     /// Everybody learns that a node is gone.
     Lost(u32),
+    /// Everybody learns who is there.
+    Look,
 }
 
 #[derive(Debug, Default)]

@@ -11,7 +11,7 @@ use super::choice::Choice;
 use super::event::{Action, FetchFailure, Join, Message, Refusal};
 use super::neighbour::Neighbour;
 use super::owner::{Leases, segment_of};
-use super::peer::PeerId;
+use super::peer::{Members, PeerId};
 use super::seat::Seat;
 use super::time::Time;
 use crate::Digest;
@@ -123,10 +123,14 @@ impl Download {
     }
 
     /// The members changed, or one cannot be reached: is the coordinator still the one?
-    pub(super) fn reseat(&mut self, lost: Option<PeerId>, cx: &mut Cx<'_>) {
+    pub(super) fn reseat(&mut self, lost: Option<PeerId>, before: &Members, cx: &mut Cx<'_>) {
         if let Some(lost) = lost {
             self.drop_neighbour(&lost, cx);
         }
+        // We were told of them before we reached them.
+        let is_new = |id: &&PeerId| before.get(id).is_none() && cx.members.get(id).is_some();
+        let met: Vec<PeerId> = self.neighbours.iter().map(|neighbour| &neighbour.id).filter(is_new).copied().collect();
+        met.into_iter().for_each(|id| self.hello(id, true, cx));
         if self.seat.review(cx.members.ranked(&self.blob), lost) {
             self.join(cx);
         }
@@ -415,7 +419,9 @@ impl Download {
 
     /// Whether a neighbour that may be asked has the piece.
     pub(super) fn can_be_had(&self, piece: u64) -> bool {
-        self.neighbours.iter().any(|neighbour| !neighbour.is_scarce && neighbour.have().has(piece))
+        self.neighbours
+            .iter()
+            .any(|neighbour| !neighbour.is_scarce && neighbour.is_well() && neighbour.have().has(piece))
     }
 
     pub(super) fn interest(&mut self, interested: u32) {

@@ -9,6 +9,7 @@
 pub mod attest;
 mod budget;
 mod choice;
+mod complaints;
 mod coordinator;
 mod download;
 mod event;
@@ -69,9 +70,29 @@ struct Node {
     slots: Slots,
     strikes: Strikes,
     dice: Dice,
+    /// When it heard of members first.
+    born: Option<Time>,
+    /// Until then it may know only some of them.
+    settled_at: Time,
 }
 
 impl Node {
+    /// A node that has just started hears of the members one after the other.
+    fn meets(&mut self, now: Time, members: Members) -> Members {
+        let is_more = members.iter().any(|member| self.members.get(&member.id).is_none());
+        let born = *self.born.get_or_insert(now);
+        if is_more {
+            let quiet = (now + self.limits.settle_quiet).min(born + self.limits.settle_max);
+            self.settled_at = self.settled_at.max(quiet);
+        }
+        std::mem::replace(&mut self.members, members)
+    }
+
+    /// Whether nobody ranks higher for the blob, as far as this node sees.
+    fn is_first(&self, blob: &Digest) -> bool {
+        self.members.ranked(blob).first().is_none_or(|first| *first == self.me)
+    }
+
     fn cx<'a>(&'a mut self, now: Time, out: &'a mut Vec<Action>) -> Cx<'a> {
         Cx {
             now,
@@ -82,6 +103,7 @@ impl Node {
             strikes: &self.strikes,
             free_slots: self.slots.free(now, &self.limits),
             upload_time: self.slots.piece_time(),
+            is_settled: now >= self.settled_at,
             dice: &mut self.dice,
             out,
         }
@@ -99,6 +121,8 @@ struct Cx<'a> {
     dice: &'a mut Dice,
     free_slots: u8,
     upload_time: Duration,
+    /// Whether this node has heard of all members that there are, as far as it can tell.
+    is_settled: bool,
     out: &'a mut Vec<Action>,
 }
 
@@ -118,7 +142,17 @@ impl Swarm {
     pub fn new(me: PeerId, zone: Zone, limits: Limits, seed: u64) -> Self {
         let (slots, strikes, dice) = (Slots::default(), Strikes::default(), Dice::new(seed));
         Self {
-            node: Node { me, zone, limits, members: Members::default(), slots, strikes, dice },
+            node: Node {
+                me,
+                zone,
+                limits,
+                members: Members::default(),
+                slots,
+                strikes,
+                dice,
+                born: None,
+                settled_at: Time::ZERO,
+            },
             downloads: BTreeMap::new(),
             order: Vec::new(),
             held: BTreeMap::new(),
@@ -152,19 +186,22 @@ impl Swarm {
     pub fn deadline(&self, now: Time) -> Time {
         let downloads = self.downloads.values().map(|download| download.deadline(&self.node.limits));
         let coordinated = self.coordinated.values().map(|coordinator| coordinator.deadline(now, &self.node.limits));
-        downloads.chain(coordinated).min().unwrap_or(Time::NEVER).min(self.node.slots.deadline())
+        let settled = Some(self.node.settled_at).filter(|at| *at > now && !self.coordinated.is_empty());
+        downloads.chain(coordinated).chain(settled).min().unwrap_or(Time::NEVER).min(self.node.slots.deadline())
     }
 
     fn dispatch(&mut self, now: Time, event: Event, out: &mut Vec<Action>) {
         match event {
             Event::Members(members) => {
-                let before = std::mem::replace(&mut self.node.members, members);
-                self.reseat(now, None, out);
+                let before = self.node.meets(now, members);
+                self.review(now, out);
+                self.reseat(now, None, &before, out);
                 self.tell_new_coordinators(&before, out);
             }
             Event::PeerLost(peer) => {
                 self.node.slots.forget(&peer);
-                self.reseat(now, Some(peer), out);
+                let members = self.node.members.clone();
+                self.reseat(now, Some(peer), &members, out);
                 for coordinator in self.coordinated.values_mut() {
                     coordinator.left(&peer, &mut self.node.cx(now, out));
                 }
@@ -229,6 +266,7 @@ impl Swarm {
                 if let Some(coordinator) = coordinate(&mut self.coordinated, blob, join.size, from, &self.node) {
                     coordinator.joined(from, &join, &mut self.node.cx(now, out));
                 }
+                self.bridge(now, from, blob, out);
             }
             Message::Holds { size } => {
                 if let Some(coordinator) = coordinate(&mut self.coordinated, blob, size, from, &self.node) {
@@ -247,6 +285,21 @@ impl Swarm {
             Message::NoNeed => self.node.slots.not_needed(&from, &blob),
             Message::Hello { have, wants_answer } => self.heard_hello(now, from, blob, have, wants_answer, out),
             message => self.heard_in_session(now, from, blob, message, out),
+        }
+    }
+
+    /// Somebody came here because it does not reach who ranks higher: it meets the swarm through us.
+    fn bridge(&mut self, now: Time, from: PeerId, blob: Digest, out: &mut Vec<Action>) {
+        let Some(coordinator) = self.coordinated.get(&blob).filter(|state| state.is_first == Some(false)) else {
+            return;
+        };
+        let download = self.downloads.get(&blob);
+        if from != self.node.me && (download.is_some() || self.held.contains_key(&blob)) {
+            let others = download.into_iter().flat_map(|download| download.neighbours.iter().map(|other| other.id));
+            let others = others.filter(|id| *id != from).take(self.node.limits.neighbours);
+            let neighbours = std::iter::once(self.node.me).chain(others).collect();
+            let interested = coordinator.count();
+            self.node.cx(now, out).send(from, blob, Message::Welcome { neighbours, interested });
         }
     }
 
@@ -362,9 +415,21 @@ impl Swarm {
         }
     }
 
-    fn reseat(&mut self, now: Time, lost: Option<PeerId>, out: &mut Vec<Action>) {
+    fn reseat(&mut self, now: Time, lost: Option<PeerId>, before: &Members, out: &mut Vec<Action>) {
         for download in self.downloads.values_mut() {
-            download.reseat(lost, &mut self.node.cx(now, out));
+            download.reseat(lost, before, &mut self.node.cx(now, out));
+        }
+    }
+
+    /// The members changed: does this node rank first now for what it coordinates?
+    fn review(&mut self, now: Time, out: &mut Vec<Action>) {
+        for (blob, coordinator) in &mut self.coordinated {
+            (coordinator.is_first, coordinator.is_needed) = (None, false);
+            // The others are looked at when somebody asks.
+            if coordinator.incomplete > 0 {
+                coordinator.is_first = Some(self.node.is_first(blob));
+                coordinator.grant(&mut self.node.cx(now, out));
+            }
         }
     }
 
@@ -423,5 +488,6 @@ fn coordinate<'a>(
     if state.layout.size() != size && (state.interested.is_empty() || from == node.me) {
         *state = made();
     }
+    state.is_first.get_or_insert_with(|| node.is_first(&blob));
     (state.layout.size() == size).then_some(state)
 }

@@ -56,6 +56,17 @@ impl Seat {
         }
     }
 
+    /// A member that was passed over speaks. True: it is the one to join.
+    pub(super) fn heard_of(&mut self, id: &PeerId) -> bool {
+        let before = self.coordinator();
+        self.unreachable.retain(|other| other != id);
+        let is_other = self.coordinator() != before;
+        if is_other {
+            self.waiting = None;
+        }
+        is_other
+    }
+
     /// The ranking is new, or a peer was lost. True: there is another coordinator to join.
     pub(super) fn review(&mut self, ranked: Vec<PeerId>, lost: Option<PeerId>) -> bool {
         let before = self.coordinator();
