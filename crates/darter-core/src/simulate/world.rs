@@ -24,7 +24,11 @@ pub(super) struct World<'a> {
     pub(super) nodes: Vec<Node>,
     pub(super) ids: Vec<PeerId>,
     pub(super) members: Members,
-    post: Slab<Option<Letter>>,
+    post: Slab<Vec<Letter>>,
+    /// What the node that acts sends now.
+    outbox: Vec<Letter>,
+    /// Messages by kind.
+    sent: [u64; KINDS.len()],
     pub(super) transfers: Slab<Transfer>,
     pub(super) imports: Slab<ImportRun>,
     pub(super) origin: Registry,
@@ -162,6 +166,8 @@ impl<'a> World<'a> {
             ids: ids.iter().map(|member| member.id).collect(),
             members: Members::new(ids),
             post: Slab::default(),
+            outbox: Vec::new(),
+            sent: [0; KINDS.len()],
             transfers: Slab::default(),
             imports: Slab::default(),
             origin,
@@ -187,7 +193,8 @@ impl<'a> World<'a> {
         while self.waiting > 0 {
             let Some((time, due)) = self.queue.next().filter(|(time, _)| *time <= end) else { break };
             self.now = time;
-            self.outcome.events += 1;
+            // Letters are counted one by one.
+            self.outcome.events += u64::from(!matches!(due, Due::Messages(_)));
             self.play(due);
         }
         self.report()
@@ -218,7 +225,7 @@ impl<'a> World<'a> {
     fn play(&mut self, due: Due) {
         match due {
             Due::Start(n) => self.start(n),
-            Due::Message(place) => self.deliver(place),
+            Due::Messages(place) => self.deliver(place),
             Due::Ask(place) => self.ask(place),
             Due::NoPiece(place) => self.no_piece(place),
             Due::Broke(place) => self.broke(place),
@@ -294,6 +301,11 @@ impl<'a> World<'a> {
         for action in actions {
             self.act(n, action);
         }
+        if !self.outbox.is_empty() {
+            let letters = std::mem::take(&mut self.outbox);
+            let place = self.post.put(letters);
+            self.queue.at(self.now + nanos(self.scenario.latency), Due::Messages(place));
+        }
     }
 
     fn act(&mut self, n: u32, action: Action) {
@@ -317,7 +329,7 @@ impl<'a> World<'a> {
     }
 
     fn send(&mut self, from: u32, to: u32, blob: u16, mut message: Message) {
-        *self.outcome.messages.entry(kind(&message)).or_default() += 1;
+        self.sent[kind(&message)] += 1;
         if let Message::Hello { have, .. } = &mut message
             && self.nodes[from as usize].is_boasting
         {
@@ -326,17 +338,18 @@ impl<'a> World<'a> {
         if self.is_lost(from, to, &message) {
             return;
         }
-        let place = self.post.put(Some(Letter { from, to, blob, message }));
-        self.queue.at(self.now + nanos(self.scenario.latency), Due::Message(place));
+        self.outbox.push(Letter { from, to, blob, message });
     }
 
     fn deliver(&mut self, place: u32) {
-        let letter = self.post.at(place).take();
+        let letters = std::mem::take(self.post.at(place));
         self.post.release(place);
-        let Some(Letter { from, to, blob, message }) = letter else { return };
-        if !self.is_cut(from, to) {
-            let (from, blob) = (self.ids[from as usize], self.digest(blob));
-            self.tell(to, Event::Message { from, blob, message });
+        for Letter { from, to, blob, message } in letters {
+            self.outcome.events += 1;
+            if !self.is_cut(from, to) {
+                let (from, blob) = (self.ids[from as usize], self.digest(blob));
+                self.tell(to, Event::Message { from, blob, message });
+            }
         }
     }
 
@@ -347,25 +360,42 @@ impl<'a> World<'a> {
         self.outcome.alive = wanting.clone().map(|node| !node.is_out).collect();
         self.outcome.finished =
             wanting.clone().map(|node| node.finished.map(|time| seconds(time - node.started))).collect();
+        self.outcome.messages = KINDS.into_iter().zip(self.sent).filter(|(_, sent)| *sent > 0).collect();
         let last = wanting.clone().filter_map(|node| node.finished).max().unwrap_or(0);
         self.outcome.last = seconds(last.saturating_sub(first));
         self.outcome
     }
 }
 
-fn kind(message: &Message) -> &'static str {
+/// Names of messages, as `kind` counts them.
+const KINDS: [&str; 12] = [
+    "join",
+    "welcome",
+    "lease",
+    "released",
+    "lease-end",
+    "missing",
+    "hello",
+    "have",
+    "slot",
+    "no-need",
+    "holds",
+    "leave",
+];
+
+const fn kind(message: &Message) -> usize {
     match message {
-        Message::Join(_) => "join",
-        Message::Welcome { .. } => "welcome",
-        Message::Lease(_) => "lease",
-        Message::Released { .. } => "released",
-        Message::LeaseEnd { .. } => "lease-end",
-        Message::Missing { .. } => "missing",
-        Message::Hello { .. } => "hello",
-        Message::Have { .. } => "have",
-        Message::Slot => "slot",
-        Message::NoNeed => "no-need",
-        Message::Holds { .. } => "holds",
-        Message::Leave => "leave",
+        Message::Join(_) => 0,
+        Message::Welcome { .. } => 1,
+        Message::Lease(_) => 2,
+        Message::Released { .. } => 3,
+        Message::LeaseEnd { .. } => 4,
+        Message::Missing { .. } => 5,
+        Message::Hello { .. } => 6,
+        Message::Have { .. } => 7,
+        Message::Slot => 8,
+        Message::NoNeed => 9,
+        Message::Holds { .. } => 10,
+        Message::Leave => 11,
     }
 }
