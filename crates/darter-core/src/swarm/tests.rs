@@ -155,7 +155,8 @@ fn a_deputy_gives_no_leases_unless_somebody_misses_something() {
 fn a_lease_that_lapsed_goes_to_another_node() {
     let blob = blob_ranked(&[1]);
     let mut swarm = node(1..=4);
-    let join = |can_import| Join { size: MIB, have: Bitfield::new(1), leased: vec![], can_import, neighbours: vec![] };
+    let join =
+        || Join { size: 17 * MIB, have: Bitfield::new(17), leased: vec![], can_import: true, neighbours: vec![] };
     let owner = |actions: &[Action]| {
         let mut leases = actions.iter().filter_map(|action| match action {
             Action::Send { to, message: Message::Lease(_), .. } => Some(*to),
@@ -163,10 +164,15 @@ fn a_lease_that_lapsed_goes_to_another_node() {
         });
         leases.next()
     };
-    let first = owner(&heard(&mut swarm, at(2), 3, blob, Message::Join(join(true))));
-    assert_eq!(first, Some(peer(3)));
-    assert_eq!(owner(&heard(&mut swarm, at(3), 4, blob, Message::Join(join(true)))), None);
-    assert_eq!(owner(&swarm.handle(at(3000), Event::Tick)), Some(peer(4)));
+    let end = |segment, end| Message::LeaseEnd { segment, end, upload_time: Duration::ZERO };
+    // Node 4 has owned all three segments already: it would be the turn of node 3 again and again.
+    assert_eq!(owner(&heard(&mut swarm, at(2), 4, blob, Message::Join(join()))), Some(peer(4)));
+    heard(&mut swarm, at(3), 4, blob, end(0, LeaseEnd::Done));
+    heard(&mut swarm, at(3), 4, blob, end(1, LeaseEnd::Done));
+    heard(&mut swarm, at(3), 4, blob, end(2, LeaseEnd::Throttled(Duration::from_secs(1))));
+    heard(&mut swarm, at(4), 3, blob, Message::Join(join()));
+    assert_eq!(owner(&swarm.handle(at(1100), Event::Tick)), Some(peer(3)));
+    assert_eq!(owner(&swarm.handle(at(3200), Event::Tick)), Some(peer(4)));
 }
 
 #[test]
