@@ -114,6 +114,11 @@ impl Table {
         }
     }
 
+    /// Where the segment is being read.
+    pub(super) fn source(&self, segment: u32) -> Option<Option<PeerId>> {
+        self.running.get(&segment).map(|running| running.from)
+    }
+
     /// Who has the segment or reads it otherwise than from another zone: two zones that wait for each
     /// other would wait for ever.
     pub(super) fn root(&self, segment: u32, is_elsewhere: impl Fn(&PeerId) -> bool) -> Option<PeerId> {
@@ -179,13 +184,15 @@ impl Table {
         u32::try_from(times).unwrap_or(WEIGHT_MAX).clamp(1, WEIGHT_MAX)
     }
 
-    /// The segment has to be read again.
-    pub(super) fn free(&mut self, segment: u32) {
-        let Some(state) = self.segments.get_mut(segment as usize) else { return };
-        if !self.running.contains_key(&segment) {
+    /// The segment has to be read again. False: somebody reads it already.
+    pub(super) fn free(&mut self, segment: u32) -> bool {
+        let Some(state) = self.segments.get_mut(segment as usize) else { return false };
+        let is_read = self.running.contains_key(&segment);
+        if !is_read {
             *state = Segment::Free;
             self.first_free = self.first_free.min(segment as usize);
         }
+        !is_read
     }
 
     /// Frees what a dead peer read, or what was read from it: (owner, source) of each.
