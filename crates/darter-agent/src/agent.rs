@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use crate::admin::{Admin, AdminError, Watched};
+use crate::admin::{Admin, AdminError, Orders, Watched};
 use crate::certs_d::{self, CertsD};
 use crate::config::{Access, Config, ContentStore, Discover, RegistryConfig};
 use crate::containerd::Known;
@@ -111,7 +111,8 @@ impl Agent {
             swarm: swarm.as_ref().map(SwarmPart::standing),
         };
         let prewarm = Prewarm::new(&config, sites.clone(), images, store.clone());
-        let admin = Admin::bind(config.admin.listen, &config.admin_socket(), metrics.clone(), watched, prewarm).await?;
+        let orders = Orders { prewarm, uninstall: certs_d.uninstaller() };
+        let admin = Admin::bind(config.admin.listen, &config.admin_socket(), metrics.clone(), watched, orders).await?;
         Ok(Self { config, metrics, sites, store, pulls, mirror, admin, certs_d, swarm, serving, preflight, pulling })
     }
 

@@ -51,9 +51,10 @@ pub(crate) enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Put back every hosts.toml as it was before darter, where no agent runs any more.
+    /// Put back every hosts.toml as it was before darter.
     ///
-    /// A running agent writes its files again: stop it (SIGTERM), which puts them back by itself.
+    /// A running agent is asked to do it, at admin.socket; it then writes none until it is started
+    /// again. Where no agent runs this command does it. It says which of the two it was.
     Uninstall(Source),
     /// Bring images to this node before they are asked for, through its running agent.
     ///

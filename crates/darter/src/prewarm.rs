@@ -11,11 +11,10 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use darter_agent::prewarm::{BlobSize, Event, Order as Wire, Pin, Release};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
-use tokio::net::UnixStream;
 
 use crate::args::Order;
 use crate::show::print;
+use crate::socket;
 
 /// Exit status where every image is here, and one is not pinned though it should be. 2 is clap's.
 const NOT_PINNED: u8 = 3;
@@ -60,20 +59,10 @@ pub(crate) async fn run(order: Order) -> Result<ExitCode> {
 
 /// Sends one order and shows its events.
 async fn follow(socket: &Path, path: &str, body: &str, view: &mut View) -> Result<Outcome> {
-    let stream = UnixStream::connect(socket).await.with_context(|| {
+    let stream = socket::connect(socket).await?.with_context(|| {
         format!("no agent answers at {} (admin.socket): start `darter agent` first", socket.display())
     })?;
-    // HTTP/1.0: the answer ends where the connection does, and needs no unchunking.
-    let request = format!("POST {path} HTTP/1.0\r\nContent-Length: {}\r\n\r\n{body}", body.len());
-    let mut stream = BufReader::new(stream);
-    stream.write_all(request.as_bytes()).await.context("cannot send the order")?;
-    let mut lines = stream.lines();
-    let status = lines.next_line().await?.unwrap_or_default();
-    while lines.next_line().await?.is_some_and(|line| !line.is_empty()) {}
-    if !status.contains(" 200 ") {
-        let reason = lines.next_line().await?.unwrap_or_default();
-        bail!("the agent refused the order: {status}: {reason}");
-    }
+    let mut lines = socket::post(stream, path, body).await?;
     while let Some(line) = lines.next_line().await.context("the agent went away")? {
         let event = serde_json::from_str(&line).with_context(|| format!("the agent said `{line}`"))?;
         match view.show(&line, event)? {
