@@ -26,7 +26,7 @@ use crate::prewarm::Prewarm;
 use crate::pulls::Pulls;
 use crate::self_test::SelfTest;
 use crate::sites::{Site, Sites};
-use crate::store::Store;
+use crate::store::{Checkup, Store};
 use crate::swarm::part::{SwarmError, SwarmPart};
 
 /// How long each part gets to put away what it holds after the stop.
@@ -132,8 +132,9 @@ impl Agent {
         let mut hosts = Part::start("hosts.toml", certs_d.run(passes, files.clone()));
         let mut mirror = Part::start("mirror", mirror.run(serve.clone()));
         let mut admin = Part::start("admin", admin.run(keep.clone()));
+        let (disk, checkup, said) = (store.clone(), Checkup::default(), BTreeSet::new());
         let mut store = Part::start("store", store.run(keep.clone()));
-        let checks = SelfTest { config, address, seen, serving, passing, preflight, said: BTreeSet::new() };
+        let checks = SelfTest { config, address, store: disk, checkup, seen, serving, passing, preflight, said };
         let mut checks = Part::start("self-test", checks.run(files.clone()));
         let swarming = keep.clone();
         let mut swarm = Part::start("swarm", async move {
