@@ -12,10 +12,10 @@ use darter_core::fetch::{Next, Plan};
 use darter_core::pieces::Layout;
 use darter_core::range::Span;
 use futures_util::future::try_join_all;
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 use tracing::debug;
 
-use super::{PullError, State, Wanted};
+use super::{Pull, PullError, State, Wanted};
 use crate::log::chain;
 use crate::metrics::{Metrics, RegistryLabels};
 use crate::origin::{BlobStream, Origin, OriginError, Whom};
@@ -70,14 +70,14 @@ impl Account {
     }
 }
 
-/// Fetches the blob that is wanted, until `ended`. Tells `state` as soon as there is something to
+/// Fetches the blob that is wanted, until `ended`. Tells the pull's state as soon as there is something to
 /// read.
 pub(super) async fn fetch(
     store: &Store,
     metrics: &Metrics,
     settings: Settings,
     wanted: &Wanted,
-    state: &watch::Sender<State>,
+    pull: &Pull,
     account: &Account,
     ended: impl Future<Output = ()>,
 ) -> Result<Blob, PullError> {
@@ -97,8 +97,9 @@ pub(super) async fn fetch(
         begun => begun?,
     };
     let size = ingest.layout().size();
-    state.send_replace(State::Coming(ingest.reader()));
     let missing = missing(&ingest);
+    pull.provenance.was_here(size, &missing);
+    pull.state.send_replace(State::Coming(ingest.reader()));
     let resumed = size - missing.iter().map(Span::len).sum::<u64>();
     account.resumed_bytes.store(resumed, Ordering::Relaxed);
     let workers = settings.ranges.min(usize::try_from(ingest.layout().segments()).unwrap_or(usize::MAX)).max(1);

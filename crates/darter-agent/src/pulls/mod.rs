@@ -2,9 +2,10 @@
 //!
 //! A `Pull` brings one blob here once. Whoever asks meanwhile joins it and trails its ingest; when
 //! nobody is left it stops, and what has arrived stays on disk for the next one. `fetch` does the
-//! fetching; `reader` is what a joiner gets.
+//! fetching; `reader` is what a joiner gets; `provenance` tells where its bytes came from.
 
 mod fetch;
+mod provenance;
 mod reader;
 
 use std::collections::HashMap;
@@ -24,14 +25,12 @@ use crate::origin::{Credential, OriginError};
 use crate::sites::Site;
 use crate::store::{Blob, IngestReader, Store, StoreError};
 
+use provenance::Provenance;
 pub use reader::{Progress, Reader};
 
 // containerd keeps 3 downloads in flight (max_concurrent_downloads) and a node starts few images
 // at once. Past this something is wrong: answer 404 and let containerd go around us.
 const RUNNING_MAX: usize = 256;
-
-/// Digests remembered as handed over. Past it the oldest is asked for again, which costs one try.
-const HANDED_OVER_MAX: usize = 4096;
 
 /// A blob that somebody wants, and from where.
 #[derive(Clone)]
@@ -122,10 +121,8 @@ struct Inner {
     store: Store,
     metrics: Arc<Metrics>,
     settings: fetch::Settings,
-    handover: Duration,
     linger: Duration,
     running: Mutex<HashMap<Digest, Arc<Pull>>>,
-    handed_over: Mutex<HashMap<Digest, Instant>>,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -134,6 +131,7 @@ struct Inner {
 #[derive(Debug)]
 struct Pull {
     state: watch::Sender<State>,
+    provenance: Provenance,
     readers: AtomicUsize,
     left: Notify,
     /// Nobody came back: it is putting away what has arrived. Set under the lock of `running`.
@@ -159,10 +157,8 @@ impl Pulls {
             store,
             metrics,
             settings: fetch::Settings { ranges: config.origin.ranges, attempts: config.origin.attempts },
-            handover: config.mirror.handover.0,
             linger: config.mirror.linger.0,
             running: Mutex::default(),
-            handed_over: Mutex::default(),
             tasks: TaskTracker::new(),
             stop,
         }))
@@ -198,24 +194,6 @@ impl Pulls {
         Reader::wait_for_first_byte(ingest, pull, state).await
     }
 
-    /// Notes that a body of this blob was cut short: for a while it is answered 404 at once, so
-    /// that containerd goes on at the origin instead of coming back to the same failure.
-    pub fn hand_over(&self, digest: Digest) {
-        let mut handed_over = lock(&self.0.handed_over);
-        let now = Instant::now();
-        handed_over.retain(|_, at| now.duration_since(*at) < self.0.handover);
-        if handed_over.len() >= HANDED_OVER_MAX {
-            let oldest = handed_over.iter().min_by_key(|(_, at)| **at).map(|(digest, _)| *digest);
-            oldest.map(|digest| handed_over.remove(&digest));
-        }
-        handed_over.insert(digest, now);
-    }
-
-    /// Whether this blob was handed over a short while ago.
-    pub fn is_handed_over(&self, digest: &Digest) -> bool {
-        lock(&self.0.handed_over).get(digest).is_some_and(|at| at.elapsed() < self.0.handover)
-    }
-
     /// Waits until all pulls have ended after `stop`.
     pub async fn drained(&self) {
         self.0.tasks.close();
@@ -239,8 +217,13 @@ impl Pulls {
             return Err(PullError::Busy);
         }
         let state = watch::Sender::new(State::Asking);
-        let pull =
-            Arc::new(Pull { state, readers: AtomicUsize::new(0), left: Notify::new(), ending: AtomicBool::new(false) });
+        let pull = Arc::new(Pull {
+            state,
+            provenance: Provenance::default(),
+            readers: AtomicUsize::new(0),
+            left: Notify::new(),
+            ending: AtomicBool::new(false),
+        });
         let interest = Interest::new(&pull);
         running.insert(digest, pull.clone());
         self.0.tasks.spawn(self.clone().run(pull, wanted.clone()));
@@ -258,7 +241,7 @@ impl Pulls {
             }
         };
         let Inner { store, metrics, settings, .. } = &*self.0;
-        let outcome = fetch::fetch(store, metrics, *settings, &wanted, &pull.state, &account, ended).await;
+        let outcome = fetch::fetch(store, metrics, *settings, &wanted, &pull, &account, ended).await;
         self.log(&wanted, &outcome, &account, started.elapsed());
         leave.last = Some(match outcome {
             Ok(blob) => State::Done(blob),

@@ -8,6 +8,7 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::{Interest, Joined, PullError, State};
+use crate::metrics::Source;
 use crate::store::{self, IngestReader};
 
 /// Reads a blob while it is fetched.
@@ -16,7 +17,7 @@ pub struct Reader {
     ingest: IngestReader,
     readable: watch::Receiver<store::Progress>,
     /// Dropping it tells the pull that one reader less waits.
-    _interest: Interest,
+    interest: Interest,
 }
 
 /// What a wait for more bytes ended in.
@@ -53,7 +54,7 @@ impl Reader {
                 ended = Self::end_of(&mut state) => return ended,
             }
         }
-        Ok(Joined::Running(Self { ingest, readable, _interest: interest }))
+        Ok(Joined::Running(Self { ingest, readable, interest }))
     }
 
     /// Waits for the end of the pull and says how it ended.
@@ -69,6 +70,16 @@ impl Reader {
     /// Size of the whole blob in bytes.
     pub fn size(&self) -> u64 {
         self.ingest.size()
+    }
+
+    /// Where the first byte came from.
+    pub fn source(&self) -> Source {
+        self.interest.0.provenance.source_of(0)
+    }
+
+    /// Where the first `sent` bytes came from.
+    pub fn shares(&self, sent: u64) -> Vec<(Source, u64)> {
+        self.interest.0.provenance.shares(sent)
     }
 
     /// The file that bytes below the readable prefix are read from.
