@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use darter_core::Digest;
 use darter_tests::agent::{Agent, Options};
+use darter_tests::emulator::End;
 use darter_tests::fake_ecr::{Auth, Fault, Kind, Rule};
 use darter_tests::image::{Format, Image, Item};
 use darter_tests::net::Place;
@@ -415,4 +416,87 @@ async fn by_socket(socket: &Path, body: &str) -> Result<String> {
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await?;
     Ok(answer)
+}
+
+#[tokio::test]
+async fn what_was_handed_over_a_moment_ago_is_prewarmed_all_the_same() -> Result<()> {
+    if !can_run("what_was_handed_over_a_moment_ago_is_prewarmed_all_the_same", &[Need::Darter]) {
+        return Ok(());
+    }
+    let pair = pair(&[24 * MIB]).await?;
+    let layer = pair.layer();
+    pair.bring(&layer).await?;
+    let path = format!("blobs/{}", layer.digest());
+    let mut reader = pair.open(&path, &[]).await?;
+    let file = pair.blob_file(layer.digest());
+    std::fs::File::options().write(true).open(&file)?.set_len(MIB)?;
+    assert_eq!(reader.read(None, |_| ()).await?, End::Fin);
+    // containerd has another host to go on at. A prewarm has none.
+    assert_eq!(pair.get(&path).await?.status, 404);
+    let output = prewarm(&Place::Host, &pair.agent, &[&reference(&pair)]).await?;
+    ensure!(output.status.success(), "{output:?}");
+    ensure!(Digest::of(&std::fs::read(&file)?) == layer.digest(), "it is not here, or wrong");
+    assert_eq!(pair.get(&path).await?.status, 404, "that time is not over");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_registry_that_asks_each_pull_for_its_credential_is_prewarmed_with_one() -> Result<()> {
+    let name = "a_registry_that_asks_each_pull_for_its_credential_is_prewarmed_with_one";
+    if !can_run(name, &[Need::Darter]) {
+        return Ok(());
+    }
+    // The most that can be logged: whatever it says, no credential may be in it.
+    let trace = |options: Options| options.set("log.level", "trace");
+    let caller = Pair::with(&[MIB], Auth::Ecr, &[("access", "caller".into())], trace).await?;
+    let (image, secret) = (reference(&caller), caller.ecr.password());
+    let with = async |pair: &Pair, password: &str, images: &[&str]| {
+        let arguments = [["--username", "AWS", "--password-stdin"].as_slice(), images].concat();
+        let command = command(&Place::Host, &pair.agent.dir().join("darter.toml"), &arguments)?;
+        process::run_with_input("darter prewarm", command, password, PATIENCE).await
+    };
+    let failed = |output: &Output, words: &str| {
+        ensure!(output.status.code() == Some(1) && output.stderr.contains(words), "{words}: {output:?}");
+        Ok(())
+    };
+    failed(&prewarm(&Place::Host, &caller.agent, &[&image]).await?, "give this one --username and --password-stdin")?;
+    failed(&with(&caller, "no-password-of-anybody", &[&image]).await?, "cannot get the manifest")?;
+    failed(&with(&caller, "", &[&image]).await?, "standard input has no password")?;
+    failed(&with(&caller, "x", &[&image, "other.example/a:1"]).await?, "--username is for one registry")?;
+    let layer = caller.layer().digest();
+    ensure!(!caller.blob_file(layer).exists(), "it came without a credential");
+    // As `echo` and editors write it.
+    let output = with(&caller, &format!("{secret}\n"), &[&image]).await?;
+    ensure!(output.status.success() && caller.blob_file(layer).exists(), "{output:?}");
+    // It was for that call: nothing is open to those who have none.
+    assert_eq!(caller.get(&format!("blobs/{layer}")).await?.status, 401);
+    failed(&prewarm(&Place::Host, &caller.agent, &[&image]).await?, "asks each pull for its own credential")?;
+    for text in [secret.clone(), darter_tests::http::basic("AWS", &secret).replace("Basic ", "")] {
+        ensure!(!caller.agent.log().contains(&text), "the credential is in the log");
+    }
+    // Where another credential is used, this one is not silently left out.
+    let public = pair(&[4096]).await?;
+    failed(&with(&public, "x", &[&reference(&public)]).await?, "leave --username out")
+}
+
+#[tokio::test]
+async fn containerd_pulls_with_the_credential_of_the_prewarm() -> Result<()> {
+    for release in Release::ALL {
+        let name = format!("containerd_pulls_with_the_credential_of_the_prewarm on {release:?}");
+        if !can_run(&name, &[Need::Containerd(release), Need::Darter]) {
+            continue;
+        }
+        let containerd = darter_tests::containerd::Options::default();
+        let mut stage = Stage::with(release, &[2 * MIB, MIB], Auth::Ecr, &containerd).await?;
+        let options = stage.options("caller");
+        stage.start(options.set("containerd.socket", stage.containerd.socket().display().to_string())).await?;
+        let (place, image) = (stage.network.node(0), stage.reference());
+        let arguments = ["--username", "AWS", "--password-stdin", &image];
+        let command = command(&place, &stage.agent().dir().join("darter.toml"), &arguments)?;
+        let output = process::run_with_input("darter prewarm", command, &stage.ecr.password(), PATIENCE).await?;
+        ensure!(output.status.success(), "{output:?}\n{}", stage.story());
+        stage.containerd.cri().status(&image).await?.context("kubelet does not find the image")?;
+        assert_eq!(stage.read_by_containerd(), 0, "its pull came from the store\n{}", stage.story());
+    }
+    Ok(())
 }

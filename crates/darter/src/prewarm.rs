@@ -4,12 +4,13 @@
 //! the connection: the agent stops, and keeps what has arrived.
 
 use std::collections::HashMap;
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Read};
 use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, bail};
-use darter_agent::prewarm::{BlobSize, Event, Order as Wire, Pin, Release};
+use anyhow::{Context, Result, bail, ensure};
+use darter_agent::prewarm::{BlobSize, Event, Login, Order as Wire, Pin, Release};
+use darter_core::ImageName;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 use crate::args::Order;
@@ -31,6 +32,7 @@ enum Outcome {
 /// Brings or releases all images of an order, one after the other.
 pub(crate) async fn run(order: Order) -> Result<ExitCode> {
     let socket = order.source.load()?.config()?.admin_socket();
+    let login = login(&order)?;
     let mut worst = Outcome::Done;
     // One listener for all images: a signal between two of them would be lost.
     let interrupted = tokio::signal::ctrl_c();
@@ -40,7 +42,8 @@ pub(crate) async fn run(order: Order) -> Result<ExitCode> {
         let (path, body) = if order.unpin {
             ("/v1/unpin", serde_json::to_string(&Release { image: image.clone() })?)
         } else {
-            let wire = Wire { image: image.clone(), store_only: order.store_only, pin: order.pin };
+            let (image, login) = (image.clone(), login.clone());
+            let wire = Wire { image, store_only: order.store_only, pin: order.pin, login };
             ("/v1/prewarm", serde_json::to_string(&wire)?)
         };
         let outcome = tokio::select! {
@@ -55,6 +58,27 @@ pub(crate) async fn run(order: Order) -> Result<ExitCode> {
         Outcome::NotPinned => NOT_PINNED.into(),
         Outcome::Failed => ExitCode::FAILURE,
     })
+}
+
+/// A password or a token that is longer is a file of another kind.
+const PASSWORD_MAX: usize = 8 * 1024;
+
+/// The credential of this call, its password from stdin.
+fn login(order: &Order) -> Result<Option<Login>> {
+    let Some(username) = order.username.clone() else { return Ok(None) };
+    ensure!(!username.is_empty() && !username.contains(':'), "--username is empty or has a colon in it");
+    let names = order.images.iter().map(|image| image.parse::<ImageName>().with_context(|| format!("`{image}`")));
+    let mut registries = names.map(|name| Ok(name?.registry)).collect::<Result<Vec<_>>>()?;
+    registries.dedup();
+    // What opens one registry is not another's to see.
+    ensure!(registries.len() == 1, "--username is for one registry: prewarm the images of each by a call of their own");
+    let mut password = String::new();
+    let limit = PASSWORD_MAX as u64 + 1;
+    std::io::stdin().take(limit).read_to_string(&mut password).context("cannot read the password from stdin")?;
+    let password = password.strip_suffix('\n').map_or(&*password, |line| line.strip_suffix('\r').unwrap_or(line));
+    ensure!(!password.is_empty(), "standard input has no password");
+    ensure!(password.len() < PASSWORD_MAX, "standard input is too long for a password");
+    Ok(Some(Login { username, password: password.to_owned() }))
 }
 
 /// Sends one order and shows its events.

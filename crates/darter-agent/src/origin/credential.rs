@@ -85,6 +85,11 @@ pub enum Credential {
 }
 
 impl Credential {
+    /// Of a user and a password that came with a pull.
+    pub fn caller(user: &str, password: &str) -> Self {
+        Self::Caller(Basic::of(user, password))
+    }
+
     /// Reads an Authorization header. Only Basic: a Bearer token was made for another place, and is
     /// nobody's to hand on.
     pub fn from_header(header: &str) -> Option<Self> {
