@@ -90,7 +90,7 @@ impl Agent {
         discover(&mut config).await;
         // containerd itself is asked by the first self-test: nothing here hangs on its version.
         let preflight = certs_d::preflight_for(&config, Known::not_asked());
-        let certs_d = CertsD::new(&config, &config.registries, config.mirror.listen, metrics.clone());
+        let certs_d = CertsD::new(&config, &preflight.later_roots, metrics.clone());
         let sites = Arc::new(sites(&config, &certs_d, &metrics).await?);
         let content_store = preflight.content_store().filter(|_| config.containerd.content_store == ContentStore::Auto);
         let store = Store::open(config.data_dir(), &config.store, content_store, metrics.clone()).await;

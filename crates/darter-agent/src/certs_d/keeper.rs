@@ -3,7 +3,6 @@
 //! Files block, so a look runs on a thread that may; the loop around it is in `mod`.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,9 +12,7 @@ use darter_core::hosts_toml::{HostsTomlError, LeftOut, Wanted, own_server};
 use tracing::{info, warn};
 
 use super::site::{Installed, OtherHosts, Site};
-use super::{
-    CertsDError, HostsState, Others, States, Uninstalled, chain, files, mirror_url, preflight, site, uninstall, wanted,
-};
+use super::{CertsDError, HostsState, Others, States, Uninstalled, chain, files, mirror_url, site, uninstall, wanted};
 use crate::config::{Access, Config, RegistryConfig};
 use crate::metrics::{HostsTomlLabels, Metrics, RegistryLabel};
 
@@ -47,17 +44,12 @@ pub(super) struct Round {
 }
 
 impl Keeper {
-    pub(super) fn new(
-        config: &Config,
-        registries: &[RegistryConfig],
-        mirror: SocketAddr,
-        metrics: Arc<Metrics>,
-    ) -> Self {
-        let later_roots = preflight::later_roots(config);
+    pub(super) fn new(config: &Config, later_roots: &[PathBuf], metrics: Arc<Metrics>) -> Self {
+        let (registries, mirror) = (&config.registries, config.mirror.listen);
         let (off, on): (Vec<_>, Vec<_>) = registries.iter().partition(|registry| registry.access == Some(Access::Off));
         let site = |registry: &&RegistryConfig| Site {
             root: config.certs_d.path.clone(),
-            later_roots: later_roots.clone(),
+            later_roots: later_roots.to_vec(),
             wanted: wanted(config, registry, mirror),
         };
         let closed = off.iter().map(|registry| registry.name.clone());

@@ -151,9 +151,10 @@ pub struct CertsD {
 }
 
 impl CertsD {
-    /// Reads containerd's configuration for the directories that ours would hide; writes nothing.
-    pub fn new(config: &Config, registries: &[RegistryConfig], mirror: SocketAddr, metrics: Arc<Metrics>) -> Self {
-        let keeper = Keeper::new(config, registries, mirror, metrics);
+    /// For the registries of the configuration. `later_roots` are those of the preflight: what they say, a
+    /// directory of ours would hide. Writes nothing.
+    pub fn new(config: &Config, later_roots: &[PathBuf], metrics: Arc<Metrics>) -> Self {
+        let keeper = Keeper::new(config, later_roots, metrics);
         let (states, others) = (channel::Sender::new(Vec::new()), channel::Sender::new(keeper.others().clone()));
         let crate::config::CertsD { remove_on_exit, check_every, .. } = config.certs_d;
         Self { keeper, remove_on_exit, check_every: check_every.0, states, others, orders: order::channel() }

@@ -366,7 +366,7 @@ impl Images {
         let credential = self.0.gate.credential(asker)?;
         let (origin, may_borrow) = (asker.site.origin(), may_borrow(asker, &credential));
         let question = origin.pass(path_and_query, &credential);
-        let passed = match self.0.gate.away().ask(&asker.site, may_borrow, question).await {
+        let passed = match away::ask(&asker.site, may_borrow, question).await {
             Err(away) if away.is_away() && may_borrow => {
                 origin.of(Whom::Others).pass(path_and_query, &credential).await.map_err(|_| away)
             }
