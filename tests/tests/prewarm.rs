@@ -34,6 +34,13 @@ async fn prewarm(place: &Place, agent: &Agent, arguments: &[&str]) -> Result<Out
     process::run("darter prewarm", command(place, &agent.dir().join("darter.toml"), arguments)?, PATIENCE).await
 }
 
+/// The same with a credential.
+async fn prewarm_as(place: &Place, agent: &Agent, password: &str, images: &[&str]) -> Result<Output> {
+    let arguments = [["--username", "AWS", "--password-stdin"].as_slice(), images].concat();
+    let command = command(place, &agent.dir().join("darter.toml"), &arguments)?;
+    process::run_with_input("darter prewarm", command, password, PATIENCE).await
+}
+
 async fn pair(layers: &[u64]) -> Result<Pair> {
     Pair::with(layers, Auth::Public, &[("access", "public".into())], |options| options).await
 }
@@ -431,12 +438,10 @@ async fn what_was_handed_over_a_moment_ago_is_prewarmed_all_the_same() -> Result
     let file = pair.blob_file(layer.digest());
     std::fs::File::options().write(true).open(&file)?.set_len(MIB)?;
     assert_eq!(reader.read(None, |_| ()).await?, End::Fin);
-    // containerd has another host to go on at. A prewarm has none.
-    assert_eq!(pair.get(&path).await?.status, 404);
+    assert_eq!(pair.get(&path).await?.status, 404, "containerd has another host; a prewarm has none");
     let output = prewarm(&Place::Host, &pair.agent, &[&reference(&pair)]).await?;
     ensure!(output.status.success(), "{output:?}");
     ensure!(Digest::of(&std::fs::read(&file)?) == layer.digest(), "it is not here, or wrong");
-    assert_eq!(pair.get(&path).await?.status, 404, "that time is not over");
     Ok(())
 }
 
@@ -450,33 +455,27 @@ async fn a_registry_that_asks_each_pull_for_its_credential_is_prewarmed_with_one
     let trace = |options: Options| options.set("log.level", "trace");
     let caller = Pair::with(&[MIB], Auth::Ecr, &[("access", "caller".into())], trace).await?;
     let (image, secret) = (reference(&caller), caller.ecr.password());
-    let with = async |pair: &Pair, password: &str, images: &[&str]| {
-        let arguments = [["--username", "AWS", "--password-stdin"].as_slice(), images].concat();
-        let command = command(&Place::Host, &pair.agent.dir().join("darter.toml"), &arguments)?;
-        process::run_with_input("darter prewarm", command, password, PATIENCE).await
-    };
+    let aws = async |pair: &Pair, key: &str, images: &[&str]| prewarm_as(&Place::Host, &pair.agent, key, images).await;
     let failed = |output: &Output, words: &str| {
         ensure!(output.status.code() == Some(1) && output.stderr.contains(words), "{words}: {output:?}");
         Ok(())
     };
     failed(&prewarm(&Place::Host, &caller.agent, &[&image]).await?, "give this one --username and --password-stdin")?;
-    failed(&with(&caller, "no-password-of-anybody", &[&image]).await?, "cannot get the manifest")?;
-    failed(&with(&caller, "", &[&image]).await?, "standard input has no password")?;
-    failed(&with(&caller, "x", &[&image, "other.example/a:1"]).await?, "--username is for one registry")?;
+    failed(&aws(&caller, "no-password-of-anybody", &[&image]).await?, "cannot get the manifest")?;
+    failed(&aws(&caller, "", &[&image]).await?, "standard input has no password")?;
+    failed(&aws(&caller, "x", &[&image, "other.example/a:1"]).await?, "--username is for one registry")?;
     let layer = caller.layer().digest();
     ensure!(!caller.blob_file(layer).exists(), "it came without a credential");
-    // As `echo` and editors write it.
-    let output = with(&caller, &format!("{secret}\n"), &[&image]).await?;
+    let output = aws(&caller, &format!("{secret}\n"), &[&image]).await?;
     ensure!(output.status.success() && caller.blob_file(layer).exists(), "{output:?}");
-    // It was for that call: nothing is open to those who have none.
-    assert_eq!(caller.get(&format!("blobs/{layer}")).await?.status, 401);
+    assert_eq!(caller.get(&format!("blobs/{layer}")).await?.status, 401, "it was for that call");
     failed(&prewarm(&Place::Host, &caller.agent, &[&image]).await?, "asks each pull for its own credential")?;
     for text in [secret.clone(), darter_tests::http::basic("AWS", &secret).replace("Basic ", "")] {
         ensure!(!caller.agent.log().contains(&text), "the credential is in the log");
     }
     // Where another credential is used, this one is not silently left out.
     let public = pair(&[4096]).await?;
-    failed(&with(&public, "x", &[&reference(&public)]).await?, "leave --username out")
+    failed(&aws(&public, "x", &[&reference(&public)]).await?, "leave --username out")
 }
 
 #[tokio::test]
@@ -491,9 +490,7 @@ async fn containerd_pulls_with_the_credential_of_the_prewarm() -> Result<()> {
         let options = stage.options("caller");
         stage.start(options.set("containerd.socket", stage.containerd.socket().display().to_string())).await?;
         let (place, image) = (stage.network.node(0), stage.reference());
-        let arguments = ["--username", "AWS", "--password-stdin", &image];
-        let command = command(&place, &stage.agent().dir().join("darter.toml"), &arguments)?;
-        let output = process::run_with_input("darter prewarm", command, &stage.ecr.password(), PATIENCE).await?;
+        let output = prewarm_as(&place, stage.agent(), &stage.ecr.password(), &[&image]).await?;
         ensure!(output.status.success(), "{output:?}\n{}", stage.story());
         stage.containerd.cri().status(&image).await?.context("kubelet does not find the image")?;
         assert_eq!(stage.read_by_containerd(), 0, "its pull came from the store\n{}", stage.story());
