@@ -28,6 +28,11 @@ async fn four_nodes_at_once_read_the_origin_exactly_once() -> Result<()> {
     ensure!(took < alone * 3 / 4, "{took:?}, alone it would be {alone:?}");
     let sent = swarm.sum("darter_peer_bytes_total", &[("direction", "sent")]).await?;
     ensure!(sent >= 3.0 * bytes(pushed.image.layer_bytes()), "{sent} bytes went from node to node");
+    // What containerd got is told by where it came from: of four nodes' blobs one copy is the registry's.
+    let told = async |source| swarm.sum("darter_mirror_bytes_total", &[("source", source)]).await;
+    let (peers, origin) = (told("peer").await?, told("origin").await?);
+    let share = origin / (peers + origin);
+    ensure!((0.2..0.4).contains(&share), "{origin} bytes from the registry, {peers} from peers");
     Ok(())
 }
 

@@ -5,6 +5,7 @@
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use darter_core::manifest::{Descriptor, Manifest, Platform};
 use darter_core::{Digest, Reference};
@@ -113,7 +114,7 @@ impl Ahead {
     /// Brings one blob here and waits for its end, which keeps its pull alive.
     async fn blob(&self, blob: Descriptor) {
         let inner = &self.images.0;
-        if inner.pulls.is_handed_over(&blob.digest) {
+        if inner.handed_over.holds(&blob.digest, Instant::now()) {
             return;
         }
         // A disk that does not answer in time is no reason not to fetch.
