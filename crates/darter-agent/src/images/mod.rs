@@ -385,6 +385,11 @@ impl Images {
         self.0.store.given(blob, Instant::now());
     }
 
+    /// Whether blobs come from other nodes too.
+    pub fn have_company(&self) -> bool {
+        self.0.pulls.have_company()
+    }
+
     /// Drops a blob that could not be read to its end.
     pub fn forget(&self, digest: &Digest) {
         self.0.store.forget(digest);

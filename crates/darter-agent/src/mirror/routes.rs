@@ -76,8 +76,8 @@ impl Routes {
         &self.chunks
     }
 
-    /// The answer to a request. Always within `answer_within`: containerd before 2.3 would wait for
-    /// ever. While `stopping` only what no other host would be asked for is looked for.
+    /// The answer to a request. Always within `answer_within`, or `stall` where other nodes are asked for a
+    /// blob: containerd before 2.3 would wait for ever. While `stopping` only what no other host would be asked for is looked for.
     pub(super) async fn answer(&self, head: &Head, stopping: bool) -> (Counted, Answer) {
         let started = Instant::now();
         self.seen.note(head.user_agent.as_deref());
@@ -99,8 +99,12 @@ impl Routes {
     }
 
     async fn in_time(&self, head: &Head, call: &Call, site: Option<&Arc<Site>>) -> Answer {
-        timeout(self.answer_within, self.route(head, call, site)).await.unwrap_or_else(|_| {
-            debug!(target = %head.target, "no answer in time");
+        // The first piece of a blob comes when another node has read it, which on a thin link takes as
+        // long as a body may stand still: containerd at the registry would read what the others read.
+        let is_shared = call.request.kind() == "blob" && self.images.have_company();
+        let within = if is_shared { self.patience.pull.max(self.answer_within) } else { self.answer_within };
+        timeout(within, self.route(head, call, site)).await.unwrap_or_else(|_| {
+            info!(target = %head.target, ?within, "no answer in time: containerd goes to the registry");
             Answer::error(&OciError::not_here(&call.request, "darter: no answer from the origin in time"))
         })
     }

@@ -216,6 +216,11 @@ impl Pulls {
         Reader::wait_for_first_byte(ingest, pull, state).await
     }
 
+    /// Whether blobs come from other nodes too.
+    pub fn have_company(&self) -> bool {
+        self.0.swarm.as_ref().is_some_and(SwarmHandle::has_members)
+    }
+
     /// Waits until all pulls have ended after `stop`.
     pub async fn drained(&self) {
         self.0.tasks.close();

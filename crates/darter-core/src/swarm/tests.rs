@@ -187,3 +187,34 @@ fn a_node_that_waits_for_a_slow_origin_is_not_woken_all_the_time() {
     }
     assert!(now > at(1000), "twenty ticks until {now:?}");
 }
+
+#[test]
+fn a_last_segment_of_a_few_bytes_does_not_make_the_others_look_late() {
+    let blob = blob_ranked(&[1]);
+    let mut swarm = node(1..=4);
+    let size = 16 * MIB + 1;
+    let join = || {
+        let have = Bitfield::new(Layout::new(size).pieces());
+        Message::Join(Join { size, have, leased: Vec::new(), can_import: true, neighbours: Vec::new() })
+    };
+    let mut leased = Vec::new();
+    let mut note = |actions: Vec<Action>| {
+        for action in actions {
+            if let Action::Send { to, message: Message::Lease(lease), .. } = action {
+                leased.push((to, lease.segment));
+            }
+        }
+        leased.clone()
+    };
+    for other in [2, 3] {
+        note(heard(&mut swarm, at(5000), other, blob, join()));
+    }
+    let owner = note(Vec::new()).into_iter().find(|(_, segment)| *segment == 2).map(|(owner, _)| owner).unwrap();
+    let done = Message::LeaseEnd { segment: 2, end: LeaseEnd::Done, upload_time: Duration::ZERO };
+    swarm.handle(at(5010), Event::Message { from: owner, blob, message: done });
+    let before = note(Vec::new()).len();
+    assert_eq!(before, 3);
+    // Nothing of 8 MiB came for 5 s: on a thin link no sign of anything.
+    assert_eq!(note(swarm.handle(at(10_000), Event::Tick)).len(), before);
+    assert!(note(swarm.handle(at(12_000), Event::Tick)).len() > before, "in the end it is");
+}
