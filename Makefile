@@ -59,8 +59,8 @@ bench: bench-mirror bench-swarm ## Every benchmark, as ratios against a peer or 
 bench-mirror: build ## Local hits against nginx and hyper, cold pulls, memory, an agent that is down
 	cargo run --release --locked -p darter-benches --bin mirror
 
-bench-swarm: build ## Pieces between nodes against nginx, over TLS and in the clear
-	cargo run --release --locked -p darter-benches --bin swarm
+bench-swarm: build ## Pieces between nodes against nginx; swarms against the bound (ROWS="cold4 tls" SIZE=64)
+	cargo run --release --locked -p darter-benches --bin swarm -- $(ROWS) $(if $(SIZE),size=$(SIZE))
 
 clean: ## Remove build products and test tools
 	cargo clean
