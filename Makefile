@@ -29,8 +29,8 @@ build: tools ## Build darter (release)
 needs-root:
 	@[ "$$(id -u)" = 0 ] || { echo "make demo: needs root, to make network namespaces and mounts" >&2; exit 1; }
 
-demo: needs-root build ## A containerd pulls an image through an agent from a registry with a password, twice
-	cargo run --release --locked -p darter-tests --bin demo
+demo: needs-root build ## One node pulls through an agent; then four at once, a fifth late, one killed (SIZE=256, in MiB)
+	cargo run --release --locked -p darter-tests --bin demo -- $(SIZE)
 
 test: tools ## Every test, against real containerd and registries
 	@rm -f -- "$(DARTER_NOT_RUN)"
