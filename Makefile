@@ -33,8 +33,8 @@ build: tools ## Build darter (release)
 needs-root:
 	@[ "$$(id -u)" = 0 ] || { echo "make demo: needs root, to make network namespaces and mounts" >&2; exit 1; }
 
-demo: needs-root build ## A containerd pulls an image through an agent from a registry with a password, twice
-	cargo run --release --locked -p darter-tests --bin demo
+demo: needs-root build ## One node pulls through an agent; then four at once, a fifth late, one killed (SIZE=256, in MiB)
+	cargo run --release --locked -p darter-tests --bin demo -- $(SIZE)
 
 test: control-plane ## Every test, against real containerd and registries, and a real kube-apiserver
 	@rm -f -- "$(DARTER_NOT_RUN)"
@@ -63,8 +63,8 @@ bench: bench-mirror bench-swarm ## Every benchmark, as ratios against a peer or 
 bench-mirror: build ## Local hits against nginx and hyper, cold pulls, memory, an agent that is down
 	cargo run --release --locked -p darter-benches --bin mirror
 
-bench-swarm: build ## Pieces between nodes against nginx, over TLS and in the clear
-	cargo run --release --locked -p darter-benches --bin swarm
+bench-swarm: build ## Pieces between nodes against nginx; swarms against the bound (ROWS="cold4 tls" SIZE=64)
+	cargo run --release --locked -p darter-benches --bin swarm -- $(ROWS) $(if $(SIZE),size=$(SIZE))
 
 clean: ## Remove build products and test tools
 	cargo clean

@@ -117,6 +117,11 @@ pub struct Usage {
 }
 
 impl Usage {
+    /// Of this very program.
+    pub fn own() -> Result<Self> {
+        Self::of(std::process::id())
+    }
+
     fn of(pid: u32) -> Result<Self> {
         let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
         let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
