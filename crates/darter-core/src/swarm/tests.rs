@@ -172,7 +172,7 @@ fn a_lease_that_lapsed_goes_to_another_node() {
     heard(&mut swarm, at(3), 4, blob, end(2, LeaseEnd::Throttled(Duration::from_secs(1))));
     heard(&mut swarm, at(4), 3, blob, Message::Join(join()));
     assert_eq!(owner(&swarm.handle(at(1100), Event::Tick)), Some(peer(3)));
-    assert_eq!(owner(&swarm.handle(at(3200), Event::Tick)), Some(peer(4)));
+    assert_eq!(owner(&swarm.handle(at(5200), Event::Tick)), Some(peer(4)));
 }
 
 #[test]
@@ -210,11 +210,38 @@ fn a_last_segment_of_a_few_bytes_does_not_make_the_others_look_late() {
         note(heard(&mut swarm, at(5000), other, blob, join()));
     }
     let owner = note(Vec::new()).into_iter().find(|(_, segment)| *segment == 2).map(|(owner, _)| owner).unwrap();
+    swarm.handle(at(5010), Event::Message { from: owner, blob, message: Message::Released { piece: 16 } });
     let done = Message::LeaseEnd { segment: 2, end: LeaseEnd::Done, upload_time: Duration::ZERO };
     swarm.handle(at(5010), Event::Message { from: owner, blob, message: done });
     let before = note(Vec::new()).len();
     assert_eq!(before, 3);
-    // Nothing of 8 MiB came for 5 s: on a thin link no sign of anything.
-    assert_eq!(note(swarm.handle(at(10_000), Event::Tick)).len(), before);
-    assert!(note(swarm.handle(at(12_000), Event::Tick)).len() > before, "in the end it is");
+    // No first piece of 1 MiB came for 3 s: on a thin link no sign of anything.
+    assert_eq!(note(swarm.handle(at(8000), Event::Tick)).len(), before);
+    assert!(note(swarm.handle(at(9100), Event::Tick)).len() > before, "in the end it is");
+}
+
+#[test]
+fn a_dead_owner_holds_up_the_others_for_some_pieces_and_not_for_some_segments() {
+    let blob = blob_ranked(&[1]);
+    let mut swarm = node(1..=4);
+    let size = 64 * MIB;
+    let join = || {
+        let have = Bitfield::new(Layout::new(size).pieces());
+        Message::Join(Join { size, have, leased: Vec::new(), can_import: true, neighbours: Vec::new() })
+    };
+    for other in [2, 3] {
+        heard(&mut swarm, at(5000), other, blob, join());
+    }
+    // One of them reads a piece in 600 ms, for a whole segment; the other never says a word.
+    let owner = |swarm: &Swarm, segment| {
+        swarm.coordinated[&blob].tables.values().find_map(|table| table.owner(segment)).unwrap()
+    };
+    let (alive, silent) = (owner(&swarm, 0), (1..6).find(|n| owner(&swarm, *n) != owner(&swarm, 0)).unwrap());
+    let dead = owner(&swarm, silent);
+    for piece in 0..5 {
+        let time = at(5600 + 600 * u64::from(piece));
+        swarm.handle(time, Event::Message { from: alive, blob, message: Message::Released { piece } });
+        swarm.handle(time, Event::Tick);
+    }
+    assert_ne!(owner(&swarm, silent), dead, "3 s and five pieces later, before the segment is whole");
 }
