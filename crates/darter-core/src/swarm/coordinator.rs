@@ -226,7 +226,7 @@ impl Coordinator {
         self.used = cx.now;
         let zone = self.zone_of(&from, cx);
         let Some(table) = self.tables.get_mut(&zone) else { return };
-        let Some(source) = table.end(segment, &from, end == LeaseEnd::Done, cx.now) else { return };
+        let Some(source) = table.end(segment, &from, end == LeaseEnd::Done) else { return };
         let weight = table.weigh(upload_time);
         self.change(from, |node| node.weight = weight);
         self.unwind(&[(from, source)]);

@@ -166,7 +166,7 @@ impl Table {
     }
 
     /// An owner ends its lease. Where it read the segment, if it was its own.
-    pub(super) fn end(&mut self, segment: u32, owner: &PeerId, is_done: bool, now: Time) -> Option<Option<PeerId>> {
+    pub(super) fn end(&mut self, segment: u32, owner: &PeerId, is_done: bool) -> Option<Option<PeerId>> {
         let running = self.running.get(&segment).filter(|running| running.owner == *owner)?;
         let from = running.from;
         self.running.remove(&segment);
