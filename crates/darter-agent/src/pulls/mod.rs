@@ -190,6 +190,11 @@ impl Pulls {
         }))
     }
 
+    /// The other nodes, if there may be any.
+    pub fn swarm(&self) -> Option<&SwarmHandle> {
+        self.0.swarm.as_ref()
+    }
+
     /// The blob if it is here, else the running pull of it, else a new one. Waits for the first
     /// bytes, so that a failure before them is still an error and not a broken body.
     pub async fn join(&self, wanted: Wanted) -> Result<Joined, PullError> {

@@ -142,8 +142,9 @@ impl Driver {
         match input {
             Input::Want { id, blob, have, coming, orders } => {
                 if self.wanted.contains_key(&blob) {
-                    // Its orders end at once, and its pull goes to the origin by itself.
-                    warn!(%blob, "a blob is wanted twice");
+                    // Its orders end at once, and it goes to the origin by itself: a manifest that two
+                    // repositories have, say, each of which proves its own access.
+                    debug!(%blob, "a blob is wanted twice");
                     return;
                 }
                 let layout = coming.layout();

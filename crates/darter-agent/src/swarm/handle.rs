@@ -153,6 +153,11 @@ impl SwarmHandle {
         let _ = tokio::time::timeout_at(self.0.settled_by, standing.wait_for(is_settled)).await;
     }
 
+    /// Whether there is no other member now.
+    pub fn is_alone(&self) -> bool {
+        self.0.control.standing().borrow().peers == 0
+    }
+
     /// Wishes for a blob. `have` are the pieces that are here already.
     pub async fn want(&self, blob: Digest, layout: Layout, have: Bitfield) -> Wish {
         let id = self.0.wishes.fetch_add(1, Ordering::Relaxed);
