@@ -128,13 +128,14 @@ struct Inner {
 impl Images {
     /// Images out of this store, brought by these pulls. Prefetching ends when `stop` does.
     pub fn new(config: &Config, store: Store, pulls: Pulls, metrics: Arc<Metrics>, stop: CancellationToken) -> Self {
+        let prefetch = Prefetch::new(config, pulls.swarm().is_some(), stop);
         Self(Arc::new(Inner {
             gate: Gate::new(&config.mirror, store.clone()),
             others: Others::new(pulls.swarm().cloned(), metrics.clone()),
             store,
             pulls,
             tags: Tags::new(config.mirror.tag_ttl.0, metrics),
-            prefetch: Prefetch::new(config, stop),
+            prefetch,
             keeping: Arc::new(Semaphore::new(KEEPING_MAX)),
             fetching: Turns::default(),
         }))

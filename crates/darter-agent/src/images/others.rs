@@ -35,6 +35,9 @@ const FIRST_ORDER: Duration = Duration::from_millis(20);
 /// by itself: a manifest is small, and containerd waits.
 const PATIENCE: Duration = Duration::from_secs(1);
 
+/// Before every blob: without its manifest nothing begins.
+const FIRST: u64 = 0;
+
 /// Manifests whose size an index told: some hundred indices of ten platforms. Past it they are
 /// forgotten, and the registry is asked.
 const SIZES_MAX: usize = 4096;
@@ -121,7 +124,7 @@ impl Images {
         credential: &Credential,
     ) -> Asked {
         let began = Instant::now();
-        let mut wish = swarm.want(digest, layout, Bitfield::new(layout.pieces())).await;
+        let mut wish = swarm.want(digest, layout, Bitfield::new(layout.pieces()), FIRST).await;
         let hunted = {
             let hunt = timeout_at(began + PATIENCE, hunt(&mut wish, digest));
             let proof = self.0.gate.prove_manifest(asker, digest, credential);

@@ -39,6 +39,8 @@ pub(super) struct Job {
     pub(super) metrics: Arc<Metrics>,
     pub(super) settings: Settings,
     pub(super) wanted: Wanted,
+    /// Where this pull stands among all: what was asked for first comes first.
+    pub(super) turn: u64,
     /// Told as soon as there is something to read.
     pub(super) state: watch::Sender<State>,
     pub(super) account: Arc<Account>,

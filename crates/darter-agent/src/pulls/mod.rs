@@ -11,7 +11,7 @@ mod reader;
 mod together;
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -134,6 +134,8 @@ struct Inner {
     linger: Duration,
     running: Mutex<HashMap<Digest, Arc<Pull>>>,
     handed_over: Mutex<HashMap<Digest, Instant>>,
+    /// Pulls that were ever begun.
+    begun: AtomicU64,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -185,6 +187,7 @@ impl Pulls {
             linger: config.mirror.linger.0,
             running: Mutex::default(),
             handed_over: Mutex::default(),
+            begun: AtomicU64::new(0),
             tasks: TaskTracker::new(),
             stop,
         }))
@@ -275,11 +278,12 @@ impl Pulls {
         });
         let interest = Interest::new(&pull);
         running.insert(digest, pull.clone());
-        self.0.tasks.spawn(self.clone().run(pull, wanted.clone()));
+        let turn = self.0.begun.fetch_add(1, Ordering::Relaxed) + 1;
+        self.0.tasks.spawn(self.clone().run(pull, wanted.clone(), turn));
         Ok(Entered::Pull(interest))
     }
 
-    async fn run(self, pull: Arc<Pull>, wanted: Wanted) {
+    async fn run(self, pull: Arc<Pull>, wanted: Wanted, turn: u64) {
         let started = Instant::now();
         let account = Arc::new(Account::new(pull.activity.clone()));
         let mut leave = Leave { pulls: &self, pull: &pull, digest: wanted.digest, last: None };
@@ -294,6 +298,7 @@ impl Pulls {
             metrics: self.0.metrics.clone(),
             settings: self.0.settings,
             wanted: wanted.clone(),
+            turn,
             state: pull.state.clone(),
             account: account.clone(),
         };

@@ -166,7 +166,7 @@ async fn run(job: &Job, swarm: &SwarmHandle, target: &Arc<Target>) -> Result<Blo
     };
     let resumed: u64 = have.iter().map(|piece| target.layout.piece(piece).len()).sum();
     job.account.resumed(resumed);
-    let wish = swarm.want(job.wanted.digest, target.layout, have).await;
+    let wish = swarm.want(job.wanted.digest, target.layout, have, job.turn).await;
     target.coming.get_or_init(|| wish.coming().clone());
     if let Some(ingest) = target.ingest.get() {
         wish.coming().is_in(ingest.reader().file().clone());

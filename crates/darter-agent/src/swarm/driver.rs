@@ -140,7 +140,7 @@ impl Driver {
         // A wish that was taken back before this one was made must not end it.
         self.take_endings();
         match input {
-            Input::Want { id, blob, have, coming, orders } => {
+            Input::Want { id, blob, have, turn, coming, orders } => {
                 if self.wanted.contains_key(&blob) {
                     // Its orders end at once, and it goes to the origin by itself: a manifest that two
                     // repositories have, say, each of which proves its own access.
@@ -152,7 +152,7 @@ impl Driver {
                 // Where it was here and went a moment ago, that is told late.
                 self.handle(Event::Gone(blob));
                 // Whether this node may read the origin is found out by trying: it has proved its access.
-                self.handle(Event::Want { blob, layout, have, can_import: true });
+                self.handle(Event::Want { blob, layout, have, can_import: true, turn });
             }
             Input::Report { id, blob, event } => {
                 if self.wanted.get(&blob).is_some_and(|wanted| wanted.id == id) {

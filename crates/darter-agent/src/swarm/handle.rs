@@ -57,7 +57,7 @@ pub enum Order {
 /// What the driver hears from the rest of the agent.
 pub(super) enum Input {
     /// A pull wishes for a blob.
-    Want { id: u64, blob: Digest, have: Bitfield, coming: Arc<Coming>, orders: mpsc::Sender<Order> },
+    Want { id: u64, blob: Digest, have: Bitfield, turn: u64, coming: Arc<Coming>, orders: mpsc::Sender<Order> },
     /// What became of an order.
     Report { id: u64, blob: Digest, event: Event },
     /// Something about no wish in particular.
@@ -158,14 +158,14 @@ impl SwarmHandle {
         self.0.control.standing().borrow().peers == 0
     }
 
-    /// Wishes for a blob. `have` are the pieces that are here already.
-    pub async fn want(&self, blob: Digest, layout: Layout, have: Bitfield) -> Wish {
+    /// Wishes for a blob. `have` are the pieces that are here already; blobs of a lower turn come first.
+    pub async fn want(&self, blob: Digest, layout: Layout, have: Bitfield, turn: u64) -> Wish {
         let id = self.0.wishes.fetch_add(1, Ordering::Relaxed);
         let coming = Arc::new(Coming::new(layout));
         let (sender, orders) = mpsc::channel(ORDERS);
         // Made before the word is given: a wish that is dropped on the way is taken back all the same.
         let wish = Wish { id, blob, proven: None, coming: coming.clone(), orders, swarm: self.clone() };
-        self.tell(Input::Want { id, blob, have, coming, orders: sender }).await;
+        self.tell(Input::Want { id, blob, have, turn, coming, orders: sender }).await;
         wish
     }
 

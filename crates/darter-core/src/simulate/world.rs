@@ -183,7 +183,7 @@ impl<'a> World<'a> {
     fn start(&mut self, n: u32) {
         self.nodes[n as usize].started = self.now;
         let have = self.nodes[n as usize].have.clone();
-        self.tell(n, Event::Want { blob: self.blob, layout: self.layout, have, can_import: true });
+        self.tell(n, Event::Want { blob: self.blob, layout: self.layout, have, can_import: true, turn: 0 });
     }
 
     /// Hands an event to a node and carries out what it says.

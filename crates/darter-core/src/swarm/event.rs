@@ -34,6 +34,8 @@ pub enum Event {
         have: Bitfield,
         /// Whether this node has a credential that opens it at the origin.
         can_import: bool,
+        /// Blobs of a lower turn come first: containerd unpacks layers in the order of their image.
+        turn: u64,
     },
     /// Nobody on this node wants it any more, or it cannot be stored.
     Unwant(Digest),

@@ -51,9 +51,9 @@ const HOLDS_TOLD: usize = 2;
 #[derive(Debug)]
 pub struct Swarm {
     node: Node,
-    /// Blobs on their way here, and in the order in which they were wanted.
+    /// Blobs on their way here, and by their turns.
     downloads: BTreeMap<Digest, Download>,
-    order: Vec<Digest>,
+    order: Vec<(u64, Digest)>,
     /// Blobs that are here whole.
     held: BTreeMap<Digest, Layout>,
     coordinated: BTreeMap<Digest, Coordinator>,
@@ -170,9 +170,14 @@ impl Swarm {
                 }
             }
             Event::Message { from, blob, message } => self.heard(now, from, blob, message, out),
-            Event::Want { blob, layout, have, can_import } => self.want(now, blob, layout, have, can_import, out),
+            Event::Want { blob, layout, have, can_import, turn } => {
+                if self.want(now, blob, layout, have, can_import, out) {
+                    let at = self.order.partition_point(|(other, _)| *other <= turn);
+                    self.order.insert(at, (turn, blob));
+                }
+            }
             Event::Unwant(blob) => {
-                self.order.retain(|other| *other != blob);
+                self.order.retain(|(_, other)| *other != blob);
                 if let Some(mut download) = self.downloads.remove(&blob) {
                     download.leave(&mut self.node.cx(now, out));
                 }
@@ -319,6 +324,7 @@ impl Swarm {
         }
     }
 
+    /// Whether it is news.
     fn want(
         &mut self,
         now: Time,
@@ -327,17 +333,17 @@ impl Swarm {
         have: Bitfield,
         can_import: bool,
         out: &mut Vec<Action>,
-    ) {
+    ) -> bool {
         if self.downloads.contains_key(&blob) || have.len() != layout.pieces() {
-            return;
+            return false;
         }
         let download = Download::new(blob, layout, have, can_import, &mut self.node.cx(now, out));
         self.downloads.insert(blob, download);
-        self.order.push(blob);
+        true
     }
 
     fn proven(&mut self, now: Time, blob: Digest, layout: Layout, out: &mut Vec<Action>) {
-        self.order.retain(|other| *other != blob);
+        self.order.retain(|(_, other)| *other != blob);
         let mut told = self.node.members.ranked(&blob);
         told.truncate(HOLDS_TOLD);
         if let Some(mut download) = self.downloads.remove(&blob) {
@@ -402,7 +408,7 @@ impl Swarm {
     /// Asks for pieces as far as the node's requests in flight allow, first blob first.
     fn fill(&mut self, now: Time, out: &mut Vec<Action>) {
         let mut room = self.room();
-        for blob in &self.order {
+        for (_, blob) in &self.order {
             if let Some(download) = self.downloads.get_mut(blob) {
                 room -= download.fill(room, &mut self.node.cx(now, out)).min(room);
             }
