@@ -30,7 +30,7 @@ use crate::config::Config;
 use crate::log::chain;
 use crate::metrics::{Metrics, Source};
 use crate::origin::{Credential, Fetched, OriginError, Whom};
-use crate::pulls::{Joined, PullError, Pulls, Wanted};
+use crate::pulls::{Joined, PullError, Pulls, Wanted, Whence};
 use crate::sites::Site;
 use crate::store::{Blob, Doubt, Store};
 use crate::swarm::handle::Wish;
@@ -349,7 +349,8 @@ impl Images {
         size: Option<u64>,
     ) -> Result<BlobFound, Refusal> {
         let (site, repository) = (asker.site.clone(), asker.repository.clone());
-        match self.0.pulls.join(Wanted { site, repository, digest, size, credential }).await? {
+        let whence = Some(Whence { site, repository, credential });
+        match self.0.pulls.join(Wanted { digest, size, whence }).await? {
             Joined::Complete(blob) => Ok(BlobFound::Complete(blob)),
             Joined::Running(reader) => Ok(BlobFound::Coming(reader)),
         }

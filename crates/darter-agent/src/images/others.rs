@@ -124,7 +124,7 @@ impl Images {
         credential: &Credential,
     ) -> Asked {
         let began = Instant::now();
-        let mut wish = swarm.want(digest, layout, Bitfield::new(layout.pieces()), FIRST).await;
+        let mut wish = swarm.want(digest, layout, Bitfield::new(layout.pieces()), (FIRST, true)).await;
         let hunted = {
             let hunt = timeout_at(began + PATIENCE, hunt(&mut wish, digest));
             let proof = self.0.gate.prove_manifest(asker, digest, credential);

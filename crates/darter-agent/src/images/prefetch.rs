@@ -20,7 +20,7 @@ use super::{Asker, CONTAINERD_PATIENCE, Images, ManifestFound};
 use crate::config::{self, Config};
 use crate::log::chain;
 use crate::origin::Credential;
-use crate::pulls::{Joined, Progress, Wanted};
+use crate::pulls::{Joined, Wanted, Whence};
 
 /// Images fetched ahead at once. Past it containerd's own requests start the pulls.
 const IMAGES_MAX: usize = 16;
@@ -187,25 +187,17 @@ impl Ahead {
 
     /// Brings one blob here and waits for its end, which keeps its pull alive.
     async fn blob(&self, blob: Descriptor) {
-        let wanted = Wanted {
+        let whence = Whence {
             site: self.asker.site.clone(),
             repository: self.asker.repository.clone(),
-            digest: blob.digest,
-            size: Some(blob.size),
             credential: self.credential.clone(),
         };
+        let wanted = Wanted { digest: blob.digest, size: Some(blob.size), whence: Some(whence) };
         match self.images.0.pulls.join(wanted).await {
             Ok(Joined::Complete(_)) => {}
-            Ok(Joined::Running(mut reader)) => {
-                let mut reached = 0;
-                while reached < reader.size() {
-                    match reader.progress_past(reached, self.patience).await {
-                        Progress::Readable(end) => reached = end,
-                        // The pull has its own deadlines; whoever reads has theirs.
-                        Progress::Stalled => {}
-                        Progress::Failed(_) => break,
-                    }
-                }
+            Ok(Joined::Running(reader)) => {
+                // The pull itself says why where it ends early.
+                let _ = reader.to_end(self.patience).await;
             }
             Err(error) => debug!(digest = %blob.digest, error = %chain(&error), "not fetched ahead"),
         }

@@ -23,7 +23,7 @@ use tracing::{debug, info, warn};
 
 use crate::activity::Activity;
 use crate::log::chain;
-use crate::metrics::{Metrics, PullLabels};
+use crate::metrics::{Metrics, PullLabels, RegistryLabel};
 use crate::origin::{Credential, OriginError};
 use crate::sites::Site;
 use crate::store::{Blob, IngestReader, Store, StoreError};
@@ -43,16 +43,29 @@ const HANDED_OVER_MAX: usize = 4096;
 /// A blob that somebody wants, and from where.
 #[derive(Clone)]
 pub struct Wanted {
-    /// The registry it belongs to.
-    pub site: Arc<Site>,
-    /// The repository that was proved to hold it.
-    pub repository: Repository,
     /// Which blob.
     pub digest: Digest,
     /// Its size in bytes, where a manifest told it.
     pub size: Option<u64>,
+    /// Where it can be read besides from other nodes; nothing: from them alone.
+    pub whence: Option<Whence>,
+}
+
+/// Where a blob can be read, by whom.
+#[derive(Clone)]
+pub struct Whence {
+    /// The registry it belongs to.
+    pub site: Arc<Site>,
+    /// The repository that was proved to hold it.
+    pub repository: Repository,
     /// What opens the repository.
     pub credential: Credential,
+}
+
+impl Wanted {
+    fn label(&self) -> RegistryLabel {
+        self.whence.as_ref().map_or_else(RegistryLabel::other, |whence| whence.site.label.clone())
+    }
 }
 
 /// Why a blob did not come.
@@ -75,6 +88,9 @@ pub enum PullError {
         /// What the manifest says.
         wanted: u64,
     },
+    /// It was to come from other nodes, and they did not give it.
+    #[error("the other nodes did not give the blob")]
+    Others,
     /// Nobody wants it any more.
     #[error("nobody wants the blob any more")]
     Abandoned,
@@ -93,6 +109,7 @@ impl PullError {
             Self::Origin(_) => "origin_failed",
             Self::Store(_) => "store_failed",
             Self::NoLength | Self::OtherLength { .. } => "bad_length",
+            Self::Others => "others_failed",
             Self::Abandoned => "abandoned",
             Self::Unreadable => "unreadable",
             Self::Busy => "busy",
@@ -228,6 +245,16 @@ impl Pulls {
         Reader::wait_for_first_byte(ingest, pull, state).await
     }
 
+    /// Brings a blob here that nobody on this node asks for, from other nodes alone, if there is room for
+    /// it that nothing else uses: who has it goes.
+    pub async fn take(&self, digest: Digest, size: u64) -> Result<(), PullError> {
+        self.0.store.has_room(size)?;
+        match self.join(Wanted { digest, size: Some(size), whence: None }).await? {
+            Joined::Complete(_) => Ok(()),
+            Joined::Running(reader) => reader.to_end(self.0.settings.patience).await,
+        }
+    }
+
     /// Notes that a body of this blob was cut short: for a while it is answered 404 at once, so
     /// that containerd goes on at the origin instead of coming back to the same failure.
     pub fn hand_over(&self, digest: Digest) {
@@ -331,13 +358,16 @@ impl Pulls {
     /// The one line of a pull: what came, from where, how fast.
     fn log(&self, wanted: &Wanted, outcome: &Result<Blob, PullError>, account: &Account, took: Duration) {
         let label = outcome.as_ref().map_or_else(PullError::outcome, |_| "complete");
-        let registry = wanted.site.label.clone();
-        self.0.metrics.pulls.get_or_create(&PullLabels { registry, outcome: label }).inc();
+        self.0.metrics.pulls.get_or_create(&PullLabels { registry: wanted.label(), outcome: label }).inc();
         let seconds = took.as_secs_f64();
         let (origin_bytes, peer_bytes) = (account.origin_bytes(), account.peer_bytes());
         let resumed_bytes = account.resumed_bytes();
         let first_byte_seconds = account.first_byte().map(|first| first.as_secs_f64());
-        let (registry, repository, digest) = (wanted.site.registry(), &wanted.repository, wanted.digest);
+        let digest = wanted.digest;
+        let (registry, repository) = match &wanted.whence {
+            Some(Whence { site, repository, .. }) => (site.registry().to_string(), repository.to_string()),
+            None => ("none".to_owned(), "none".to_owned()),
+        };
         match outcome {
             Ok(blob) => {
                 info!(%registry, %repository, %digest, bytes = blob.size(), origin_bytes, peer_bytes, resumed_bytes, seconds,

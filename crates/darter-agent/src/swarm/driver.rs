@@ -4,6 +4,7 @@
 //! whom to serve, the control plane what to say to whom.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -47,6 +48,10 @@ pub(super) struct Driver {
     /// Requests of peers that the core decides on right now.
     asked: BTreeMap<RequestId, (Digest, oneshot::Sender<Reply>)>,
     requests: u64,
+    /// Blobs to take over, and where their size is told.
+    takes: mpsc::Sender<(Digest, u64)>,
+    /// Cancelled when everything that others could take is theirs.
+    left: CancellationToken,
 }
 
 impl Driver {
@@ -55,10 +60,11 @@ impl Driver {
         zone: Zone,
         client: Arc<Client>,
         endings: Arc<Endings>,
-        seed: u64,
+        takes: mpsc::Sender<(Digest, u64)>,
+        left: CancellationToken,
     ) -> Self {
         Self {
-            core: Swarm::new(control.me(), zone, Limits::default(), seed),
+            core: Swarm::new(control.me(), zone, Limits::default(), seed()),
             control,
             client,
             endings,
@@ -66,6 +72,8 @@ impl Driver {
             wanted: HashMap::new(),
             asked: BTreeMap::new(),
             requests: 0,
+            takes,
+            left,
         }
     }
 
@@ -140,7 +148,7 @@ impl Driver {
         // A wish that was taken back before this one was made must not end it.
         self.take_endings();
         match input {
-            Input::Want { id, blob, have, turn, coming, orders } => {
+            Input::Want { id, blob, have, place: (turn, can_import), coming, orders } => {
                 if self.wanted.contains_key(&blob) {
                     // Its orders end at once, and it goes to the origin by itself: a manifest that two
                     // repositories have, say, each of which proves its own access.
@@ -151,8 +159,7 @@ impl Driver {
                 self.wanted.insert(blob, Wanted { id, coming, orders });
                 // Where it was here and went a moment ago, that is told late.
                 self.handle(Event::Gone(blob));
-                // Whether this node may read the origin is found out by trying: it has proved its access.
-                self.handle(Event::Want { blob, layout, have, can_import: true, turn });
+                self.handle(Event::Want { blob, layout, have, can_import, turn });
             }
             Input::Report { id, blob, event } => {
                 if self.wanted.get(&blob).is_some_and(|wanted| wanted.id == id) {
@@ -209,6 +216,12 @@ impl Driver {
                 }
             }
             Action::Ban { peer, period } => self.ban(peer, period),
+            Action::Take { blob, size } => {
+                if self.takes.try_send((blob, size)).is_err() {
+                    return Some(Event::NotTaken(blob));
+                }
+            }
+            Action::Left => self.left.cancel(),
         }
         None
     }
@@ -231,6 +244,11 @@ impl Driver {
         self.control.ban(peer, period);
         self.client.forget(peer);
     }
+}
+
+/// Choices by lot differ from node to node, and from start to start.
+fn seed() -> u64 {
+    RandomState::new().build_hasher().finish()
 }
 
 /// What of the store others may have: told at the start, and whenever something comes or goes.

@@ -254,6 +254,8 @@ impl<'a> World<'a> {
                 self.queue.at(self.now + nanos(self.scenario.latency), Due::NoPiece(place));
             }
             Action::Ban { .. } => self.outcome.bans += 1,
+            // No node goes here but by a fault.
+            Action::Take { .. } | Action::Left => {}
         }
     }
 
@@ -454,5 +456,7 @@ fn kind(message: &Message) -> &'static str {
         Message::NoNeed => "no-need",
         Message::Holds { .. } => "holds",
         Message::Leave => "leave",
+        Message::Take { .. } => "take",
+        Message::TakeEnd { .. } => "take_end",
     }
 }

@@ -3,7 +3,7 @@
 //! Sans-IO: `Swarm::handle` takes an event and the time and returns actions; the agent carries them
 //! out, and the simulator plays thousands of the same machines against each other. `download` is one
 //! blob on its way here, `coordinator` the soft state about a blob that this node coordinates,
-//! `slots` what it serves; `attest`, `target` and `token` are texts of the data plane. Not here: bytes,
+//! `slots` what it serves, `handover` what of it outlives the node; `attest`, `target` and `token` are texts of the data plane. Not here: bytes,
 //! connections, hashes, how the messages look on the wire.
 
 pub mod attest;
@@ -12,6 +12,7 @@ mod choice;
 mod coordinator;
 mod download;
 mod event;
+mod handover;
 mod invariants;
 mod leases;
 mod limits;
@@ -38,6 +39,7 @@ pub use time::Time;
 
 use self::coordinator::Coordinator;
 use self::download::Download;
+use self::handover::Handover;
 use self::peer::Dice;
 use self::slots::Slots;
 use self::strikes::Strikes;
@@ -57,6 +59,7 @@ pub struct Swarm {
     /// Blobs that are here whole.
     held: BTreeMap<Digest, Layout>,
     coordinated: BTreeMap<Digest, Coordinator>,
+    handover: Handover,
 }
 
 /// What belongs to no blob.
@@ -123,6 +126,7 @@ impl Swarm {
             order: Vec::new(),
             held: BTreeMap::new(),
             coordinated: BTreeMap::new(),
+            handover: Handover::default(),
         }
     }
 
@@ -168,6 +172,7 @@ impl Swarm {
                 for coordinator in self.coordinated.values_mut() {
                     coordinator.left(&peer, &mut self.node.cx(now, out));
                 }
+                self.lost_taker(&peer, out);
             }
             Event::Message { from, blob, message } => self.heard(now, from, blob, message, out),
             Event::Want { blob, layout, have, can_import, turn } => {
@@ -181,8 +186,15 @@ impl Swarm {
                 if let Some(mut download) = self.downloads.remove(&blob) {
                     download.leave(&mut self.node.cx(now, out));
                 }
+                self.taken(&blob, false, out);
             }
-            Event::Proven { blob, layout } => self.proven(now, blob, layout, out),
+            Event::Proven { blob, layout } => {
+                self.proven(now, blob, layout, out);
+                self.taken(&blob, true, out);
+            }
+            Event::Leave(blobs) => self.leave(blobs, out),
+            Event::Withdraw => self.handover.is_withdrawn = true,
+            Event::NotTaken(blob) => self.taken(&blob, false, out),
             Event::Gone(blob) => {
                 if self.held.remove(&blob).is_some() {
                     for id in self.node.members.ranked(&blob).into_iter().take(HOLDS_TOLD) {
@@ -254,6 +266,8 @@ impl Swarm {
                     download.drop_neighbour(&from, &mut self.node.cx(now, out));
                 }
             }
+            Message::Take { size } => self.asked_to_take(now, from, blob, size, out),
+            Message::TakeEnd { is_kept } => self.take_ended(from, &blob, is_kept, out),
             Message::Slot => self.offered(now, from, blob, out),
             Message::NoNeed => self.node.slots.not_needed(&from, &blob),
             Message::Hello { have, wants_answer } => self.heard_hello(now, from, blob, have, wants_answer, out),
@@ -386,6 +400,7 @@ impl Swarm {
         let index = u64::from(piece);
         let is_here = self.held.get(blob).is_some_and(|layout| index < layout.pieces())
             || self.downloads.get(blob).is_some_and(|download| download.have.has(index));
+        let is_here = is_here && !self.handover.is_withdrawn;
         let Node { slots, limits, .. } = &mut self.node;
         out.push(if !is_here {
             Action::Refuse { request, reason: Refusal::NotHere }
