@@ -26,7 +26,7 @@ pub struct Hello {
     /// Of darter, for people.
     #[prost(string, tag = "1")]
     pub version: ::prost::alloc::string::String,
-    /// Bits for what the speaker can do beyond this protocol's version. None is defined yet.
+    /// Bits for what the speaker can do beyond this protocol's version. 1: it knows Take and TakeEnd.
     #[prost(uint64, tag = "2")]
     pub features: u64,
     /// A hash of the zone's name; 0: not known.

@@ -218,8 +218,16 @@ impl Pulls {
     /// The blob if it is here, else the running pull of it, else a new one. Waits for the first
     /// bytes, so that a failure before them is still an error and not a broken body.
     pub async fn join(&self, wanted: Wanted) -> Result<Joined, PullError> {
+        match self.join_once(&wanted).await {
+            // It ran for another node that goes, without a registry; this one has it.
+            Err(PullError::Others) if wanted.whence.is_some() => self.join_once(&wanted).await,
+            joined => joined,
+        }
+    }
+
+    async fn join_once(&self, wanted: &Wanted) -> Result<Joined, PullError> {
         let pull = loop {
-            match self.enter(&wanted)? {
+            match self.enter(wanted)? {
                 // It came just now; if it cannot be opened, asking again would not help either.
                 Entered::Here => {
                     let blob = self.0.store.look_up(&wanted.digest).await;

@@ -251,6 +251,8 @@ impl Together<'_> {
             tokio::select! {
                 order = self.wish.order() => match order {
                     Some(order) => self.carry_out(order),
+                    // The store had its last byte before this heard of it, and has told the swarm.
+                    None if self.target.job.store.holds(&self.target.job.wanted.digest) => return Ok(()),
                     None => return Err(Ended::Alone("no_orders")),
                 },
                 Ok(opened) = &mut opened, if notices.is_none() => notices = Some(opened),

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use darter_core::Digest;
 use darter_core::pieces::Layout;
-use darter_core::swarm::{Action, Event, Limits, PeerId, RequestId, Swarm, Time, Zone};
+use darter_core::swarm::{Action, Event, Limits, Message, PeerId, RequestId, Swarm, Time, Zone};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
@@ -20,6 +20,7 @@ use super::coming::Coming;
 use super::control::{ControlEvent, ControlHandle};
 use super::exchange::Client;
 use super::handle::{Ending, Endings, Input, Order, Reply, Slot, SwarmHandle};
+use super::wire::TAKES;
 use crate::store::Store;
 
 /// Words of pulls and of the exchange that were not taken yet. Then whoever speaks waits.
@@ -195,6 +196,10 @@ impl Driver {
     fn act(&mut self, action: Action) -> Option<Event> {
         trace!(?action);
         match action {
+            // Of an earlier version: as if it had no room.
+            Action::Send { to, blob, message: Message::Take { .. } } if !self.control.can(to, TAKES) => {
+                return Some(Event::Message { from: to, blob, message: Message::TakeEnd { is_kept: false } });
+            }
             Action::Send { to, blob, message } => self.control.send(to, blob, message),
             Action::Fetch { blob, piece, peer } => return self.order(blob, Order::Fetch { piece, peer }),
             Action::CancelFetch { blob, piece, peer } => return self.order(blob, Order::Cancel { piece, peer }),

@@ -21,7 +21,7 @@ use self::checks::{
     bitfield, digest, duration, indices, peer, peers, size, small, unbitfield, unduration, unindices, unpeers,
 };
 
-pub use self::hello::{Hello, decode_peers, encode_peers};
+pub use self::hello::{Hello, TAKES, decode_peers, encode_peers};
 
 /// Pieces of one blob: 8 TiB in pieces of 8 MiB, twenty times the largest model.
 pub const PIECES_MAX: u64 = 1 << 20;
