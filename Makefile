@@ -13,7 +13,7 @@ export DARTER_NOT_RUN ?= $(CARGO_TARGET_DIR)/not-run.txt
 TEST_LOG := $(CARGO_TARGET_DIR)/test.log
 export DARTER_REVISION ?= $(shell git rev-parse --short HEAD 2>/dev/null || echo unknown)
 
-.PHONY: help needs-root demo test test-long check fuzz bench bench-mirror bench-swarm tools build clean
+.PHONY: help needs-root demo test test-long check fuzz bench bench-mirror bench-swarm tools control-plane build clean
 
 help: ## Say what there is
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 24
@@ -22,6 +22,10 @@ help: ## Say what there is
 tools: ## Install what builds and tests need, as far as it is missing
 	@scripts/install-tools
 
+# Apart from tools: it takes minutes, and only tests need it.
+control-plane: ## Build kube-apiserver and etcd, which tests of Kubernetes talk to
+	@scripts/install-tools kubernetes
+
 build: tools ## Build darter (release)
 	cargo build --release --locked -p darter
 
@@ -29,10 +33,10 @@ build: tools ## Build darter (release)
 needs-root:
 	@[ "$$(id -u)" = 0 ] || { echo "make demo: needs root, to make network namespaces and mounts" >&2; exit 1; }
 
-demo: needs-root build ## A containerd pulls an image through an agent from a registry with a password, twice
-	cargo run --release --locked -p darter-tests --bin demo
+demo: needs-root build ## One node pulls through an agent; then four at once, a fifth late, one killed (SIZE=256, in MiB)
+	cargo run --release --locked -p darter-tests --bin demo -- $(SIZE)
 
-test: tools ## Every test, against real containerd and registries
+test: control-plane ## Every test, against real containerd and registries, and a real kube-apiserver
 	@rm -f -- "$(DARTER_NOT_RUN)"
 	@echo "== building the agent that the tests start"
 	cargo build --locked -p darter
@@ -59,8 +63,8 @@ bench: bench-mirror bench-swarm ## Every benchmark, as ratios against a peer or 
 bench-mirror: build ## Local hits against nginx and hyper, cold pulls, memory, an agent that is down
 	cargo run --release --locked -p darter-benches --bin mirror
 
-bench-swarm: build ## Pieces between nodes against nginx, over TLS and in the clear
-	cargo run --release --locked -p darter-benches --bin swarm
+bench-swarm: build ## Pieces between nodes against nginx; swarms against the bound (ROWS="cold4 tls" SIZE=64)
+	cargo run --release --locked -p darter-benches --bin swarm -- $(ROWS) $(if $(SIZE),size=$(SIZE))
 
 clean: ## Remove build products and test tools
 	cargo clean

@@ -6,6 +6,9 @@
 pub mod agent_down;
 pub mod client;
 pub mod hyper_file;
+pub mod libp2p_stream;
+pub mod pieces;
+pub mod rows;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -61,7 +64,12 @@ impl Report {
             Better::Lower => value <= goal,
             Better::Higher => value >= goal,
         });
-        let figure = Figure { name: name.to_owned(), value, unit, goal, better, ok, conditions: conditions.into() };
+        self.push(Figure { name: name.to_owned(), value, unit, goal, better, ok, conditions: conditions.into() });
+    }
+
+    /// Adds a figure that is already judged: where the run behind it is void, it is not ok, whatever
+    /// its value.
+    pub fn push(&mut self, figure: Figure) {
         println!("{}", line(&figure));
         self.0.push(figure);
     }
@@ -75,8 +83,11 @@ impl Report {
         std::fs::write(&path, serde_json::to_string_pretty(&self.0)? + "\n")
             .with_context(|| format!("cannot write {}", path.display()))?;
         let missed: Vec<_> = self.0.iter().filter(|figure| !figure.ok).map(|figure| figure.name.as_str()).collect();
-        let verdict =
-            if missed.is_empty() { "every goal is met".to_owned() } else { format!("missed: {}", missed.join(", ")) };
+        let verdict = if missed.is_empty() {
+            "every goal is met".to_owned()
+        } else {
+            format!("missed or void: {}", missed.join(", "))
+        };
         println!("\n{verdict}; figures in {}", path.display());
         Ok(())
     }
@@ -84,11 +95,17 @@ impl Report {
 
 fn line(figure: &Figure) -> String {
     let sign = if figure.better == Better::Lower { "<=" } else { ">=" };
-    let goal = figure.goal.map_or_else(|| "no goal".to_owned(), |goal| format!("goal {sign} {goal}"));
+    let goal = figure.goal.map_or_else(
+        || "no goal".to_owned(),
+        |goal| {
+            let goal = format!("{goal:.3}");
+            format!("goal {sign} {}", goal.trim_end_matches('0').trim_end_matches('.'))
+        },
+    );
     let mark = match (figure.goal, figure.ok) {
-        (None, _) => " ",
+        (_, false) => "!",
+        (None, true) => " ",
         (Some(_), true) => "+",
-        (Some(_), false) => "!",
     };
     format!("{mark} {:<46} {:>9.3} {:<8} {:<16} {}", figure.name, figure.value, figure.unit, goal, figure.conditions)
 }

@@ -24,12 +24,20 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub struct Options {
     place: Place,
     document: DocumentMut,
+    pod: Option<(PathBuf, SocketAddr)>,
 }
 
 impl Options {
     /// An agent with no registry, whose every file is in a directory of the test.
     pub fn new(place: &Place) -> Self {
-        Self { place: place.clone(), document: DocumentMut::new() }
+        Self { place: place.clone(), document: DocumentMut::new(), pod: None }
+    }
+
+    /// As in a pod: the directory of a service account is where the kubelet mounts it, and the
+    /// environment says where the API server is. Needs root.
+    pub fn pod(mut self, account: &Path, api: SocketAddr) -> Self {
+        self.pod = Some((account.to_owned(), api));
+        self
     }
 
     /// Sets a key such as `mirror.stall`.
@@ -124,7 +132,7 @@ impl Agent {
         let ports = options.complete(dir.path())?;
         let file = dir.join("darter.toml");
         fs::write(&file, options.document.to_string())?;
-        let process = launch(&options.place, &file, &dir.join("log"))?;
+        let process = launch(&options, &file, &dir.join("log"))?;
         let (mirror, admin) = (options.address("mirror")?, options.address("admin")?);
         let mut agent = Self { process, options, mirror, admin, _ports: ports, dir };
         agent.answering().await?;
@@ -133,7 +141,7 @@ impl Agent {
 
     /// Starts it again, after [`kill`](Self::kill) or [`stop`](Self::stop), with the same files.
     pub async fn start_again(&mut self) -> Result<()> {
-        self.process = launch(&self.options.place, &self.dir.join("darter.toml"), &self.dir.join("log"))?;
+        self.process = launch(&self.options, &self.dir.join("darter.toml"), &self.dir.join("log"))?;
         self.answering().await?;
         self.ready().await
     }
@@ -258,8 +266,21 @@ impl Agent {
     }
 }
 
-fn launch(place: &Place, config: &Path, log: &Path) -> Result<Process> {
-    let mut command = place.command(tools::darter()?);
+fn launch(options: &Options, config: &Path, log: &Path) -> Result<Process> {
+    let darter = tools::darter()?;
+    let mut command = match &options.pod {
+        None => options.place.command(darter),
+        Some((account, api)) => {
+            // In a mount namespace of its own, which ends with it.
+            let script = r#"mount -t tmpfs tmpfs /run && mkdir -p "$1" && cp "$0"/* "$1" && shift && exec "$@""#;
+            let mut command = options.place.command("unshare");
+            command.args(["--mount", "sh", "-c", script]).arg(account);
+            command.arg("/run/secrets/kubernetes.io/serviceaccount").arg(darter);
+            command.env("KUBERNETES_SERVICE_HOST", api.ip().to_string());
+            command.env("KUBERNETES_SERVICE_PORT", api.port().to_string());
+            command
+        }
+    };
     command.arg("agent").arg("--config").arg(config);
     // darter reads every DARTER_ variable as configuration; those of the harness are not meant for it.
     for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("DARTER_")) {

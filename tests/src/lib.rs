@@ -8,6 +8,7 @@
 //! - where things run: [`net`], [`process`], [`scratch`], [`tmpfs`], [`tools`]
 //! - what is pulled: [`image`], [`tls`], [`http`]
 //! - whence: [`registry`] (docker-registry), [`nginx`], [`fake_ecr`], [`imds`], both on [`wire`]
+//! - for whom nodes are members of a cluster: [`kubernetes`]
 //! - by whom: [`containerd`] with [`cri`], [`emulator`], [`conformance`]
 //! - through what: [`agent`]; over what: [`proxy`]; all of it together: [`stage`], and many nodes at
 //!   once: [`cluster`]
@@ -23,6 +24,7 @@ pub mod fake_ecr;
 pub mod http;
 pub mod image;
 pub mod imds;
+pub mod kubernetes;
 pub mod net;
 pub mod nginx;
 pub mod process;

@@ -297,6 +297,15 @@ impl Network {
         limit(&self.hub, ORIGIN_PORT, bytes_per_second)
     }
 
+    /// Takes the limit of the registry's link away again.
+    pub fn unlimit_origin(&self) -> Result<()> {
+        let origin = self.origin.as_ref().context("no origin was added")?;
+        for (namespace, device) in [(origin, "eth0"), (&self.hub, ORIGIN_PORT)] {
+            execute("tc", &["-n", &namespace.name, "qdisc", "del", "dev", device, "root"])?;
+        }
+        Ok(())
+    }
+
     /// Pulls a node's cable out: it hears nothing, and nobody hears it.
     pub fn unplug(&self, number: usize) -> Result<()> {
         self.hub.ip(&["link", "set", &port(number), "down"])

@@ -117,6 +117,11 @@ pub struct Usage {
 }
 
 impl Usage {
+    /// Of this very program.
+    pub fn own() -> Result<Self> {
+        Self::of(std::process::id())
+    }
+
     fn of(pid: u32) -> Result<Self> {
         let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
         let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
@@ -135,10 +140,16 @@ impl Usage {
 }
 
 /// Runs a command to its end and gives back what it said; kills it when the time is over.
-pub async fn run(name: &str, mut command: Command, within: Duration) -> Result<Output> {
+pub async fn run(name: &str, command: Command, within: Duration) -> Result<Output> {
+    run_with_input(name, command, "", within).await
+}
+
+/// As [`run`], with this on its standard input.
+pub async fn run_with_input(name: &str, mut command: Command, input: &str, within: Duration) -> Result<Output> {
     let dir = Scratch::new()?;
     let (out, err) = (dir.join("out"), dir.join("err"));
-    command.stdin(Stdio::null()).stdout(File::create(&out)?).stderr(File::create(&err)?);
+    fs::write(dir.join("in"), input)?;
+    command.stdin(File::open(dir.join("in"))?).stdout(File::create(&out)?).stderr(File::create(&err)?);
     let child = spawn(command).with_context(|| format!("cannot start {name}"))?;
     let mut process = Process { name: name.to_owned(), child, log: err.clone() };
     let status = process.exit(within).await?;

@@ -30,6 +30,12 @@ pub fn is_left_over(name: &str) -> bool {
     is_number(pid) && is_number(number) && !is_other()
 }
 
+/// Bytes that directories of tests can still take on their disk.
+pub fn room() -> io::Result<u64> {
+    let disk = rustix::fs::statvfs(std::env::temp_dir())?;
+    Ok(disk.f_bavail * disk.f_frsize)
+}
+
 /// A directory for one test, removed at its end. `DARTER_KEEP=1` keeps it and says where it is.
 ///
 /// Its path is short: a unix socket below it must fit in 108 bytes.

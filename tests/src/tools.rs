@@ -46,6 +46,8 @@ pub enum Need {
     Nginx,
     /// The OCI distribution conformance suite.
     Conformance,
+    /// kube-apiserver and etcd.
+    Kubernetes,
     /// The darter binary.
     Darter,
 }
@@ -75,6 +77,10 @@ impl Need {
             Self::Conformance => {
                 (conformance().is_some(), "no conformance suite: scripts/install-tools builds it, with Go")
             }
+            Self::Kubernetes => (
+                kubernetes().is_some(),
+                "no kube-apiserver or etcd: scripts/install-tools kubernetes builds them, with Go",
+            ),
             Self::Darter => (darter().is_ok(), "no darter binary: run cargo build -p darter"),
         };
         if met { None } else { Some(reason) }
@@ -135,6 +141,11 @@ pub fn find(program: &str) -> Option<PathBuf> {
 /// The OCI distribution conformance suite, if installed.
 pub fn conformance() -> Option<PathBuf> {
     cached("conformance")
+}
+
+/// kube-apiserver and etcd, if installed. Those of our own cache only: the tests know their version.
+pub fn kubernetes() -> Option<(PathBuf, PathBuf)> {
+    Some((cached("kube-apiserver")?, cached("etcd")?))
 }
 
 /// The darter binary under test: `$DARTER_BIN`, or the one that cargo built beside this program.

@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use darter_core::Digest;
 use darter_tests::agent::{Agent, Options};
+use darter_tests::emulator::End;
 use darter_tests::fake_ecr::{Auth, Fault, Kind, Rule};
 use darter_tests::http::{Client, basic};
 use darter_tests::image::{Format, Image};
@@ -314,5 +315,38 @@ async fn a_tag_is_asked_once_for_all_and_again_when_its_time_is_over() -> Result
     assert_eq!(pair.ecr.count(Kind::ManifestHead).requests, 1);
     eventually("the moved tag is seen", async || Ok(digest().await? == moved.root.digest().to_string())).await?;
     assert_eq!(pair.ecr.count(Kind::ManifestHead).requests, 2);
+    Ok(())
+}
+
+#[tokio::test]
+async fn after_a_hand_over_the_404_waits_for_no_proof_and_tells_a_stranger_nothing() -> Result<()> {
+    let name = "after_a_hand_over_the_404_waits_for_no_proof_and_tells_a_stranger_nothing";
+    if !can_run(name, &[Need::Darter]) {
+        return Ok(());
+    }
+    let pair = public(&[], |options| options.set("mirror.proof_ttl", "1s")).await?;
+    // Larger than what is on its way to a client that reads nothing.
+    let image = Image::index(Format::Oci, 3, &[24 * MIB])?;
+    pair.ecr.push(&image, REPOSITORY, "large");
+    let layer = image.layers[0].clone();
+    pair.bring(&layer).await?;
+    let path = format!("blobs/{}", layer.digest());
+    let mut reader = pair.open(&path, &[]).await?;
+    fs::File::options().write(true).open(pair.blob_file(layer.digest()))?.set_len(MIB)?;
+    assert_eq!(reader.read(None, |_| ()).await?, End::Fin);
+    // From now on no proof comes, and the one there was is over.
+    pair.ecr.inject(Rule::any().always(), Fault::Delay(Duration::MAX));
+    tokio::time::sleep(Duration::from_millis(1200)).await;
+    for headers in [[].as_slice(), &[("Range", "bytes=1048576-")]] {
+        let answer = pair.open(&path, headers).await?;
+        assert_eq!(answer.exchange.status, Some(404));
+        ensure!(answer.exchange.head_after < Duration::from_millis(300), "{:?}", answer.exchange.head_after);
+        ensure!(pair.get_with(&path, headers).await?.text().contains("cut short a moment ago"), "another reason");
+    }
+    // It is asked for under another name, which nobody proved: what happened here is not theirs to know.
+    let started = std::time::Instant::now();
+    let answer = pair.client().get(&pair.url_in("team/other", &path)).await?;
+    ensure!(answer.status == 404 && !answer.text().contains("cut short"), "{}", answer.text());
+    ensure!(started.elapsed() > Duration::from_secs(1), "answered without a proof: {:?}", started.elapsed());
     Ok(())
 }

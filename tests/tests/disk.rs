@@ -2,7 +2,7 @@
 //! wrong byte twice or a crash.
 
 use std::fs::{self, File};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -13,7 +13,7 @@ use darter_tests::fake_ecr::Auth;
 use darter_tests::image::{Format, Image, Item};
 use darter_tests::on_each_release;
 use darter_tests::scratch::Scratch;
-use darter_tests::stage::{MIB, Pair, REPOSITORY, Stage, eventually, flip};
+use darter_tests::stage::{MIB, Pair, REPOSITORY, Stage, TAG, ecr, eventually, flip, pair_options};
 use darter_tests::tmpfs::Tmpfs;
 use darter_tests::tools::{Need, can_run};
 
@@ -42,6 +42,51 @@ async fn degraded(agent: &Agent, words: &str) -> Result<()> {
     .await
 }
 
+fn hosts_toml(pair: &Pair) -> PathBuf {
+    pair.agent.dir().join("certs.d").join(pair.ecr.name()).join("hosts.toml")
+}
+
+/// Waits until containerd is kept away for a reason that has these words in it.
+async fn withdrawn(pair: &Pair, words: &[&str]) -> Result<()> {
+    eventually(&format!("withdrawn: {words:?}"), async || {
+        let answer = pair.agent.admin("/readyz").await?;
+        let json: serde_json::Value = serde_json::from_slice(&answer.body)?;
+        let checks = json["checks"].as_array().context("no checks")?;
+        let check = checks.iter().find(|check| check["check"] == "mirror").context("no check of the mirror")?;
+        let reason = check["reason"].as_str().unwrap_or_default();
+        let is_told = check["state"] == "failed" && words.iter().all(|word| reason.contains(word));
+        Ok(answer.status == 503 && is_told && !hosts_toml(pair).exists())
+    })
+    .await
+}
+
+/// Waits until containerd is sent here.
+async fn in_force(pair: &Pair) -> Result<()> {
+    eventually("hosts.toml is there", async || {
+        Ok(hosts_toml(pair).exists() && pair.agent.admin("/readyz").await?.status == 200)
+    })
+    .await
+}
+
+/// A file whose opening hangs until this is dropped.
+struct Pipe(PathBuf);
+
+impl Pipe {
+    fn in_place_of(path: &Path) -> Result<Self> {
+        let made = path.with_extension("pipe");
+        rustix::fs::mknodat(rustix::fs::CWD, &made, rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU, 0)?;
+        fs::rename(&made, path)?;
+        Ok(Self(path.to_owned()))
+    }
+}
+
+impl Drop for Pipe {
+    fn drop(&mut self) {
+        // Both ends at once: whoever waits for the other goes on.
+        let _ = File::options().read(true).write(true).open(&self.0);
+    }
+}
+
 async fn pair(layers: &[u64], change: impl FnOnce(Options) -> Options) -> Result<Pair> {
     let change = |options: Options| change(options.set("mirror.prefetch", "off"));
     Pair::with(layers, Auth::Public, &[("access", "public".into())], change).await
@@ -68,6 +113,10 @@ on_each_release! {
         tmpfs.fill()?;
         stage.pull().await?;
         degraded(stage.agent(), "full").await?;
+        // Past us is a quick way: nothing is gained by taking the file away, for two self-tests and more.
+        tokio::time::sleep(Duration::from_millis(2500)).await;
+        let file = stage.containerd.certs_d().join(stage.ecr.name()).join("hosts.toml");
+        ensure!(fs::read_to_string(&file)?.contains(&stage.agent().mirror_url()), "withdrawn\n{}", stage.story());
         let layers = stage.image.layer_bytes();
         ensure!(stage.read_by_containerd() >= layers, "who read the layers?\n{}", stage.story());
         tmpfs.empty()?;
@@ -116,17 +165,45 @@ async fn a_data_directory_that_is_a_file_is_said_and_waited_for() -> Result<()> 
     let dir = Scratch::new()?;
     let data = dir.join("data");
     fs::write(&data, "not a directory")?;
-    let pair = pair(&[4096], |options| options.set("agent.data_dir", data.display().to_string())).await?;
-    degraded(&pair.agent, &data.display().to_string()).await?;
+    let (ecr, image) = (ecr(Auth::Public)?, Image::index(Format::Oci, 7, &[4096])?);
+    ecr.push(&image, REPOSITORY, TAG);
+    let options = pair_options(&ecr, &[("access", "public".into())]).set("mirror.prefetch", "off");
+    let agent = Agent::start_unready(options.set("agent.data_dir", data.display().to_string())).await?;
+    let pair = Pair { agent, ecr, image };
+    withdrawn(&pair, &["the store is unavailable", &data.display().to_string()]).await?;
     let layer = pair.layer();
     assert_eq!(get(&pair, &layer).await?.0, 404);
     // Manifests need no disk.
     pair.read_manifests().await?;
     assert_eq!(fs::read_to_string(&data)?, "not a directory", "what is not ours was touched");
     fs::remove_file(&data)?;
+    in_force(&pair).await?;
     recovered(&pair.agent).await?;
     assert_eq!(get(&pair, &layer).await?, RIGHT);
     Ok(())
+}
+
+#[tokio::test]
+async fn a_disk_that_hangs_takes_hosts_toml_away_until_it_answers() -> Result<()> {
+    if !can_run("a_disk_that_hangs_takes_hosts_toml_away_until_it_answers", &[Need::Darter]) {
+        return Ok(());
+    }
+    let pair = pair(&[2 * MIB], |options| options.set("mirror.answer_within", "500ms")).await?;
+    let layer = pair.layer();
+    assert_eq!(get(&pair, &layer).await?, RIGHT);
+    let blob = pair.blob_file(layer.digest());
+    eventually("the blob is complete", async || Ok(blob.exists())).await?;
+    in_force(&pair).await?;
+    // Opening a pipe waits for its other end: once where blobs are read, once where they are written.
+    for path in [&blob, &pair.agent.dir().join("data/probe")] {
+        let pipe = Pipe::in_place_of(path)?;
+        withdrawn(&pair, &["the store's disk does not answer within 500ms (mirror.answer_within)"]).await?;
+        // The agent itself goes on.
+        assert_eq!(pair.agent.admin("/healthz").await?.status, 200);
+        drop(pipe);
+        in_force(&pair).await?;
+    }
+    eventually("it is read again", async || Ok(get(&pair, &layer).await? == RIGHT)).await
 }
 
 #[tokio::test]

@@ -280,3 +280,79 @@ async fn a_mirror_that_answers_nobody_is_withdrawn_and_comes_back() -> Result<()
     eventually("the file is back", async || Ok(file.exists())).await?;
     eventually("it is ready again", async || Ok(agent.admin("/readyz").await?.status == 200)).await
 }
+
+#[tokio::test]
+async fn uninstall_beside_a_running_agent_lasts_until_the_agent_is_started_again() -> Result<()> {
+    let test = "uninstall_beside_a_running_agent_lasts_until_the_agent_is_started_again";
+    if !tools::can_run(test, &[tools::Need::Darter]) {
+        return Ok(());
+    }
+    let ecr = ecr(Auth::Public)?;
+    let dir = Scratch::new()?;
+    let certs_d = dir.dir("containerd/certs.d")?;
+    let file = certs_d.join(ecr.name()).join("hosts.toml");
+    fs::create_dir_all(file.parent().context("a file is in a directory")?)?;
+    fs::write(
+        &file,
+        "server = \"https://x.example\" # ours\n[host.\"https://harbor.example\"]\ncapabilities = ['pull']",
+    )?;
+    let before = tree(&certs_d)?;
+    let mut agent = Agent::start(pair_options(&ecr, &[]).set("certs_d.path", certs_d.display().to_string())).await?;
+    ensure!(fs::read_to_string(&file)?.contains(&agent.mirror_url()));
+    let state = [("state", "uninstalled")];
+    for said in ["is back", "nothing to do"] {
+        let output = darter(&Place::Host, agent.dir(), &["uninstall"]).await?;
+        ensure!(output.status.success() && output.stdout.contains(said), "{output:?}");
+        ensure!(output.stdout.contains("the running agent did this, and writes no hosts.toml until"), "{output:?}");
+        ensure!(tree(&certs_d)? == before, "{:#?}", tree(&certs_d)?);
+        // Neither the timer, which is 1 s, nor a change makes the agent write.
+        fs::write(certs_d.join("stir"), "")?;
+        tokio::time::sleep(Duration::from_millis(2500)).await;
+        fs::remove_file(certs_d.join("stir"))?;
+        ensure!(tree(&certs_d)? == before, "written again: {:#?}", tree(&certs_d)?);
+        assert_eq!(agent.admin("/readyz").await?.status, 503);
+        let (told, reason) = check(&agent, "hosts_toml").await?;
+        ensure!(told == "failed" && reason.contains("given up by `darter uninstall`"), "{told}: {reason}");
+        let metrics = agent.metrics().await?;
+        assert_eq!(metrics.sum("darter_hosts_toml", &state), 1.0);
+        assert_eq!(metrics.sum("darter_hosts_toml", &[]), 1.0, "one state at a time");
+    }
+    assert_eq!(agent.log().matches("no hosts.toml is written until this agent is started again").count(), 1);
+    agent.stop().await?;
+    ensure!(tree(&certs_d)? == before, "a stop has nothing to take out");
+    let output = darter(&Place::Host, agent.dir(), &["uninstall"]).await?;
+    ensure!(output.status.success() && output.stdout.contains("no agent answers at"), "{output:?}");
+    agent.start_again().await?;
+    ensure!(fs::read_to_string(&file)?.contains(&agent.mirror_url()));
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_agent_that_does_not_answer_is_not_uninstalled_behind_its_back() -> Result<()> {
+    let test = "an_agent_that_does_not_answer_is_not_uninstalled_behind_its_back";
+    if !tools::can_run(test, &[tools::Need::Darter]) {
+        return Ok(());
+    }
+    let dir = Scratch::new()?;
+    let certs_d = dir.dir("certs.d/reg.example")?;
+    fs::write(
+        certs_d.join("hosts.toml"),
+        "# darter owns only the [host.\"http://127.0.0.1:4001\"] table; other edits stay\n\n[host.\"http://127.0.0.1:4001\"]\n",
+    )?;
+    let before = tree(&certs_d)?;
+    let socket = dir.join("admin.sock");
+    let (path, at) = (dir.join("certs.d").display().to_string(), socket.display().to_string());
+    fs::write(dir.join("darter.toml"), format!("[certs_d]\npath = {path:?}\n[admin]\nsocket = {at:?}\n"))?;
+    // As an agent of a version that knows no such order does.
+    let listener = tokio::net::UnixListener::bind(&socket)?;
+    let refusing = async {
+        let (mut stream, _) = listener.accept().await?;
+        tokio::io::AsyncWriteExt::write_all(&mut stream, b"HTTP/1.0 405 Method Not Allowed\r\n\r\nGET only\n").await
+    };
+    let (refused, output) = tokio::join!(refusing, darter(&Place::Host, dir.path(), &["uninstall"]));
+    refused?;
+    let output = output?;
+    ensure!(!output.status.success() && output.stderr.contains("stop it, then do this again"), "{output:?}");
+    ensure!(tree(&certs_d)? == before, "the agent would write it again");
+    Ok(())
+}

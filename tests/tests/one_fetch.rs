@@ -140,8 +140,14 @@ async fn a_blob_that_everybody_left_is_stopped_and_what_has_arrived_is_kept() ->
 
     pair.ecr.set_rate(None, None);
     pair.ecr.reset_counts();
+    let given = async |source: &str| pair.metric("darter_mirror_bytes_total", &[("source", source)]).await;
+    let before = (given("cache").await?, given("origin").await?);
+    assert_eq!(before.0, 0.0);
     read(&pair, &layer).await?;
     assert_eq!(pair.metric("darter_origin_unique_bytes_total", &[]).await?, bytes(layer.size()));
+    // Trailed from the first byte to the last, and of two sources.
+    assert_eq!(given("cache").await?, kept);
+    assert_eq!(given("origin").await? - before.1, bytes(layer.size()) - kept);
     let again = bytes(pair.ecr.blob_bytes());
     // A pull asks for the first 8 MiB before it looks at what is here; nobody reads that answer.
     ensure!(again <= bytes(layer.size() + 8 * MIB) - kept, "{kept} came before, {again} again");
@@ -238,5 +244,37 @@ async fn nothing_is_fetched_ahead_where_the_operator_says_so() -> Result<()> {
     for layer in &pair.image.layers {
         assert_eq!(pair.ecr.count_of(Kind::Blob, layer.digest()).requests, 0);
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_hit_has_one_line_of_its_own_and_a_chunk_only_where_somebody_looks_closely() -> Result<()> {
+    let name = "a_hit_has_one_line_of_its_own_and_a_chunk_only_where_somebody_looks_closely";
+    if !can_run(name, &[Need::Darter]) {
+        return Ok(());
+    }
+    let pair = Pair::new(&[2 * MIB]).await?;
+    let layer = pair.layer();
+    pair.bring(&layer).await?;
+    let said = |words: &str| {
+        let of = format!("digest={}", layer.digest());
+        let log = pair.agent.log();
+        log.lines().filter(|line| line.contains(words) && line.contains(&of)).map(str::to_owned).collect::<Vec<_>>()
+    };
+    let before = said("gave a blob that is here").len();
+    let path = format!("blobs/{}", layer.digest());
+    for number in 1..=2 {
+        read(&pair, &layer).await?;
+        eventually("it has its line", async || Ok(said("gave a blob that is here").len() == before + number)).await?;
+    }
+    assert_eq!(pair.get_with(&path, &[("Range", "bytes=0-99")]).await?.status, 206);
+    eventually("it has its line", async || Ok(said("gave a part of a blob").len() == 1)).await?;
+    let (whole, part) = (said("gave a blob that is here"), said("gave a part of a blob"));
+    assert_eq!(whole.len(), before + 2);
+    let (of, size) = (format!("repository={REPOSITORY}"), format!("bytes={} ", layer.size()));
+    for words in ["INFO", "source=\"cache\"", "seconds=", "first_byte_seconds=0.0", &of, &size] {
+        ensure!(whole.iter().all(|line| line.contains(words)), "{words}: {whole:#?}");
+    }
+    ensure!(part[0].contains("DEBUG") && part[0].contains("bytes=100"), "{part:#?}");
     Ok(())
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use darter_core::Digest;
 use darter_tests::agent::{Agent, Options};
+use darter_tests::emulator::End;
 use darter_tests::fake_ecr::{Auth, Fault, Kind, Rule};
 use darter_tests::image::{Format, Image, Item};
 use darter_tests::net::Place;
@@ -31,6 +32,13 @@ fn command(place: &Place, config: &Path, arguments: &[&str]) -> Result<std::proc
 /// Runs `darter prewarm` with the configuration of an agent, to its end.
 async fn prewarm(place: &Place, agent: &Agent, arguments: &[&str]) -> Result<Output> {
     process::run("darter prewarm", command(place, &agent.dir().join("darter.toml"), arguments)?, PATIENCE).await
+}
+
+/// The same with a credential.
+async fn prewarm_as(place: &Place, agent: &Agent, password: &str, images: &[&str]) -> Result<Output> {
+    let arguments = [["--username", "AWS", "--password-stdin"].as_slice(), images].concat();
+    let command = command(place, &agent.dir().join("darter.toml"), &arguments)?;
+    process::run_with_input("darter prewarm", command, password, PATIENCE).await
 }
 
 async fn pair(layers: &[u64]) -> Result<Pair> {
@@ -415,4 +423,77 @@ async fn by_socket(socket: &Path, body: &str) -> Result<String> {
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await?;
     Ok(answer)
+}
+
+#[tokio::test]
+async fn what_was_handed_over_a_moment_ago_is_prewarmed_all_the_same() -> Result<()> {
+    if !can_run("what_was_handed_over_a_moment_ago_is_prewarmed_all_the_same", &[Need::Darter]) {
+        return Ok(());
+    }
+    let pair = pair(&[24 * MIB]).await?;
+    let layer = pair.layer();
+    pair.bring(&layer).await?;
+    let path = format!("blobs/{}", layer.digest());
+    let mut reader = pair.open(&path, &[]).await?;
+    let file = pair.blob_file(layer.digest());
+    std::fs::File::options().write(true).open(&file)?.set_len(MIB)?;
+    assert_eq!(reader.read(None, |_| ()).await?, End::Fin);
+    assert_eq!(pair.get(&path).await?.status, 404, "containerd has another host; a prewarm has none");
+    let output = prewarm(&Place::Host, &pair.agent, &[&reference(&pair)]).await?;
+    ensure!(output.status.success(), "{output:?}");
+    ensure!(Digest::of(&std::fs::read(&file)?) == layer.digest(), "it is not here, or wrong");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_registry_that_asks_each_pull_for_its_credential_is_prewarmed_with_one() -> Result<()> {
+    let name = "a_registry_that_asks_each_pull_for_its_credential_is_prewarmed_with_one";
+    if !can_run(name, &[Need::Darter]) {
+        return Ok(());
+    }
+    // The most that can be logged: whatever it says, no credential may be in it.
+    let trace = |options: Options| options.set("log.level", "trace");
+    let caller = Pair::with(&[MIB], Auth::Ecr, &[("access", "caller".into())], trace).await?;
+    let (image, secret) = (reference(&caller), caller.ecr.password());
+    let aws = async |pair: &Pair, key: &str, images: &[&str]| prewarm_as(&Place::Host, &pair.agent, key, images).await;
+    let failed = |output: &Output, words: &str| {
+        ensure!(output.status.code() == Some(1) && output.stderr.contains(words), "{words}: {output:?}");
+        Ok(())
+    };
+    failed(&prewarm(&Place::Host, &caller.agent, &[&image]).await?, "give this one --username and --password-stdin")?;
+    failed(&aws(&caller, "no-password-of-anybody", &[&image]).await?, "cannot get the manifest")?;
+    failed(&aws(&caller, "", &[&image]).await?, "standard input has no password")?;
+    failed(&aws(&caller, "x", &[&image, "other.example/a:1"]).await?, "--username is for one registry")?;
+    let layer = caller.layer().digest();
+    ensure!(!caller.blob_file(layer).exists(), "it came without a credential");
+    let output = aws(&caller, &format!("{secret}\n"), &[&image]).await?;
+    ensure!(output.status.success() && caller.blob_file(layer).exists(), "{output:?}");
+    assert_eq!(caller.get(&format!("blobs/{layer}")).await?.status, 401, "it was for that call");
+    failed(&prewarm(&Place::Host, &caller.agent, &[&image]).await?, "asks each pull for its own credential")?;
+    for text in [secret.clone(), darter_tests::http::basic("AWS", &secret).replace("Basic ", "")] {
+        ensure!(!caller.agent.log().contains(&text), "the credential is in the log");
+    }
+    // Where another credential is used, this one is not silently left out.
+    let public = pair(&[4096]).await?;
+    failed(&aws(&public, "x", &[&reference(&public)]).await?, "leave --username out")
+}
+
+#[tokio::test]
+async fn containerd_pulls_with_the_credential_of_the_prewarm() -> Result<()> {
+    for release in Release::ALL {
+        let name = format!("containerd_pulls_with_the_credential_of_the_prewarm on {release:?}");
+        if !can_run(&name, &[Need::Containerd(release), Need::Darter]) {
+            continue;
+        }
+        let containerd = darter_tests::containerd::Options::default();
+        let mut stage = Stage::with(release, &[2 * MIB, MIB], Auth::Ecr, &containerd).await?;
+        let options = stage.options("caller");
+        stage.start(options.set("containerd.socket", stage.containerd.socket().display().to_string())).await?;
+        let (place, image) = (stage.network.node(0), stage.reference());
+        let output = prewarm_as(&place, stage.agent(), &stage.ecr.password(), &[&image]).await?;
+        ensure!(output.status.success(), "{output:?}\n{}", stage.story());
+        stage.containerd.cri().status(&image).await?.context("kubelet does not find the image")?;
+        assert_eq!(stage.read_by_containerd(), 0, "its pull came from the store\n{}", stage.story());
+    }
+    Ok(())
 }

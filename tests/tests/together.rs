@@ -28,6 +28,11 @@ async fn four_nodes_at_once_read_the_origin_exactly_once() -> Result<()> {
     ensure!(took < alone * 3 / 4, "{took:?}, alone it would be {alone:?}");
     let sent = swarm.sum("darter_peer_bytes_total", &[("direction", "sent")]).await?;
     ensure!(sent >= 3.0 * bytes(pushed.image.layer_bytes()), "{sent} bytes went from node to node");
+    // What containerd got is told by where it came from: of four nodes' blobs one copy is the registry's.
+    let told = async |source| swarm.sum("darter_mirror_bytes_total", &[("source", source)]).await;
+    let (peers, origin) = (told("peer").await?, told("origin").await?);
+    let share = origin / (peers + origin);
+    ensure!((0.2..0.4).contains(&share), "{origin} bytes from the registry, {peers} from peers");
     Ok(())
 }
 
@@ -96,4 +101,37 @@ async fn a_node_that_comes_late_takes_nothing_from_the_registry() -> Result<()> 
     swarm.complete().await?;
     last(swarm.pull_on(&[last_one], &pushed).await)?;
     swarm.copies(&pushed).ensure_exactly(1)
+}
+
+#[tokio::test]
+async fn a_node_that_loses_its_power_is_missed_by_nobody() -> Result<()> {
+    if !can_run("a_node_that_loses_its_power_is_missed_by_nobody", &NEEDS) {
+        return Ok(());
+    }
+    let swarm = Swarm::start(Plan::new(4, 100, 1), |_, options| options).await?;
+    let pushed = swarm.push(4, &[96 * MIB]).await?;
+    let size = pushed.image.layer_bytes();
+    let fault = async {
+        let agent = swarm.node(3).running_agent().context("an agent is gone")?;
+        eventually("it reads the registry", async || {
+            Ok(agent.metrics().await?.sum("darter_origin_bytes_total", &[]) > bytes(size) / 16.0)
+        })
+        .await?;
+        // The cable first: nobody hears a FIN.
+        swarm.network().unplug(3)?;
+        swarm.kill_agent(3)
+    };
+    let fourth = async {
+        // What becomes of it without a network is of no interest.
+        swarm.pull_on(&[3], &pushed).await;
+        std::future::pending::<()>().await;
+    };
+    let living = async { tokio::join!(swarm.pull_on(&[0, 1, 2], &pushed), fault) };
+    let (pulls, fault) = tokio::select! { done = living => done, () = fourth => unreachable!("it waits for ever") };
+    fault?;
+    last(pulls)?;
+    let log = swarm.ecr().log();
+    let copies = Copies::of_blob(&log, &pushed.image.layers[0]);
+    ensure!(copies.least == 1 && copies.sent - copies.size <= 32 * MIB, "{copies}");
+    Ok(())
 }

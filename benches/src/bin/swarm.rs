@@ -1,266 +1,66 @@
-//! Pieces from node to node against nginx serving the same ranges of the same file.
+//! What nodes do with each other: pieces from one to another against nginx on this machine's
+//! loopback, and whole swarms in network namespaces against the time that no protocol beats.
 //!
-//! One client, the one of `client`, asks both for one piece after the other on one connection: what
-//! is measured is the server. The exchange's own client, which also checks each piece, is a row of
-//! its own. All on this machine's loopback; an argument (`tls`, `plain`, `fetch`) runs one part.
-
-use std::fs::File;
-use std::io::Write as _;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
-use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+//! Arguments choose parts and rows by name, else all run; `size=64` cuts what a row pulls to so many
+//! MiB, for a quick look.
 
 use anyhow::{Context as _, Result, bail, ensure};
-use darter_agent::activity::Activity;
-use darter_agent::metrics::Metrics;
-use darter_agent::swarm::exchange::{
-    Client, Decision, Gate, Identity, Limits, Peers, PieceRequest, Server, Source, Upload, ZoneRelation,
-};
-use darter_benches::client::{self, Download};
-use darter_benches::{Better, Report, median, megabytes_per_second};
-use darter_core::Digest;
-use darter_core::pieces::{Layout, chaining_value};
-use darter_core::swarm::PeerId;
-use darter_core::swarm::attest::Attest;
-use darter_core::swarm::target::Target;
-use darter_core::swarm::token::{self, Secret, Token};
-use darter_tests::nginx::Nginx;
-use darter_tests::tls::Authority;
-use darter_tests::tools::{Need, can_run};
-use rustls::crypto::CryptoProvider;
-use rustls::crypto::ring::{self, cipher_suite::TLS13_AES_128_GCM_SHA256};
-use rustls::{ClientConfig, ClientConnection, StreamOwned};
-use rustls_pki_types::ServerName;
-use tokio_util::sync::{CancellationToken, DropGuard};
-
-const MIB: u64 = 1 << 20;
-/// Half a GiB of a blob whose pieces have 8 MiB, the largest: what images of models have.
-const PIECE: u64 = 8 * MIB;
-const PIECES: u32 = 64;
-const BLOB: u64 = 16 * 1024 * MIB;
-/// Alternating, so that a slow minute of the machine hits both sides.
-const REPEATS: usize = 9;
-const LOCAL: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+use darter_benches::rows::{self, ROWS, Row, SIZE_MAX_MIB, SIZE_MIB};
+use darter_benches::{Report, pieces};
 
 #[tokio::main]
 async fn main() -> Result<()> {
+    let chosen = Chosen::parse(std::env::args().skip(1))?;
     tokio::select! {
-        outcome = bench() => outcome,
+        outcome = bench(chosen) => outcome,
         _ = tokio::signal::ctrl_c() => bail!("interrupted"),
     }
 }
 
-async fn bench() -> Result<()> {
-    ensure!(can_run("bench-swarm", &[Need::Nginx]), "the benchmark cannot run here");
-    let only = std::env::args().nth(1);
-    let wanted = |part: &str| only.as_deref().is_none_or(|only| only == part);
-    let mut report = Report::default();
-    let stage = Stage::new()?;
-    if wanted("tls") {
-        over_tls(&mut report, &stage).await?;
-    }
-    if wanted("plain") {
-        in_the_clear(&mut report, &stage).await?;
-    }
-    if wanted("fetch") {
-        fetched(&mut report, &stage).await?;
-    }
-    report.finish(only.as_deref().map_or("swarm", |_| "swarm-part"))
+struct Chosen {
+    parts: Vec<&'static str>,
+    rows: Vec<&'static Row>,
+    size_mib: u64,
+    is_all: bool,
 }
 
-/// The first pieces of a blob in a file, two nodes, and the secret of the one that serves.
-struct Stage {
-    dir: tempfile::TempDir,
-    shelf: Arc<Shelf>,
-    server: Identity,
-    client: Identity,
-    secret: Secret,
-}
-
-struct Shelf {
-    blob: Digest,
-    layout: Layout,
-    file: Arc<File>,
-    attests: Vec<Attest>,
-}
-
-impl Peers for Shelf {
-    fn member(&self, _: PeerId) -> Option<ZoneRelation> {
-        Some(ZoneRelation::Same)
-    }
-
-    fn may_attest(&self, _: PeerId) -> bool {
-        true
-    }
-}
-
-impl Source for Shelf {
-    async fn ask(&self, _: PeerId, _: Digest, piece: u32) -> Decision {
-        let attest = usize::try_from(piece).ok().and_then(|piece| self.attests.get(piece)).copied();
-        if attest.is_none() {
-            return Decision::NotHere;
-        }
-        let span = self.layout.piece(u64::from(piece));
-        Decision::Serve(Upload { file: self.file.clone(), span, attest, slot: Box::new(()) })
-    }
-}
-
-impl Stage {
-    fn new() -> Result<Self> {
-        let identity = |n| anyhow::Ok(Identity::new(libp2p_identity::Keypair::ed25519_from_bytes([n; 32])?)?);
-        let (server, layout, blob) = (identity(1)?, Layout::new(BLOB), Digest::of(b"bench"));
-        ensure!(layout.piece_size() == PIECE, "the pieces have another size");
-        let dir = tempfile::tempdir()?;
-        let path = dir.path().join("blob");
-        let mut file = File::create(&path)?;
-        let mut attests = Vec::new();
-        for piece in 0..PIECES {
-            let span = layout.piece(u64::from(piece));
-            let bytes: Vec<u8> = (span.start..span.end).map(|n| n.wrapping_mul(0x9e37_79b9).to_le_bytes()[3]).collect();
-            file.write_all(&bytes)?;
-            attests.push(server.attest(&blob, &layout, piece, chaining_value(span.start, &bytes)));
-        }
-        let shelf = Shelf { blob, layout, file: Arc::new(File::open(&path)?), attests };
-        Ok(Self { dir, shelf: Arc::new(shelf), server, client: identity(2)?, secret: Secret([7; 32]) })
-    }
-
-    /// A node that serves the pieces until the guard goes.
-    fn serve(&self, gate: Gate) -> Result<(SocketAddr, DropGuard)> {
-        let metrics = Arc::new(Metrics::new("bench", "bench"));
-        let any = SocketAddr::new(LOCAL, 0);
-        let server = Server::bind(any, gate, self.shelf.clone(), Limits::default(), metrics)?;
-        let (address, stop) = (server.address()?, CancellationToken::new());
-        tokio::spawn(server.run(stop.clone()));
-        Ok((address, stop.drop_guard()))
-    }
-
-    fn token(&self) -> Result<Token> {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH)?;
-        Ok(Token::new(&self.secret, self.client.peer(), &self.shelf.blob, LOCAL, now))
-    }
-
-    /// The requests for all pieces, as a node and as nginx understand them.
-    fn ours(&self, header: &str) -> Vec<String> {
-        let path = |piece| Target { blob: self.shelf.blob, piece };
-        (0..PIECES).map(|piece| format!("GET {} HTTP/1.1\r\n{header}", path(piece))).collect()
-    }
-
-    fn nginxs(&self) -> Vec<String> {
-        let span = |piece| self.shelf.layout.piece(u64::from(piece));
-        let range = |piece| format!("Range: bytes={}-{}", span(piece).start, span(piece).end - 1);
-        (0..PIECES).map(|piece| format!("GET /blob HTTP/1.1\r\nHost: bench\r\n{}\r\n", range(piece))).collect()
-    }
-}
-
-/// What the client does with a connection, off the async threads.
-async fn read(address: SocketAddr, heads: &[String], tls: Option<Arc<ClientConfig>>) -> Result<f64> {
-    let heads = heads.to_vec();
-    let read = move || -> Result<Download> {
-        let mut socket = TcpStream::connect(address).with_context(|| format!("cannot connect to {address}"))?;
-        socket.set_nodelay(true)?;
-        socket.set_read_timeout(Some(Duration::from_secs(60)))?;
-        let Some(config) = tls else { return client::pieces(&mut socket, &heads, PIECE) };
-        let connection = ClientConnection::new(config, ServerName::try_from("localhost")?)?;
-        let mut stream = StreamOwned::new(connection, socket);
-        stream.conn.complete_io(&mut stream.sock)?;
-        client::pieces(&mut stream, &heads, PIECE)
-    };
-    let got = tokio::task::spawn_blocking(read).await??;
-    Ok(megabytes_per_second(got.bytes, got.took))
-}
-
-/// Reads from both in turn and gives the medians, ours first.
-async fn both(
-    ours: (SocketAddr, &[String], Option<Arc<ClientConfig>>),
-    theirs: (SocketAddr, &[String], Option<Arc<ClientConfig>>),
-) -> Result<(f64, f64)> {
-    let (mut our_rates, mut their_rates) = (Vec::new(), Vec::new());
-    for _ in 0..REPEATS {
-        their_rates.push(read(theirs.0, theirs.1, theirs.2.clone()).await?);
-        our_rates.push(read(ours.0, ours.1, ours.2.clone()).await?);
-    }
-    Ok((median(our_rates), median(their_rates)))
-}
-
-/// nginx over TLS, and what a client that trusts it is configured with: the cipher suite that nodes use.
-async fn nginx_tls(stage: &Stage) -> Result<(Nginx, Arc<ClientConfig>)> {
-    let authority = Authority::new()?;
-    let (certificate, key) = authority.issue(&["localhost"])?.write(stage.dir.path())?;
-    let nginx = Nginx::start_tls(stage.dir.path(), &certificate, &key).await?;
-    let provider = CryptoProvider { cipher_suites: vec![TLS13_AES_128_GCM_SHA256], ..ring::default_provider() };
-    Ok((nginx, authority.client_config_with(Arc::new(provider))?))
-}
-
-async fn over_tls(report: &mut Report, stage: &Stage) -> Result<()> {
-    println!("\nover TLS 1.3 with AES-128-GCM: {PIECES} pieces of 8 MiB in a row on one connection");
-    let (ours, _stop) = stage.serve(Gate::Tls(stage.server.clone()))?;
-    let (nginx, trusting) = nginx_tls(stage).await?;
-    let config = Arc::new(stage.client.client_config(stage.server.peer())?);
-    let (our_heads, their_heads) = (stage.ours(""), stage.nginxs());
-    let (ours, theirs) =
-        both((ours, &our_heads, Some(config)), (nginx.address(), &their_heads, Some(trusting))).await?;
-    let conditions = format!("{ours:.0} against {theirs:.0} MB/s, median of {REPEATS}, same client");
-    report.add("pieces over TLS, rate / nginx", ours / theirs, "ratio", Better::Higher, Some(1.2), conditions);
-    Ok(())
-}
-
-async fn in_the_clear(report: &mut Report, stage: &Stage) -> Result<()> {
-    println!("\nin the clear, nginx with sendfile: {PIECES} pieces of 8 MiB in a row on one connection");
-    let (ours, _stop) = stage.serve(Gate::Token(stage.secret.clone()))?;
-    let nginx = Nginx::start(stage.dir.path(), "").await?;
-    let header = format!("{}: {}\r\n", token::HEADER, stage.token()?);
-    let (our_heads, their_heads) = (stage.ours(&header), stage.nginxs());
-    let (ours, theirs) = both((ours, &our_heads, None), (nginx.address(), &their_heads, None)).await?;
-    let conditions = format!("{ours:.0} against {theirs:.0} MB/s, median of {REPEATS}, same client");
-    report.add("pieces in the clear, rate / nginx", ours / theirs, "ratio", Better::Higher, Some(0.9), conditions);
-    Ok(())
-}
-
-/// What a node really does: two pieces at once of one peer, each with its BLAKE3 and its signature.
-async fn fetched(report: &mut Report, stage: &Stage) -> Result<()> {
-    println!("\nnode to node, two pieces at once, BLAKE3 and signature of each checked, on the same cores");
-    for (name, gate, identity) in [
-        ("over TLS", Gate::Tls(stage.server.clone()), Some(stage.client.clone())),
-        ("in the clear", Gate::Token(stage.secret.clone()), None),
-    ] {
-        let (address, _stop) = stage.serve(gate)?;
-        let metrics = Arc::new(Metrics::new("bench", "bench"));
-        let client = Arc::new(Client::new(identity, stage.shelf.clone(), Limits::default(), metrics));
-        let mut rates = Vec::new();
-        for _ in 0..REPEATS {
-            let token = Some(stage.token()?);
-            let started = Instant::now();
-            let halves: Vec<_> = [0, 1]
-                .map(|half| {
-                    let (client, peer, shelf) = (client.clone(), stage.server.peer(), stage.shelf.clone());
-                    tokio::spawn(async move {
-                        for piece in (half..PIECES).step_by(2) {
-                            let (blob, layout, patience) = (shelf.blob, shelf.layout, Duration::from_secs(10));
-                            let known = None;
-                            let request = PieceRequest {
-                                peer,
-                                address,
-                                blob,
-                                layout,
-                                piece,
-                                known,
-                                token,
-                                patience,
-                                activity: Activity::default(),
-                            };
-                            client.fetch(&request).await?;
-                        }
-                        anyhow::Ok(())
-                    })
-                })
-                .into();
-            for half in halves {
-                half.await??;
+impl Chosen {
+    fn parse(arguments: impl Iterator<Item = String>) -> Result<Self> {
+        let mut chosen = Self { parts: Vec::new(), rows: Vec::new(), size_mib: SIZE_MIB, is_all: false };
+        for argument in arguments {
+            if let Some(size) = argument.strip_prefix("size=") {
+                chosen.size_mib = size.parse().with_context(|| argument.clone())?;
+            } else if let Some(part) = pieces::PARTS.iter().find(|part| **part == argument) {
+                chosen.parts.push(part);
+            } else if let Some(row) = ROWS.iter().find(|row| row.name == argument) {
+                chosen.rows.push(row);
+            } else {
+                let rows: Vec<_> = ROWS.iter().map(|row| row.name).collect();
+                bail!("no row {argument}; there are {} {} and size=MIB", pieces::PARTS.join(" "), rows.join(" "));
             }
-            rates.push(megabytes_per_second(u64::from(PIECES) * PIECE, started.elapsed()));
         }
-        let name = format!("fetched and checked {name}, MB/s");
-        report.add(&name, median(rates), "MB/s", Better::Higher, None, format!("median of {REPEATS}"));
+        // In four layers of whole pieces.
+        ensure!(
+            (8..=SIZE_MAX_MIB).contains(&chosen.size_mib) && chosen.size_mib.is_multiple_of(4),
+            "size={}: 8 to {SIZE_MAX_MIB} MiB, a multiple of 4",
+            chosen.size_mib
+        );
+        if chosen.parts.is_empty() && chosen.rows.is_empty() {
+            chosen.parts = pieces::PARTS.to_vec();
+            chosen.rows = ROWS.iter().collect();
+            chosen.is_all = chosen.size_mib == SIZE_MIB;
+        }
+        Ok(chosen)
     }
-    Ok(())
+}
+
+async fn bench(chosen: Chosen) -> Result<()> {
+    let mut report = Report::default();
+    for part in chosen.parts {
+        pieces::run(part, &mut report).await?;
+    }
+    for row in chosen.rows {
+        rows::run(row, chosen.size_mib, &mut report).await?;
+    }
+    report.finish(if chosen.is_all { "swarm" } else { "swarm-part" })
 }

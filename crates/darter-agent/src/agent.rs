@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use crate::admin::{Admin, AdminError, Watched};
+use crate::admin::{Admin, AdminError, Orders, Watched};
 use crate::certs_d::{self, CertsD};
 use crate::config::{Access, Config, ContentStore, Discover, RegistryConfig};
 use crate::containerd::Known;
@@ -26,7 +26,7 @@ use crate::prewarm::Prewarm;
 use crate::pulls::Pulls;
 use crate::self_test::SelfTest;
 use crate::sites::{Site, Sites};
-use crate::store::Store;
+use crate::store::{Checkup, Store};
 use crate::swarm::part::{STOP, SwarmError, SwarmPart};
 
 /// How long each part gets to put away what it holds after the stop.
@@ -90,7 +90,7 @@ impl Agent {
         discover(&mut config).await;
         // containerd itself is asked by the first self-test: nothing here hangs on its version.
         let preflight = certs_d::preflight_for(&config, Known::not_asked());
-        let certs_d = CertsD::new(&config, &config.registries, config.mirror.listen, metrics.clone());
+        let certs_d = CertsD::new(&config, &preflight.later_roots, metrics.clone());
         let sites = Arc::new(sites(&config, &certs_d, &metrics).await?);
         let content_store = preflight.content_store().filter(|_| config.containerd.content_store == ContentStore::Auto);
         let store = Store::open(config.data_dir(), &config.store, content_store, metrics.clone()).await;
@@ -112,7 +112,8 @@ impl Agent {
             swarm: swarm.as_ref().map(SwarmPart::standing),
         };
         let prewarm = Prewarm::new(&config, sites.clone(), images, store.clone());
-        let admin = Admin::bind(config.admin.listen, &config.admin_socket(), metrics.clone(), watched, prewarm).await?;
+        let orders = Orders { prewarm, uninstall: certs_d.uninstaller() };
+        let admin = Admin::bind(config.admin.listen, &config.admin_socket(), metrics.clone(), watched, orders).await?;
         Ok(Self { config, metrics, sites, store, pulls, mirror, admin, certs_d, swarm, serving, preflight, pulling })
     }
 
@@ -132,8 +133,9 @@ impl Agent {
         let mut hosts = Part::start("hosts.toml", certs_d.run(passes, files.clone()));
         let mut mirror = Part::start("mirror", mirror.run(serve.clone()));
         let mut admin = Part::start("admin", admin.run(keep.clone()));
+        let (disk, checkup, said) = (store.clone(), Checkup::default(), BTreeSet::new());
         let mut store = Part::start("store", store.run(keep.clone()));
-        let checks = SelfTest { config, address, seen, serving, passing, preflight, said: BTreeSet::new() };
+        let checks = SelfTest { config, address, store: disk, checkup, seen, serving, passing, preflight, said };
         let mut checks = Part::start("self-test", checks.run(files.clone()));
         let (leaving, sharing) = (CancellationToken::new(), CancellationToken::new());
         let (leave, share, shared) = (leaving.clone(), sharing.clone(), pulls.clone());

@@ -25,10 +25,14 @@ pub enum LogError {
     Twice(#[source] Box<dyn Error + Send + Sync>),
 }
 
+/// Kubernetes clients log every failed try, at every level. What came of it is in our own lines, once;
+/// who wants the rest says `kube_client=debug`.
+const QUIET: &str = "kube_client=off,kube_runtime=off";
+
 /// Starts logging to stderr as configured. Colours only on a terminal.
 pub fn init(log: &Log) -> Result<(), LogError> {
     let filter = EnvFilter::builder()
-        .parse(&log.level)
+        .parse(format!("{QUIET},{}", log.level))
         .map_err(|source| LogError::Level { level: log.level.clone(), source })?;
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)

@@ -150,6 +150,7 @@ pub struct Metrics {
     pub swarm_dropped: Family<ReasonLabels, Counter>,
     /// Blobs that this node read alone because the other nodes were of no help.
     pub swarm_fallbacks: Family<ReasonLabels, Counter>,
+    pub swarm_watch_errors: Family<ReasonLabels, Counter>,
 }
 
 /// First bytes come from a hit in under a millisecond, and from a slow registry after seconds.
@@ -241,6 +242,11 @@ impl Metrics {
                 Family::default(),
                 "swarm_dropped",
                 "Messages to peers that were dropped instead of queued"
+            ),
+            swarm_watch_errors: metric!(
+                Family::default(),
+                "swarm_watch_errors",
+                "Failed tries to watch the agents' EndpointSlices"
             ),
             registry,
         }

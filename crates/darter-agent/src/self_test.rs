@@ -1,6 +1,7 @@
-//! Looks again and again at what containerd meets: the mirror's answer, and its own configuration.
+//! Looks again and again at what containerd meets: the mirror's answer, the disk behind it, and its own
+//! configuration.
 //!
-//! hosts.toml is there only while the mirror passes.
+//! hosts.toml is there only while mirror and disk pass.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -16,6 +17,7 @@ use crate::config::Config;
 use crate::containerd::{self, Known};
 use crate::log::chain;
 use crate::mirror::{self, Seen};
+use crate::store::{Checkup, Store};
 
 /// A handful of small files, and one question.
 const CONTAINERD_PATIENCE: Duration = Duration::from_secs(3);
@@ -26,6 +28,10 @@ pub struct SelfTest {
     pub config: Config,
     /// The mirror.
     pub address: SocketAddr,
+    /// What it gives blobs from.
+    pub store: Store,
+    /// The look at its disk.
+    pub checkup: Checkup,
     /// Which containerd asked last: some traps are of some versions only.
     pub seen: Seen,
     /// Why the mirror fails, for people.
@@ -48,7 +54,10 @@ impl SelfTest {
                 _ = ticks.tick() => {}
                 () = stop.cancelled() => return,
             }
-            self.mirror().await;
+            // Each is waited for in turn; a stop waits for none.
+            if stop.run_until_cancelled(self.mirror()).await.is_none() {
+                return;
+            }
             // A file system that hangs must not keep the mirror from being looked at, nor the stop.
             let looked = stop.run_until_cancelled(timeout(CONTAINERD_PATIENCE, self.containerd())).await;
             if let Some(Err(_)) = looked {
@@ -57,8 +66,13 @@ impl SelfTest {
         }
     }
 
-    async fn mirror(&self) {
-        let outcome = mirror::self_test(self.address).await.map_err(|error| chain(&error).to_string());
+    async fn mirror(&mut self) {
+        let mut outcome = mirror::self_test(self.address).await.map_err(|error| chain(&error).to_string());
+        if outcome.is_ok() {
+            // A disk that needs longer than an answer may take makes every answer a late 404.
+            let looked = self.checkup.look(&self.store, self.config.mirror.answer_within.0).await;
+            outcome = looked.map_err(|error| chain(&error).to_string());
+        }
         let passes = outcome.is_ok();
         self.serving.send_if_modified(|before| {
             let changed = *before != outcome;

@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
 use darter_core::Registry;
 use darter_core::ecr::Ecr;
@@ -17,12 +18,19 @@ use crate::certs_d::Others;
 use crate::config::{Access, RegistryConfig};
 use crate::log::chain;
 use crate::metrics::RegistryLabel;
-use crate::origin::Origin;
+use crate::origin::{Away, Origin};
+
+/// How long a registry that was away is not asked again by those who have something else.
+const PAUSE: Duration = Duration::from_secs(5);
+/// A site that never reaches its registry waits for it twice a minute.
+const PAUSE_MAX: Duration = Duration::from_secs(30);
 
 /// One mirrored registry.
 pub struct Site {
     /// How to reach it, and the hosts of hosts.toml that stand before it.
     reach: RwLock<(Origin, Vec<ForeignOrigin>)>,
+    /// Whether it is away.
+    pub away: Away,
     /// Its label in the metrics.
     pub label: RegistryLabel,
     /// What the operator said about it.
@@ -32,7 +40,8 @@ pub struct Site {
 impl Site {
     /// A registry with the origin that was made for it and for these hosts before it.
     pub fn new(config: RegistryConfig, origin: Origin, foreign: Vec<ForeignOrigin>) -> Self {
-        Self { reach: RwLock::new((origin, foreign)), label: RegistryLabel::of(&config.name), config }
+        let (reach, away) = (RwLock::new((origin, foreign)), Away::new(PAUSE, PAUSE_MAX));
+        Self { reach, away, label: RegistryLabel::of(&config.name), config }
     }
 
     /// How to reach it now. Whoever asks for several parts of one thing keeps what this gives.

@@ -51,9 +51,10 @@ pub(crate) enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Put back every hosts.toml as it was before darter, where no agent runs any more.
+    /// Put back every hosts.toml as it was before darter.
     ///
-    /// A running agent writes its files again: stop it (SIGTERM), which puts them back by itself.
+    /// A running agent is asked to do it, at admin.socket; it then writes none until it is started
+    /// again. Where no agent runs this command does it. It says which of the two it was.
     Uninstall(Source),
     /// Bring images to this node before they are asked for, through its running agent.
     ///
@@ -62,6 +63,7 @@ pub(crate) enum Command {
     #[command(after_help = "Examples:\n  darter prewarm 123456789012.dkr.ecr.us-east-1.amazonaws.com/llm:v3\n  \
         darter prewarm --store-only registry.example/a:1 registry.example/b:2 --json\n  \
         darter prewarm --pin 48h registry.example/a:1\n  \
+        darter prewarm --username me --password-stdin registry.example/a:1 < token\n  \
         darter prewarm --unpin registry.example/a:1")]
     Prewarm(Order),
     /// What nodes need to be in one swarm.
@@ -151,6 +153,15 @@ pub(crate) struct Order {
     /// Bring nothing: end the pins of these images. Their registries are not asked.
     #[arg(long, conflicts_with = "store_only")]
     pub(crate) unpin: bool,
+    /// User of this one call, for a registry that asks each pull for its own credential (access = "caller").
+    ///
+    /// It goes over the agent's unix socket and to the registry of the images, which is one for all of
+    /// them. It is forgotten with this call.
+    #[arg(long, value_name = "NAME", requires = "password_stdin", conflicts_with = "unpin")]
+    pub(crate) username: Option<String>,
+    /// Read the password, or a token in its place, from standard input.
+    #[arg(long, requires = "username")]
+    pub(crate) password_stdin: bool,
     /// Print the agent's events as JSON lines.
     #[arg(long)]
     pub(crate) json: bool,

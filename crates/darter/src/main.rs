@@ -8,6 +8,8 @@ mod plot;
 mod prewarm;
 mod show;
 mod simulate;
+mod socket;
+mod uninstall;
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -49,7 +51,7 @@ fn run(args: Args) -> Result<ExitCode> {
             let config = source.load()?.config()?;
             show::preflight(&runtime()?.block_on(certs_d::preflight(&config)), json)
         }
-        Command::Uninstall(source) => show::uninstall(&certs_d::uninstall(&source.load()?.config()?)?),
+        Command::Uninstall(source) => runtime()?.block_on(uninstall::run(&source.load()?.config()?)),
         Command::Swarm(SwarmCommand::Key) => show::print(&swarm::key::make().context("cannot get random bytes")?),
         Command::Simulate(SimulateCommand::Swarm(play)) => simulate::swarm(&play),
         Command::Prewarm(order) => runtime()?.block_on(prewarm::run(order)),

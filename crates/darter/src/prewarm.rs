@@ -4,18 +4,18 @@
 //! the connection: the agent stops, and keeps what has arrived.
 
 use std::collections::HashMap;
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Read};
 use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, bail};
-use darter_agent::prewarm::{BlobSize, Event, Order as Wire, Pin, Release};
+use anyhow::{Context, Result, bail, ensure};
+use darter_agent::prewarm::{BlobSize, Event, Login, Order as Wire, Pin, Release};
+use darter_core::ImageName;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
-use tokio::net::UnixStream;
 
 use crate::args::Order;
 use crate::show::print;
+use crate::socket;
 
 /// Exit status where every image is here, and one is not pinned though it should be. 2 is clap's.
 const NOT_PINNED: u8 = 3;
@@ -32,6 +32,7 @@ enum Outcome {
 /// Brings or releases all images of an order, one after the other.
 pub(crate) async fn run(order: Order) -> Result<ExitCode> {
     let socket = order.source.load()?.config()?.admin_socket();
+    let login = login(&order)?;
     let mut worst = Outcome::Done;
     // One listener for all images: a signal between two of them would be lost.
     let interrupted = tokio::signal::ctrl_c();
@@ -41,7 +42,8 @@ pub(crate) async fn run(order: Order) -> Result<ExitCode> {
         let (path, body) = if order.unpin {
             ("/v1/unpin", serde_json::to_string(&Release { image: image.clone() })?)
         } else {
-            let wire = Wire { image: image.clone(), store_only: order.store_only, pin: order.pin };
+            let (image, login) = (image.clone(), login.clone());
+            let wire = Wire { image, store_only: order.store_only, pin: order.pin, login };
             ("/v1/prewarm", serde_json::to_string(&wire)?)
         };
         let outcome = tokio::select! {
@@ -58,22 +60,33 @@ pub(crate) async fn run(order: Order) -> Result<ExitCode> {
     })
 }
 
+/// A password or a token that is longer is a file of another kind.
+const PASSWORD_MAX: usize = 8 * 1024;
+
+/// The credential of this call, its password from stdin.
+fn login(order: &Order) -> Result<Option<Login>> {
+    let Some(username) = order.username.clone() else { return Ok(None) };
+    ensure!(!username.is_empty() && !username.contains(':'), "--username is empty or has a colon in it");
+    let names = order.images.iter().map(|image| image.parse::<ImageName>().with_context(|| format!("`{image}`")));
+    let mut registries = names.map(|name| Ok(name?.registry)).collect::<Result<Vec<_>>>()?;
+    registries.dedup();
+    // What opens one registry is not another's to see.
+    ensure!(registries.len() == 1, "--username is for one registry: prewarm the images of each by a call of their own");
+    let mut password = String::new();
+    let limit = PASSWORD_MAX as u64 + 1;
+    std::io::stdin().take(limit).read_to_string(&mut password).context("cannot read the password from stdin")?;
+    let password = password.strip_suffix('\n').map_or(&*password, |line| line.strip_suffix('\r').unwrap_or(line));
+    ensure!(!password.is_empty(), "standard input has no password");
+    ensure!(password.len() < PASSWORD_MAX, "standard input is too long for a password");
+    Ok(Some(Login { username, password: password.to_owned() }))
+}
+
 /// Sends one order and shows its events.
 async fn follow(socket: &Path, path: &str, body: &str, view: &mut View) -> Result<Outcome> {
-    let stream = UnixStream::connect(socket).await.with_context(|| {
+    let stream = socket::connect(socket).await?.with_context(|| {
         format!("no agent answers at {} (admin.socket): start `darter agent` first", socket.display())
     })?;
-    // HTTP/1.0: the answer ends where the connection does, and needs no unchunking.
-    let request = format!("POST {path} HTTP/1.0\r\nContent-Length: {}\r\n\r\n{body}", body.len());
-    let mut stream = BufReader::new(stream);
-    stream.write_all(request.as_bytes()).await.context("cannot send the order")?;
-    let mut lines = stream.lines();
-    let status = lines.next_line().await?.unwrap_or_default();
-    while lines.next_line().await?.is_some_and(|line| !line.is_empty()) {}
-    if !status.contains(" 200 ") {
-        let reason = lines.next_line().await?.unwrap_or_default();
-        bail!("the agent refused the order: {status}: {reason}");
-    }
+    let mut lines = socket::post(stream, path, body).await?;
     while let Some(line) = lines.next_line().await.context("the agent went away")? {
         let event = serde_json::from_str(&line).with_context(|| format!("the agent said `{line}`"))?;
         match view.show(&line, event)? {

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use darter_agent::certs_d::{Preflight, Undone};
+use darter_agent::certs_d::Preflight;
 
 /// Writes to stdout; a pipe that was closed early (`| head`) is no error.
 pub(crate) fn print(text: &str) -> Result<ExitCode> {
@@ -30,15 +30,4 @@ pub(crate) fn preflight(found: &Preflight, json: bool) -> Result<ExitCode> {
         (Some(true), None) => ExitCode::SUCCESS,
         (Some(_), _) => ExitCode::FAILURE,
     })
-}
-
-/// What uninstall did.
-pub(crate) fn uninstall(undone: &[Undone]) -> Result<ExitCode> {
-    if undone.is_empty() {
-        return print("nothing to do: no hosts.toml is darter's\n");
-    }
-    for file in undone {
-        print(&format!("{file}\n"))?;
-    }
-    Ok(ExitCode::SUCCESS)
 }

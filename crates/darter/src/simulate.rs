@@ -37,7 +37,8 @@ pub(crate) struct Play {
     #[arg(long, default_value_t = 1, value_name = "N")]
     seeds: u64,
     /// Something that goes wrong: KIND@PERCENT of the bound, KIND one of importer, coordinator,
-    /// churn10, churn30, slow10, corrupt, throttle, forbid. Can be repeated.
+    /// churn10, churn30, pause, pause-coordinator, partition, sever, unreachable, lose5, slow10, stall,
+    /// corrupt, boast, disk, leap, freeze, throttle, forbid. Can be repeated.
     #[arg(long = "fault", value_name = "KIND@PERCENT")]
     faults: Vec<String>,
     /// Blocks that links serve in turn, for each piece: fewer are faster to play and less exact.
@@ -148,6 +149,9 @@ fn one(play: &Play, nodes: u32, seed: u64) -> Result<Row> {
     })
 }
 
+/// How long what passes takes.
+const PERIOD: Duration = Duration::from_secs(1);
+
 fn faults(text: &str, nodes: u32, bound: f64) -> Result<Vec<(Duration, Fault)>> {
     let (kind, percent) = text.split_once('@').with_context(|| format!("--fault {text}: expected KIND@PERCENT"))?;
     let percent: u32 =
@@ -165,6 +169,17 @@ fn faults(text: &str, nodes: u32, bound: f64) -> Result<Vec<(Duration, Fault)>> 
         "coordinator" => vec![(at, Fault::KillCoordinator)],
         "churn10" => some(10, Fault::Kill).collect(),
         "churn30" => some(30, Fault::Kill).collect(),
+        "pause" => vec![(at, Fault::Pause(nodes / 2, PERIOD))],
+        "pause-coordinator" => vec![(at, Fault::PauseCoordinator(PERIOD))],
+        "partition" => vec![(at, Fault::Partition(PERIOD))],
+        "sever" => vec![(at, Fault::Sever(0, nodes / 2))],
+        "unreachable" => vec![(at, Fault::Unreachable(0, nodes / 2))],
+        "lose5" => vec![(at, Fault::Lose(50))],
+        "stall" => vec![(at, Fault::Stall(nodes / 2))],
+        "boast" => vec![(at, Fault::Boast(nodes / 2))],
+        "disk" => vec![(at, Fault::DiskFull(nodes / 2))],
+        "leap" => vec![(at, Fault::Leap(nodes / 2, Duration::from_secs(300)))],
+        "freeze" => vec![(at, Fault::Freeze(nodes / 2, PERIOD))],
         "slow10" => some(10, Fault::Slow).map(|(_, fault)| (at, fault)).collect(),
         "corrupt" => vec![(at, Fault::Corrupt(nodes / 2))],
         "throttle" => vec![(at, Fault::Throttle(Duration::from_millis(500)))],

@@ -25,8 +25,12 @@ pub struct Copies {
 impl Copies {
     /// Of all blobs that a node pulls of an image.
     pub fn of_image(ecr: &FakeEcr, image: &Image) -> Self {
-        let log = ecr.log();
-        let blobs: Vec<_> = image.pulled_blobs().map(|blob| Self::of_blob(&log, blob)).collect();
+        Self::of_log(&ecr.log(), image)
+    }
+
+    /// The same of a part of the registry's log.
+    pub fn of_log(log: &[Seen], image: &Image) -> Self {
+        let blobs: Vec<_> = image.pulled_blobs().map(|blob| Self::of_blob(log, blob)).collect();
         Self {
             least: blobs.iter().map(|blob| blob.least).min().unwrap_or_default(),
             most: blobs.iter().map(|blob| blob.most).max().unwrap_or_default(),

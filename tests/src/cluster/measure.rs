@@ -7,7 +7,6 @@ use std::fmt;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use darter_core::pieces::Layout;
 use darter_core::simulate::{Bound, Scenario};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::Instant;
@@ -50,9 +49,27 @@ pub fn bound(nodes: usize, size: u64, link: f64, origin: f64) -> Result<Bound> {
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "bytes a second")]
     let (link, origin) = (link as u64, origin as u64);
     let mut scenario = Scenario::cold(u32::try_from(nodes)?, size, 1);
-    (scenario.layout, scenario.uplink, scenario.downlink) = (Layout::new(size), link, link);
+    (scenario.uplink, scenario.downlink) = (link, link);
     (scenario.origin.rate, scenario.origin.connection_rate) = (origin, origin);
     Ok(Bound::of(&scenario))
+}
+
+/// The same for `nodes` that get it from one other that has it, and from no origin.
+pub fn warm_bound(nodes: usize, size: u64, link: f64) -> Result<Bound> {
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "bytes a second")]
+    let link = link as u64;
+    let mut scenario = Scenario::warm(u32::try_from(nodes)?, 1, size);
+    (scenario.uplink, scenario.downlink) = (link, link);
+    Ok(Bound::of(&scenario))
+}
+
+/// What goal G1 of the fact sheet leaves to TCP and to real machines.
+const TOLERANCE: f64 = 0.07;
+
+/// The seconds that goal G1 allows real agents on real links: the bound, three piece-times for each
+/// doubling of the nodes, and 7 %.
+pub fn goal_seconds(bound: &Bound) -> f64 {
+    (bound.rounds + bound.allowance) * bound.piece_seconds * (1.0 + TOLERANCE)
 }
 
 /// Processor time of the whole machine up to a moment.
@@ -131,6 +148,15 @@ impl Verdict {
         Self(gates)
     }
 
+    /// The gates that do not hold, for people; empty if the run counts.
+    pub fn objections(&self) -> String {
+        let failed = self.0.iter().filter(|gate| !gate.holds);
+        failed
+            .map(|Gate { what, value, allowed, .. }| format!("{what} {value:.3}, not {allowed}"))
+            .collect::<Vec<_>>()
+            .join(" and ")
+    }
+
     /// Whether the run counts.
     pub fn is_valid(&self) -> bool {
         self.0.iter().all(|gate| gate.holds)
@@ -177,5 +203,21 @@ mod tests {
         let before = Machine::parse("cpu  10 0 10 100 50 0 0 0 0 0\ncpu0 1 1 1 1\n").unwrap();
         let after = Machine::parse("cpu  20 5 20 150 70 1 2 2 99 99\n").unwrap();
         assert_eq!(after.busy_since(before), 0.3);
+    }
+
+    #[test]
+    fn the_goal_is_the_fact_sheets_for_four_nodes_and_one_layer() {
+        // 200 Mbit/s carry 189.8 of payload; 258 piece-times of 1 MiB are the bound, 12.5 s the goal.
+        let bound = bound(4, 256 << 20, 23_725_000.0, 23_725_000.0).unwrap();
+        assert_eq!((bound.rounds, bound.allowance), (258.0, 6.0));
+        assert!((12.4..12.55).contains(&goal_seconds(&bound)), "{}", goal_seconds(&bound));
+        // The holder sends each piece once, and the last one takes one more step to the third node.
+        assert_eq!(warm_bound(3, 256 << 20, 23_725_000.0).unwrap().rounds, 257.0);
+    }
+
+    #[test]
+    fn objections_name_the_gates_that_do_not_hold() {
+        assert_eq!(verdict(0.79, 1030, 2060).objections(), "");
+        assert_eq!(verdict(0.85, 1030, 2060).objections(), "machine busy 0.850, not < 0.80");
     }
 }

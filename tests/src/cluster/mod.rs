@@ -10,9 +10,7 @@
 //! - [`control`]: how fast bare TCP gives a blob to all nodes here
 //! - [`measure`]: rates, the bound, and whether a run counts
 //! - [`swarm`]: a cluster whose agents share
-//! - [`baseline`]: direct pulls, pulls through agents, control program and bound, as one row
 
-pub mod baseline;
 pub mod control;
 pub mod copies;
 pub mod measure;
@@ -225,15 +223,40 @@ impl Cluster {
     /// On all living nodes a client reads an image from the mirror alone and checks every sha256: what
     /// the agents take, without what containerd needs to unpack.
     pub async fn read_all(&self, pushed: &Pushed) -> Vec<Pull> {
+        let living: Vec<_> = (0..self.len()).filter(|number| self.nodes[*number].is_alive()).collect();
+        self.read_on(&living, pushed).await
+    }
+
+    /// The same on these nodes alone.
+    pub async fn read_on(&self, nodes: &[usize], pushed: &Pushed) -> Vec<Pull> {
+        self.read_from(MIRROR, nodes, pushed).await
+    }
+
+    /// On these nodes a client reads an image from the registry itself, each layer by one connection.
+    pub async fn read_direct(&self, nodes: &[usize], pushed: &Pushed) -> Vec<Pull> {
+        self.read_from(self.ecr.address(), nodes, pushed).await
+    }
+
+    async fn read_from(&self, host: SocketAddr, nodes: &[usize], pushed: &Pushed) -> Vec<Pull> {
         let start = Instant::now();
         let read = async |node: usize| {
-            let place = self.network.node(node);
-            let client = Emulator::new(&place, &self.ecr.name(), &[Host::new(MIRROR)]);
+            let client = Emulator::new(&self.network.node(node), &self.ecr.name(), &[Host::new(host)]);
             let outcome = client.pull(REPOSITORY, &pushed.tag).await.map(drop);
             Pull { node, took: start.elapsed(), outcome }
         };
-        let living = (0..self.len()).filter(|number| self.nodes[*number].is_alive());
-        join_all(living.map(read)).await
+        join_all(nodes.iter().map(|node| read(*node))).await
+    }
+
+    /// A pull of one node by CRI, which starts when it is first waited for and needs nothing of the
+    /// cluster: nodes can come and go meanwhile. What the node has is looked at by [`verify`](Self::verify).
+    pub fn pull_alone(&self, node: usize, pushed: &Pushed) -> impl Future<Output = Result<()>> + Send + 'static {
+        let (cri, reference) = (self.nodes[node].containerd().cri().clone(), pushed.reference.clone());
+        async move { cri.pull(&reference, None).await.map(drop) }
+    }
+
+    /// A node has an image, byte for byte.
+    pub async fn verify(&self, node: usize, pushed: &Pushed) -> Result<()> {
+        self.nodes[node].verify(pushed).await
     }
 
     /// Every containerd forgets every image.
@@ -283,6 +306,12 @@ impl Cluster {
     /// Stops every agent as kubelet does: the nodes pull from the registry themselves from now on.
     pub async fn stop_agents(&mut self) -> Result<()> {
         try_join_all(self.nodes.iter_mut().filter(|node| node.is_alive()).map(Node::stop_agent)).await?;
+        Ok(())
+    }
+
+    /// Starts the agents of all living nodes again that were stopped.
+    pub async fn start_agents_again(&mut self) -> Result<()> {
+        try_join_all(self.nodes.iter_mut().filter(|node| node.is_alive()).map(Node::start_agent_again)).await?;
         Ok(())
     }
 

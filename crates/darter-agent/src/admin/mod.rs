@@ -1,7 +1,7 @@
 //! What operators, Prometheus and the kubelet ask: `/metrics`, `/healthz`, `/readyz`.
 //!
-//! Read only on TCP. What changes state (prewarm, unpin) is answered on the unix socket alone, which only
-//! its owner can open.
+//! Read only on TCP. What changes state (prewarm, unpin, uninstall) is answered on the unix socket alone,
+//! which only its owner can open.
 
 mod readiness;
 
@@ -29,6 +29,8 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
+use crate::certs_d::Uninstaller;
+use crate::log::chain;
 use crate::metrics::Metrics;
 use crate::prewarm::{Event, Prewarm};
 
@@ -66,7 +68,15 @@ pub struct Admin {
 struct Answers {
     metrics: Arc<Metrics>,
     watched: Watched,
-    prewarm: Prewarm,
+    orders: Orders,
+}
+
+/// Who carries out what is ordered on the unix socket.
+pub struct Orders {
+    /// Brings and releases images.
+    pub prewarm: Prewarm,
+    /// Gives hosts.toml up.
+    pub uninstall: Uninstaller,
 }
 
 /// Which door a request came through.
@@ -84,17 +94,17 @@ impl Admin {
         socket: &Path,
         metrics: Arc<Metrics>,
         watched: Watched,
-        prewarm: Prewarm,
+        orders: Orders,
     ) -> Result<Self, AdminError> {
         let listener = TcpListener::bind(address).await.map_err(|source| AdminError::Listen { address, source })?;
         let socket = match bind_socket(socket) {
             Ok(listener) => Some((listener, socket.to_owned())),
             Err(error) => {
-                warn!(path = %socket.display(), %error, "no admin socket: `darter prewarm` cannot reach this agent");
+                warn!(path = %socket.display(), %error, "no admin socket: `darter prewarm` and `darter uninstall` cannot reach this agent");
                 None
             }
         };
-        Ok(Self { listener, socket, answers: Arc::new(Answers { metrics, watched, prewarm }) })
+        Ok(Self { listener, socket, answers: Arc::new(Answers { metrics, watched, orders }) })
     }
 
     /// Where TCP listens.
@@ -192,7 +202,8 @@ impl Answers {
             (&Method::GET, "/readyz") => self.readyz().await,
             (&Method::POST, "/v1/prewarm") if door == Door::Unix => self.prewarm(request).await,
             (&Method::POST, "/v1/unpin") if door == Door::Unix => self.unpin(request).await,
-            (_, "/v1/prewarm" | "/v1/unpin") => text(
+            (&Method::POST, "/v1/uninstall") if door == Door::Unix => self.uninstall().await,
+            (_, "/v1/prewarm" | "/v1/unpin" | "/v1/uninstall") => text(
                 StatusCode::FORBIDDEN,
                 "text/plain",
                 "what changes state is answered on the unix socket only, to POST\n".to_owned(),
@@ -225,7 +236,7 @@ impl Answers {
             Ok(order) => order,
             Err(refused) => return *refused,
         };
-        let lines = self.prewarm.clone().run(order).map(|event| Ok::<_, Infallible>(Frame::data(line(&event))));
+        let lines = self.orders.prewarm.clone().run(order).map(|event| Ok::<_, Infallible>(Frame::data(line(&event))));
         response(StatusCode::OK, EVENTS, BodyExt::boxed(StreamBody::new(lines)))
     }
 
@@ -233,10 +244,22 @@ impl Answers {
     async fn unpin(&self, request: Request<Incoming>) -> Response<Body> {
         match read(request).await {
             Ok(order) => {
-                let event = self.prewarm.clone().release(order).await;
+                let event = self.orders.prewarm.clone().release(order).await;
                 response(StatusCode::OK, EVENTS, Full::new(line(&event)).boxed())
             }
             Err(refused) => *refused,
+        }
+    }
+
+    /// One JSON object; or why not all was put back.
+    async fn uninstall(&self) -> Response<Body> {
+        let refused = |reason: String| text(StatusCode::INTERNAL_SERVER_ERROR, "text/plain", reason + "\n");
+        match self.orders.uninstall.uninstall().await {
+            Ok(done) => match serde_json::to_string(&done) {
+                Ok(json) => text(StatusCode::OK, "application/json", json + "\n"),
+                Err(error) => refused(error.to_string()),
+            },
+            Err(error) => refused(chain(&error).to_string()),
         }
     }
 }

@@ -3,7 +3,6 @@
 //! Files block, so a look runs on a thread that may; the loop around it is in `mod`.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,13 +12,17 @@ use darter_core::hosts_toml::{HostsTomlError, LeftOut, Wanted, own_server};
 use tracing::{info, warn};
 
 use super::site::{Installed, OtherHosts, Site};
-use super::{CertsDError, HostsState, Others, States, chain, files, mirror_url, preflight, site, uninstall, wanted};
+use super::{CertsDError, HostsState, Others, States, Uninstalled, chain, files, mirror_url, site, uninstall, wanted};
 use crate::config::{Access, Config, RegistryConfig};
 use crate::metrics::{HostsTomlLabels, Metrics, RegistryLabel};
 
 /// What a round works on; it runs on a thread that may block.
 #[derive(Debug)]
 pub(super) struct Keeper {
+    /// What `uninstall` goes by.
+    config: Config,
+    /// Nothing is written any more.
+    is_uninstalled: bool,
     root: PathBuf,
     mirror_url: String,
     write: bool,
@@ -41,21 +44,18 @@ pub(super) struct Round {
 }
 
 impl Keeper {
-    pub(super) fn new(
-        config: &Config,
-        registries: &[RegistryConfig],
-        mirror: SocketAddr,
-        metrics: Arc<Metrics>,
-    ) -> Self {
-        let later_roots = preflight::later_roots(config);
+    pub(super) fn new(config: &Config, later_roots: &[PathBuf], metrics: Arc<Metrics>) -> Self {
+        let (registries, mirror) = (&config.registries, config.mirror.listen);
         let (off, on): (Vec<_>, Vec<_>) = registries.iter().partition(|registry| registry.access == Some(Access::Off));
         let site = |registry: &&RegistryConfig| Site {
             root: config.certs_d.path.clone(),
-            later_roots: later_roots.clone(),
+            later_roots: later_roots.to_vec(),
             wanted: wanted(config, registry, mirror),
         };
         let closed = off.iter().map(|registry| registry.name.clone());
         let mut keeper = Self {
+            config: config.clone(),
+            is_uninstalled: false,
             root: config.certs_d.path.clone(),
             mirror_url: mirror_url(mirror),
             write: config.certs_d.write,
@@ -148,6 +148,9 @@ impl Keeper {
     }
 
     pub(super) fn round(&mut self, is_serving: bool) -> Round {
+        if self.is_uninstalled {
+            return self.settle(|_, _| HostsState::Uninstalled);
+        }
         if !self.write {
             return self.settle(|keeper, site| keeper.report(site));
         }
@@ -192,8 +195,24 @@ impl Keeper {
         report().unwrap_or_else(|error: CertsDError| HostsState::Failed { reason: chain(&error) })
     }
 
+    /// Puts everything back as `darter uninstall` does without us, and from then on writes nothing: also
+    /// where something could not be put back, and is tried again with the next order.
+    pub(super) fn uninstall(&mut self) -> Result<Uninstalled, CertsDError> {
+        if !std::mem::replace(&mut self.is_uninstalled, true) {
+            warn!("ordered to uninstall: no hosts.toml is written until this agent is started again");
+        }
+        let undone = uninstall(&self.config)?;
+        for done in &undone {
+            info!(%done, "put back");
+        }
+        Ok(Uninstalled { certs_d: self.root.clone(), undone })
+    }
+
     /// Takes everything out.
     pub(super) fn leave(&mut self, reason: &str) -> Round {
+        if self.is_uninstalled {
+            return self.settle(|_, _| HostsState::Uninstalled);
+        }
         if !self.write {
             return self.settle(|keeper, site| keeper.report(site));
         }
@@ -255,6 +274,7 @@ impl Keeper {
             HostsState::NotWritten { should_be } => {
                 info!(%registry, should_be, "hosts.toml is not ours to write; it should be this");
             }
+            HostsState::Uninstalled => info!(%registry, "containerd does not ask the mirror: darter was uninstalled"),
             HostsState::Drifted => warn!(%registry, "hosts.toml is wrong and changes all the time"),
             HostsState::Failed { reason } => warn!(%registry, reason, "cannot keep hosts.toml"),
             HostsState::Foreign { by } => {

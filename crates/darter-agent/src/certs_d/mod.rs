@@ -8,6 +8,7 @@
 
 mod files;
 mod keeper;
+mod order;
 mod preflight;
 mod site;
 #[cfg(test)]
@@ -25,6 +26,7 @@ use std::time::Duration;
 
 use darter_core::Registry;
 use darter_core::hosts_toml::{Foreign, ForeignOrigin, Wanted, own_server};
+use tokio::sync::mpsc;
 use tokio::sync::watch as channel;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
@@ -33,11 +35,13 @@ use tracing::{error, warn};
 use crate::config::{Config, RegistryConfig};
 use crate::metrics::Metrics;
 
+pub use order::{OrderError, Uninstalled, Uninstaller};
 pub use preflight::{Preflight, preflight, preflight_for};
 pub use site::{How, Undone};
 pub use uninstall::uninstall;
 
 use keeper::Keeper;
+use order::Order;
 use watch::Watch;
 
 /// After a repair the next one waits: another program may put its own back as fast as we do, and
@@ -91,6 +95,8 @@ pub enum HostsState {
         /// What is missing for it to be there.
         reason: String,
     },
+    /// Given up by `darter uninstall`, until the agent is started again.
+    Uninstalled,
     /// Wrong, and about to be put right.
     Drifted,
     /// Not written because `certs_d.write` is false.
@@ -117,6 +123,7 @@ impl HostsState {
             Self::Written => "written",
             Self::Closed => "closed",
             Self::Absent { .. } => "absent",
+            Self::Uninstalled => "uninstalled",
             Self::Drifted => "drifted",
             Self::NotWritten { .. } => "not_written",
             Self::Failed { .. } => "failed",
@@ -140,15 +147,17 @@ pub struct CertsD {
     check_every: Duration,
     states: channel::Sender<States>,
     others: channel::Sender<Others>,
+    orders: (Uninstaller, mpsc::Receiver<Order>),
 }
 
 impl CertsD {
-    /// Reads containerd's configuration for the directories that ours would hide; writes nothing.
-    pub fn new(config: &Config, registries: &[RegistryConfig], mirror: SocketAddr, metrics: Arc<Metrics>) -> Self {
-        let keeper = Keeper::new(config, registries, mirror, metrics);
+    /// For the registries of the configuration. `later_roots` are those of the preflight: what they say, a
+    /// directory of ours would hide. Writes nothing.
+    pub fn new(config: &Config, later_roots: &[PathBuf], metrics: Arc<Metrics>) -> Self {
+        let keeper = Keeper::new(config, later_roots, metrics);
         let (states, others) = (channel::Sender::new(Vec::new()), channel::Sender::new(keeper.others().clone()));
         let crate::config::CertsD { remove_on_exit, check_every, .. } = config.certs_d;
-        Self { keeper, remove_on_exit, check_every: check_every.0, states, others }
+        Self { keeper, remove_on_exit, check_every: check_every.0, states, others, orders: order::channel() }
     }
 
     /// The hosts of others, as of the last round.
@@ -161,9 +170,14 @@ impl CertsD {
         self.states.subscribe()
     }
 
+    /// Takes the order of `darter uninstall`.
+    pub fn uninstaller(&self) -> Uninstaller {
+        self.orders.0.clone()
+    }
+
     /// Keeps the files right until `stop`: there while `serving` is true, taken out while it is not.
     pub async fn run(self, mut serving: channel::Receiver<bool>, stop: CancellationToken) {
-        let Self { mut keeper, remove_on_exit, check_every, states, others } = self;
+        let Self { mut keeper, remove_on_exit, check_every, states, others, orders: (_orders, mut ordered) } = self;
         let mut watch = Watch::new().inspect_err(|error| warn!(%error, "changes are seen by the timer only")).ok();
         let mut is_sure = true;
         let Some((kept, ())) = blocking(keeper, |keeper| keeper.clear_leftovers()).await else { return };
@@ -192,6 +206,15 @@ impl CertsD {
                 changed = serving.changed(), if is_sure => is_sure = changed.is_ok(),
                 () = heard(watch.as_mut(), pause) => (),
                 () = sleep(check_every) => (),
+                Some(Order { done }) = ordered.recv() => {
+                    let work = |keeper: &mut Keeper| (keeper.uninstall(), keeper.round(false).states);
+                    let Some((kept, (undone, found))) = blocking(keeper, work).await else { return };
+                    keeper = kept;
+                    // Before the answer: who has it sees in /readyz what it says.
+                    states.send_replace(found);
+                    // Whoever ordered it may be gone; it is done all the same.
+                    let _ = done.send(undone);
+                }
             }
         }
         if remove_on_exit

@@ -36,6 +36,9 @@ pub struct Preflight {
     /// What Dragonfly or Spegel left in the hosts.toml of a registry; `certs_d.adopt` takes it out.
     /// Looked for by `preflight` only.
     pub left: Vec<Left>,
+    /// The roots that containerd looks at only where ours has nothing.
+    #[serde(skip)]
+    pub later_roots: Vec<PathBuf>,
     /// What they say.
     #[serde(flatten)]
     pub judgement: Judgement,
@@ -61,7 +64,8 @@ impl fmt::Display for Left {
 pub async fn preflight(config: &Config) -> Preflight {
     let named = || core::judge(&load(&config.containerd.config).0, &config.certs_d.path, None).socket;
     let known = containerd::known(config.containerd.socket.clone().or_else(named)).await;
-    Preflight { left: left(config), ..preflight_for(config, known) }
+    let found = preflight_for(config, known);
+    Preflight { left: left(config, &found.later_roots), ..found }
 }
 
 /// Judges containerd's configuration for what is known of this containerd. In a running agent the
@@ -92,34 +96,28 @@ pub fn preflight_for(config: &Config, containerd: Known) -> Preflight {
         }
     };
     let judgement = judged(version);
+    // 2.2 and later have a second root by default; for the others it is never looked at.
+    let recent = core::judge(&files, &config.certs_d.path, Some(Version { major: 2, minor: 2 }));
     Preflight {
         certs_d: config.certs_d.path.clone(),
         honoured,
         containerd,
         files: files.into_iter().map(|(path, _)| path).collect(),
         left: Vec::new(),
+        later_roots: recent.roots_after(&config.certs_d.path).to_vec(),
         judgement,
     }
 }
 
 /// A file that cannot be read is the writer's to report: it will not be written either.
-fn left(config: &Config) -> Vec<Left> {
-    let later_roots = later_roots(config);
+fn left(config: &Config, later_roots: &[PathBuf]) -> Vec<Left> {
     let by = |registry: &RegistryConfig| {
         let wanted = super::wanted(config, registry, config.mirror.listen);
-        let site = Site { root: config.certs_d.path.clone(), later_roots: later_roots.clone(), wanted };
+        let site = Site { root: config.certs_d.path.clone(), later_roots: later_roots.to_vec(), wanted };
         let found = site.others().unwrap_or_default().left_by.into_iter();
         found.map(|by| Left { registry: registry.name.clone(), by }).collect::<Vec<_>>()
     };
     config.registries.iter().flat_map(by).collect()
-}
-
-/// The roots that containerd looks at only where ours has nothing.
-pub(super) fn later_roots(config: &Config) -> Vec<PathBuf> {
-    let (files, _) = load(&config.containerd.config);
-    // 2.2 and later have a second root by default; for the others it is never looked at.
-    let recent = Version { major: 2, minor: 2 };
-    core::judge(&files, &config.certs_d.path, Some(recent)).roots_after(&config.certs_d.path).to_vec()
 }
 
 /// Reads the main file, then the files that it imports, then theirs (LoadConfig).

@@ -40,7 +40,7 @@ pub(super) enum Installed {
 }
 
 /// What was undone in a directory.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Undone {
     /// The registry's directory.
     pub dir: PathBuf,
@@ -51,7 +51,7 @@ pub struct Undone {
 }
 
 /// How a directory is after darter left it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum How {
     /// The file that was there before is back.

@@ -1,5 +1,5 @@
-//! `darter uninstall`: certs.d as it was before, without a running agent and whatever the
-//! configuration says now. Finds what is ours by what we left in it.
+//! `darter uninstall`: certs.d as it was before, whatever the configuration says now. Finds what is
+//! ours by what we left in it. Where an agent runs it does this itself (`order`).
 
 use std::path::Path;
 

@@ -20,7 +20,7 @@ impl HostsState {
             // What somebody chose, or what will be over in a moment.
             Self::Drifted | Self::NotWritten { .. } | Self::Foreign { .. } => ready::State::Degraded,
             // Pulls of this node go past us.
-            Self::Absent { .. } | Self::Failed { .. } => ready::State::Failed,
+            Self::Absent { .. } | Self::Uninstalled | Self::Failed { .. } => ready::State::Failed,
         }
     }
 }
@@ -31,6 +31,9 @@ impl fmt::Display for HostsState {
             Self::Written => f.write_str("in force"),
             Self::Closed => f.write_str("closed: access = \"off\""),
             Self::Absent { reason } => write!(f, "absent: {reason}"),
+            Self::Uninstalled => {
+                f.write_str("given up by `darter uninstall`; darter agent writes it again when it is started again")
+            }
             Self::Drifted => f.write_str("changed by somebody, and about to be put right"),
             Self::NotWritten { should_be } => {
                 write!(f, "not written (certs_d.write = false); it should be:\n{should_be}")

@@ -93,12 +93,21 @@ const MEMBERS_MAX: usize = 10_000;
 
 fn check_swarm(config: &Config) -> Result<(), Fault> {
     let Config { mirror, admin, swarm, .. } = config;
-    let Swarm { listen, exchange_listen, dns, peers, max_members, .. } = swarm;
+    let Swarm { listen, exchange_listen, dns, service, peers, max_members, .. } = swarm;
+    let of_service = [("endpoint_port", swarm.endpoint_port.is_some()), ("kubeconfig", swarm.kubeconfig.is_some())];
+    for (key, is_set) in of_service {
+        require(service.is_some() || !is_set, &format!("swarm.{key}"), || {
+            "has no meaning without swarm.service".to_owned()
+        })?;
+    }
     if swarm.key_file.is_none() {
-        return require(dns.is_none() && peers.is_empty(), "swarm.key_file", || {
-            "must be set where swarm.dns or swarm.peers are: without a key there is no swarm".to_owned()
+        return require(dns.is_none() && service.is_none() && peers.is_empty(), "swarm.key_file", || {
+            "must be set where swarm.dns, swarm.service or swarm.peers are: without a key there is no swarm".to_owned()
         });
     }
+    require(listen.port() != 0 || service.is_none() || swarm.endpoint_port.is_some(), "swarm.listen", || {
+        "needs a port, or swarm.endpoint_port has to say at which port of the Service agents are".to_owned()
+    })?;
     // Whichever address: a wildcard takes the port of all of them.
     let taken = [
         ("swarm.listen", listen, "mirror.listen", &mirror.listen),

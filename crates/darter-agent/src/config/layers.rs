@@ -43,7 +43,8 @@ pub enum ConfigError {
 pub struct Layers {
     merged: DocumentMut,
     file: Option<(PathBuf, String)>,
-    last_override: Option<String>,
+    /// Each with its key, in the order they were made.
+    overrides: Vec<(String, String)>,
 }
 
 impl Layers {
@@ -54,7 +55,7 @@ impl Layers {
             // Covered by a test: the embedded text is part of the program.
             Err(error) => unreachable!("the embedded default is not TOML: {error}"),
         };
-        Self { merged, file: None, last_override: None }
+        Self { merged, file: None, overrides: Vec::new() }
     }
 
     /// A file over the embedded default.
@@ -132,15 +133,19 @@ impl Layers {
         let is_text = table.get(name).is_some_and(Item::is_str);
         let parsed = value.parse::<toml_edit::Value>().ok().filter(|parsed| !is_text || parsed.is_str());
         table.insert(name, Item::Value(parsed.unwrap_or_else(|| value.into())));
-        self.last_override = Some(origin.to_owned());
-        self.config()?;
+        self.overrides.push((key.to_owned(), origin.to_owned()));
+        // Keys that belong together come one after the other: whether they do is for the end.
+        self.parsed()?;
         Ok(self)
+    }
+
+    fn parsed(&self) -> Result<Config, ConfigError> {
+        toml_edit::de::from_document(self.merged.clone()).map_err(|error| self.blame(error.message(), None))
     }
 
     /// The merged configuration, checked.
     pub fn config(&self) -> Result<Config, ConfigError> {
-        let config: Config =
-            toml_edit::de::from_document(self.merged.clone()).map_err(|error| self.blame(error.message(), None))?;
+        let config = self.parsed()?;
         check::check(&config).map_err(|fault| self.blame(&fault.message, Some(&fault.key)))?;
         Ok(config)
     }
@@ -151,10 +156,11 @@ impl Layers {
         toml_edit::ser::to_string_pretty(&config).map_err(|error| self.blame(&error.to_string(), None))
     }
 
-    /// An error in the layer that was added last: the layers before it were right.
+    /// An error in what was set last, of the key if it is known: what was there before was right.
     fn blame(&self, message: &str, key: Option<&str>) -> ConfigError {
         let message = key.map_or_else(|| message.to_owned(), |key| format!("{key}: {message}"));
-        if let Some(origin) = &self.last_override {
+        let of_key = self.overrides.iter().rev().find(|(name, _)| Some(name.as_str()) == key);
+        if let Some((_, origin)) = of_key.or_else(|| self.overrides.last()) {
             return ConfigError::Override { origin: origin.clone(), message };
         }
         match &self.file {

@@ -17,6 +17,8 @@ use darter_core::manifest::Platform;
 use darter_core::units::{Rate, Seconds, Share, Size, UnitError};
 use serde::{Deserialize, Serialize};
 
+use crate::swarm::discovery::{ServiceName, ServicePort};
+
 pub use layers::{ConfigError, Layers};
 
 /// The commented default configuration: what `darter config default` prints.
@@ -202,6 +204,12 @@ pub struct Swarm {
     pub exchange_listen: SocketAddr,
     #[serde(with = "optional")]
     pub dns: Option<String>,
+    #[serde(with = "optional")]
+    pub service: Option<ServiceName>,
+    #[serde(with = "optional")]
+    pub endpoint_port: Option<ServicePort>,
+    #[serde(with = "optional")]
+    pub kubeconfig: Option<PathBuf>,
     pub peers: Vec<String>,
     pub lookup_every: Seconds,
     #[serde(with = "optional")]
@@ -413,7 +421,14 @@ mod optional {
             }
         )*};
     }
-    text!(String, darter_core::Registry, darter_core::units::Rate, super::PlatformName);
+    text!(
+        String,
+        darter_core::Registry,
+        darter_core::units::Rate,
+        super::PlatformName,
+        super::ServiceName,
+        super::ServicePort
+    );
 
     pub(super) fn deserialize<'de, T: Text, D: Deserializer<'de>>(input: D) -> Result<Option<T>, D::Error> {
         let text = String::deserialize(input)?;

@@ -99,6 +99,26 @@ fn a_swarm_that_cannot_work_is_named_with_its_line() {
 }
 
 #[test]
+fn a_service_that_cannot_be_watched_is_named_with_its_line() {
+    let error = refused("[swarm]\nkey_file = \"/k\"\nservice = \"darter.gpu.svc\"\n");
+    assert!(error.starts_with("darter.toml:3: ") && error.contains("namespace/name"), "{error}");
+    let error = refused("[swarm]\nkey_file = \"/k\"\nservice = \"darter\"\nendpoint_port = \"0\"\n");
+    assert!(error.starts_with("darter.toml:4: ") && error.contains("`0` is not a port"), "{error}");
+    let error = refused("[swarm]\nkey_file = \"/k\"\nkubeconfig = \"/c\"\n");
+    assert!(error.starts_with("darter.toml:3: swarm.kubeconfig") && error.contains("swarm.service"), "{error}");
+    let error = refused("[swarm]\nkey_file = \"/k\"\nendpoint_port = \"control\"\n");
+    assert!(error.starts_with("darter.toml:3: swarm.endpoint_port"), "{error}");
+    let error = refused("[swarm]\nservice = \"darter\"\n");
+    assert!(error.contains("swarm.key_file") && error.contains("without a key"), "{error}");
+    let error = refused("[swarm]\nkey_file = \"/k\"\nlisten = \"0.0.0.0:0\"\nservice = \"darter\"\n");
+    assert!(error.starts_with("darter.toml:3: swarm.listen") && error.contains("swarm.endpoint_port"), "{error}");
+    let all =
+        "[swarm]\nkey_file = \"/k\"\nservice = \"gpu/darter\"\nendpoint_port = \"control\"\nkubeconfig = \"/c\"\n";
+    let swarm = file(&format!("{all}dns = \"darter.gpu.svc\"\npeers = [\"10.0.0.1:4002\"]\n")).unwrap().swarm;
+    assert_eq!(swarm.service.unwrap().to_string(), "gpu/darter", "several ways at once are no contradiction");
+}
+
+#[test]
 fn a_wildcard_is_no_registry() {
     let error = refused("[[registry]]\nname = \"*.example.com\"\n");
     assert!(error.starts_with("darter.toml:2: ") && error.contains("wildcard"), "{error}");
@@ -137,6 +157,29 @@ fn later_layers_win_and_are_blamed_for_their_own_faults() {
         let typo = vec![(name.to_owned(), value.to_owned())];
         assert!(Layers::embedded().environment(typo).is_err(), "{name}={value}: a misspelt variable is not ignored");
     }
+}
+
+#[test]
+fn keys_that_need_each_other_may_be_set_in_any_order() {
+    let set = |list: &[(&str, &str)]| {
+        let variables = list.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        Layers::embedded().environment(variables.collect::<Vec<_>>()).and_then(|layers| layers.config())
+    };
+    // In the order of their names, in which they are read, the second is of no use without the last.
+    let all = [
+        ("DARTER_SWARM_ENDPOINT_PORT", "control"),
+        ("DARTER_SWARM_KEY_FILE", "/k"),
+        ("DARTER_SWARM_KUBECONFIG", "/c"),
+        ("DARTER_SWARM_SERVICE", "darter"),
+        // Of a Service called darter-swarm.
+        ("DARTER_SWARM_SERVICE_HOST", "10.0.0.7"),
+        ("DARTER_SWARM_SERVICE_PORT", "4002"),
+    ];
+    let swarm = set(&all).unwrap().swarm;
+    assert_eq!((swarm.endpoint_port, swarm.dns), (Some(ServicePort::Named("control".to_owned())), None));
+    let error = set(&[("DARTER_MIRROR_LINGER", "1s"), ("DARTER_SWARM_KUBECONFIG", "/c"), ("DARTER_SWARM_ZONE", "a")]);
+    let error = error.unwrap_err().to_string();
+    assert!(error.starts_with("environment variable DARTER_SWARM_KUBECONFIG: swarm.kubeconfig: "), "{error}");
 }
 
 #[test]

@@ -13,7 +13,7 @@ use darter_core::manifest::Manifest;
 use darter_core::range::Span;
 use darter_core::{Digest, Reference};
 
-use super::away::Away;
+use super::away::ask;
 use super::loan::may_borrow;
 use super::turns::Turns;
 use super::{Asker, Refusal};
@@ -56,7 +56,6 @@ pub(super) struct Gate {
     pub(super) store: Store,
     /// Proofs that are being asked for: a quota counts each of them.
     pub(super) asking: Turns<(CredentialKey, Place, Digest)>,
-    away: Away,
 }
 
 impl Gate {
@@ -72,7 +71,7 @@ impl Gate {
             digests: DIGESTS_MAX,
         };
         let proofs = Mutex::new(Proofs::new(limits));
-        Self { proofs, store, asking: Turns::default(), away: Away::default() }
+        Self { proofs, store, asking: Turns::default() }
     }
 
     /// The credential that the policy of the registry asks for.
@@ -112,11 +111,6 @@ impl Gate {
         Ok(answer?)
     }
 
-    /// What is known of registries that are away.
-    pub(super) const fn away(&self) -> &Away {
-        &self.away
-    }
-
     /// Whether a proof that is not fresh may stand in while the origin is away.
     pub(super) fn holds_while_away(&self, asker: &Asker, credential: &Credential) -> bool {
         self.proof(&asker.place(), credential) != Proof::Missing
@@ -150,7 +144,7 @@ impl Gate {
         let question = origin.head_manifest(&asker.repository, &reference, credential);
         let stale_will_do = proof != Proof::Missing && self.proofs().holds(&place, &digest);
         let fallback = stale_will_do || may_borrow(asker, credential);
-        let answer = self.away.ask(&asker.site, fallback, question).await;
+        let answer = ask(&asker.site, fallback, question).await;
         match self.learn(asker, credential, answer) {
             Ok(_) => {
                 self.saw(asker, digest, None);
@@ -210,7 +204,7 @@ impl Gate {
         }
         let origin = asker.site.origin();
         let question = origin.probe(&asker.repository, &digest, FIRST_BYTE, credential);
-        let answer = self.away.ask(&asker.site, may_borrow(asker, credential), question).await;
+        let answer = ask(&asker.site, may_borrow(asker, credential), question).await;
         let stream = self.learn(asker, credential, answer)?;
         self.saw(asker, digest, stream.size);
         Ok(Proved { size: stream.size })

@@ -1,7 +1,8 @@
 //! What a request of a pull gets: a manifest or a blob, if whoever asks may read it.
 //!
 //! `access` says with which credential and whether its proof holds, `loan` what may be read where the
-//! registry cannot say so, `tags` what a tag means now, `prefetch` what is fetched ahead. Blobs come
+//! registry cannot say so, `tags` what a tag means now, `prefetch` what is fetched ahead, `handover` what
+//! is left to the origin for a while. Blobs come
 //! from the store, from containerd's content store or by a pull; manifests are small and come whole,
 //! from the registry or (`others`) from the other nodes.
 //! Proofs come from the registry itself; bytes that one opened may come from the hosts before it.
@@ -9,6 +10,7 @@
 
 mod access;
 mod away;
+mod handover;
 mod loan;
 mod others;
 mod prefetch;
@@ -36,6 +38,8 @@ use crate::store::{Blob, Doubt, Store};
 use crate::swarm::handle::Wish;
 
 use access::{Gate, Grant};
+use handover::HandedOver;
+pub use handover::Share;
 use loan::may_borrow;
 use others::{Asked, Others};
 use prefetch::Prefetch;
@@ -120,6 +124,7 @@ struct Inner {
     tags: Tags,
     others: Others,
     prefetch: Prefetch,
+    handed_over: HandedOver,
     keeping: Arc<Semaphore>,
     /// Manifests that are being fetched.
     fetching: Turns<(CredentialKey, Place, Digest)>,
@@ -136,6 +141,7 @@ impl Images {
             pulls,
             tags: Tags::new(config.mirror.tag_ttl.0, metrics),
             prefetch,
+            handed_over: HandedOver::new(config.mirror.handover.0),
             keeping: Arc::new(Semaphore::new(KEEPING_MAX)),
             fetching: Turns::default(),
         }))
@@ -299,12 +305,30 @@ impl Images {
         let _ = tokio::time::timeout(KEEP_PATIENCE, kept).await;
     }
 
-    /// A blob: from the store, from containerd, or on its way from the origin.
+    /// A blob: from the store, from containerd, or on its way from the origin. Not one that was handed
+    /// over a moment ago.
     pub async fn blob(&self, asker: &Asker, digest: Digest) -> Result<BlobFound, Refusal> {
+        let share = self.share(asker, digest)?;
+        not_cut(self.0.handed_over.holds_for(&share, Instant::now()))?;
+        self.get(asker, digest, || not_cut(self.0.handed_over.holds(&digest, Instant::now()))).await
+    }
+
+    /// The same for whoever is not containerd, and has no origin of its own to go on at.
+    pub async fn bring(&self, asker: &Asker, digest: Digest) -> Result<BlobFound, Refusal> {
+        self.get(asker, digest, || Ok(())).await
+    }
+
+    /// A blob that `is_given` to those who may read it.
+    async fn get(
+        &self,
+        asker: &Asker,
+        digest: Digest,
+        is_given: impl FnOnce() -> Result<(), Refusal>,
+    ) -> Result<BlobFound, Refusal> {
         let credential = self.0.gate.credential(asker)?;
         let proved = self.0.gate.prove_blob(asker, digest, &credential).await;
         let proved = self.0.gate.or_challenge(asker, proved)?;
-        self.not_handed_over(&digest)?;
+        is_given()?;
         if let Some(blob) = kept_blob(&self.0.store, &digest).await {
             return Ok(BlobFound::Complete(blob));
         }
@@ -314,14 +338,25 @@ impl Images {
     /// A blob only if all of it is here: for ranges that start later, which never make a pull.
     pub async fn complete_blob(&self, asker: &Asker, digest: Digest) -> Result<BlobFound, Refusal> {
         let credential = self.0.gate.credential(asker)?;
-        self.not_handed_over(&digest)?;
+        not_cut(self.0.handed_over.holds_for(&self.share(asker, digest)?, Instant::now()))?;
         // Looked up before it is proved: an absent blob must not cost a request at the origin.
         let Some(blob) = kept_blob(&self.0.store, &digest).await else {
             return Err(Refusal::NotHere("this blob is not complete here"));
         };
         let proved = self.0.gate.prove_blob(asker, digest, &credential).await;
         self.0.gate.or_challenge(asker, proved)?;
+        not_cut(self.0.handed_over.holds(&digest, Instant::now()))?;
         Ok(BlobFound::Complete(blob))
+    }
+
+    /// A blob under the name of whoever asks for it.
+    pub fn share(&self, asker: &Asker, digest: Digest) -> Result<Share, Refusal> {
+        Ok(Share { credential: self.0.gate.credential(asker)?.key(), place: asker.place(), digest })
+    }
+
+    /// Notes that a body of a blob was cut short: for a while it is answered 404.
+    pub fn hand_over(&self, share: &Share) {
+        self.0.handed_over.note(share, Instant::now());
     }
 
     /// The size of a blob that this asker may read, without a byte of it: for HEAD.
@@ -331,14 +366,6 @@ impl Images {
         let proved = self.0.gate.or_challenge(asker, proved)?;
         let kept = kept_blob(&self.0.store, &digest).await.map(|blob| blob.size());
         kept.or(proved.size).ok_or(Refusal::NotHere("the size of this blob is not known"))
-    }
-
-    /// A blob that was cut short goes on at the origin for a while, wherever it was cut.
-    fn not_handed_over(&self, digest: &Digest) -> Result<(), Refusal> {
-        if self.0.pulls.is_handed_over(digest) {
-            return Err(Refusal::NotHere("this blob was cut short a moment ago"));
-        }
-        Ok(())
     }
 
     async fn pull(
@@ -361,7 +388,7 @@ impl Images {
         let credential = self.0.gate.credential(asker)?;
         let (origin, may_borrow) = (asker.site.origin(), may_borrow(asker, &credential));
         let question = origin.pass(path_and_query, &credential);
-        let passed = match self.0.gate.away().ask(&asker.site, may_borrow, question).await {
+        let passed = match away::ask(&asker.site, may_borrow, question).await {
             Err(away) if away.is_away() && may_borrow => {
                 origin.of(Whom::Others).pass(path_and_query, &credential).await.map_err(|_| away)
             }
@@ -380,15 +407,20 @@ impl Images {
         self.0.store.given(blob, Instant::now());
     }
 
+    /// Whether blobs come from other nodes too.
+    pub fn have_company(&self) -> bool {
+        self.0.pulls.have_company()
+    }
+
     /// Drops a blob that could not be read to its end.
     pub fn forget(&self, digest: &Digest) {
         self.0.store.forget(digest);
     }
+}
 
-    /// The pulls, for handing over.
-    pub fn pulls(&self) -> &Pulls {
-        &self.0.pulls
-    }
+/// A blob that was cut short goes on at the origin for a while, wherever it was cut.
+fn not_cut(was_cut: bool) -> Result<(), Refusal> {
+    if was_cut { Err(Refusal::NotHere("this blob was cut short a moment ago")) } else { Ok(()) }
 }
 
 /// A blob that is on this node: in the store, or in containerd's.

@@ -6,6 +6,7 @@
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use darter_core::manifest::{Descriptor, Manifest, Platform};
 use darter_core::{Digest, Reference};
@@ -177,7 +178,7 @@ impl Ahead {
 
     async fn is_wanted(&self, blob: &Descriptor) -> bool {
         let inner = &self.images.0;
-        if inner.pulls.is_handed_over(&blob.digest) {
+        if inner.handed_over.holds(&blob.digest, Instant::now()) {
             return false;
         }
         // A disk that does not answer in time is no reason not to fetch.

@@ -14,6 +14,7 @@ use darter_core::{Digest, Reference, Tag};
 use tracing::warn;
 
 use super::access::Gate;
+use super::away;
 use super::loan::may_borrow;
 use super::{Asker, Refusal};
 use crate::config::ServeStale;
@@ -74,7 +75,7 @@ impl Tags {
         });
         // Only what stands in below makes the wait shorter.
         let fallback = memory.is_some() || may_borrow(asker, credential);
-        let answer = gate.away().ask(&asker.site, fallback, ask(asker, tag, credential, Whom::Registry)).await;
+        let answer = away::ask(&asker.site, fallback, ask(asker, tag, credential, Whom::Registry)).await;
         match (gate.learn(asker, credential, answer), memory) {
             (Ok((digest, size)), _) => {
                 gate.saw(asker, digest, size);

@@ -7,6 +7,7 @@ use darter_core::oci::OciError;
 use darter_core::range::Span;
 use darter_core::{Digest, Registry};
 
+use crate::images::Share;
 use crate::metrics::Source;
 use crate::pulls::Reader;
 use crate::store::{Blob, Doubt};
@@ -20,8 +21,8 @@ pub(super) struct Answer {
     pub(super) body: Body,
     /// Where the body's bytes come from, for the metrics.
     pub(super) source: Source,
-    /// The blob whose body this is: a failure in mid-body is handed over under its name.
-    pub(super) digest: Option<Digest>,
+    /// Who asked for which blob: a failure in mid-body is handed over under that name.
+    pub(super) share: Option<Share>,
 }
 
 /// The body of an answer. Its length is always known: containerd needs it to see a short body.
@@ -52,7 +53,7 @@ impl Body {
 impl Answer {
     /// An answer with a body.
     pub(super) fn new(status: u16, source: Source, body: Body) -> Self {
-        Self { status, headers: String::new(), body, source, digest: None }
+        Self { status, headers: String::new(), body, source, share: None }
     }
 
     /// The answer to an error, in the distribution API's form.
@@ -76,9 +77,14 @@ impl Answer {
         self
     }
 
+    /// The same answer, to this question for a blob.
+    pub(super) fn to(mut self, share: Share) -> Self {
+        self.share = Some(share);
+        self
+    }
+
     /// The same answer, naming the blob or manifest it carries.
-    pub(super) fn content(mut self, digest: Digest, media_type: &str) -> Self {
-        self.digest = Some(digest);
+    pub(super) fn content(self, digest: Digest, media_type: &str) -> Self {
         self.header("Content-Type", media_type)
             .header("Docker-Content-Digest", &digest.to_string())
             .header("ETag", &format!("\"{digest}\""))

@@ -17,7 +17,7 @@ use tracing::{debug, info};
 use super::answer::{Answer, Body};
 use super::head::{self, HEAD_MAX, Head, Method, Parsed};
 use super::routes::Routes;
-use super::send::{self, Patience, SendError};
+use super::send::{self, Patience, SendError, Sent};
 use crate::log::chain;
 
 /// How long a closed connection is read until the client closes too.
@@ -139,29 +139,27 @@ async fn answer(
     let (counted, answer) = routes.answer(head, stopping).await;
     let mut answer = if head.method == Method::Head { answer.without_body() } else { answer };
     let patience = routes.patience();
-    let mut sent = 0;
+    let mut sent = Sent::default();
     let outcome = tokio::select! {
         outcome = write(socket, &mut answer, closing, patience, &mut sent) => outcome,
         () = cut.cancelled() => Err(SendError::Stopped),
     };
-    routes.count(&counted, &answer, sent);
+    routes.count(&counted, &answer, &sent);
     match outcome {
         Ok(()) => {
-            if let Body::File(blob, span, _) = &answer.body {
-                routes.given(blob, *span);
-            }
+            routes.given(&counted, &answer, &sent);
             Ok(())
         }
         Err(error @ (SendError::Client(_) | SendError::Slow(_))) => {
             // Ordinary: containerd closes each chunk of a parallel fetch early.
-            debug!(target = %head.target, sent, error = %chain(&error), "client went away");
+            debug!(target = %head.target, sent = sent.bytes, error = %chain(&error), "client went away");
             Err(())
         }
         Err(error) => {
-            let digest = answer.digest;
-            info!(digest = ?digest, sent, of = answer.body.len(), error = %chain(&error),
+            let digest = answer.share.as_ref().map(|share| share.digest);
+            info!(?digest, sent = sent.bytes, of = answer.body.len(), error = %chain(&error),
                 "cut a body short; containerd goes on at the origin");
-            routes.handed_over(digest, &error);
+            routes.handed_over(answer.share.as_ref(), &error);
             Err(())
         }
     }
@@ -172,20 +170,20 @@ async fn write(
     answer: &mut Answer,
     closing: bool,
     patience: Patience,
-    sent: &mut u64,
+    sent: &mut Sent,
 ) -> Result<(), SendError> {
     let head = answer.head(closing);
     match &mut answer.body {
         Body::Bytes(body) => {
             let whole = [head.as_bytes(), body].concat();
             send::bytes(socket, &whole, false, patience).await?;
-            *sent = body.len() as u64;
+            sent.add(body.len() as u64);
             Ok(())
         }
         Body::Absent(_) => send::bytes(socket, head.as_bytes(), false, patience).await,
         Body::File(blob, span, doubt) => {
             send::bytes(socket, head.as_bytes(), true, patience).await?;
-            send::file(socket, blob.file(), *span, doubt.as_ref(), patience, sent).await
+            send::file(socket, blob.file(), *span, doubt.as_ref(), patience, |count| sent.add(count)).await
         }
         Body::Trail(reader) => {
             send::bytes(socket, head.as_bytes(), true, patience).await?;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use darter_core::access::Place;
 use darter_core::oci::{self, Call, Code, OciError, Request};
 use darter_core::range::{ByteRange, Span};
 use darter_core::{Digest, Reference, Repository};
@@ -14,9 +15,9 @@ use super::answer::{Answer, Body};
 use super::chunks::{self, Chunks};
 use super::head::{Head, Method};
 use super::seen::Seen;
-use super::send::{Patience, SendError};
+use super::send::{Patience, SendError, Sent};
 use crate::config::Config;
-use crate::images::{Asker, BlobFound, Images, ManifestFound, Refusal};
+use crate::images::{Asker, BlobFound, Images, ManifestFound, Refusal, Share};
 use crate::log::chain;
 use crate::metrics::{BytesLabels, FirstByteLabels, Metrics, ReasonLabels, RegistryLabel, RequestLabels, Source};
 use crate::origin::{Credential, OriginError};
@@ -30,7 +31,8 @@ const OCTET_STREAM: &str = "application/octet-stream";
 pub(super) struct Counted {
     kind: &'static str,
     registry: RegistryLabel,
-    first_byte: Duration,
+    /// When its head was read.
+    started: Instant,
     /// Of a pull by chunks, if it is answered 206.
     is_chunk: bool,
 }
@@ -74,8 +76,8 @@ impl Routes {
         &self.chunks
     }
 
-    /// The answer to a request. Always within `answer_within`: containerd before 2.3 would wait for
-    /// ever. While `stopping` only what no other host would be asked for is looked for.
+    /// The answer to a request. Always within `answer_within`, or `stall` where other nodes are asked for a
+    /// blob: containerd before 2.3 would wait for ever. While `stopping` only what no other host would be asked for is looked for.
     pub(super) async fn answer(&self, head: &Head, stopping: bool) -> (Counted, Answer) {
         let started = Instant::now();
         self.seen.note(head.user_agent.as_deref());
@@ -93,12 +95,16 @@ impl Routes {
             Err(error) => ("unknown", RegistryLabel::other(), Answer::error(&error)),
         };
         let is_chunk = kind == "blob" && matches!(range(head), Some(ByteRange::From(_)));
-        (Counted { kind, registry, first_byte: started.elapsed(), is_chunk }, answer)
+        (Counted { kind, registry, started, is_chunk }, answer)
     }
 
     async fn in_time(&self, head: &Head, call: &Call, site: Option<&Arc<Site>>) -> Answer {
-        timeout(self.answer_within, self.route(head, call, site)).await.unwrap_or_else(|_| {
-            debug!(target = %head.target, "no answer in time");
+        // The first piece of a blob comes when another node has read it, which on a thin link takes as
+        // long as a body may stand still: containerd at the registry would read what the others read.
+        let is_shared = call.request.kind() == "blob" && self.images.have_company();
+        let within = if is_shared { self.patience.pull.max(self.answer_within) } else { self.answer_within };
+        timeout(within, self.route(head, call, site)).await.unwrap_or_else(|_| {
+            info!(target = %head.target, ?within, "no answer in time: containerd goes to the registry");
             Answer::error(&OciError::not_here(&call.request, "darter: no answer from the origin in time"))
         })
     }
@@ -187,14 +193,15 @@ impl Routes {
         } else {
             self.images.complete_blob(asker, digest).await?
         };
-        match found {
-            BlobFound::Complete(blob) => Ok(self.complete(head, digest, &blob)),
+        let answer = match found {
+            BlobFound::Complete(blob) => self.complete(head, digest, &blob),
             // 200 also to `bytes=0-`: a 206 would make containerd open parallel ranges, on which no
             // hand-over works.
             BlobFound::Coming(reader) => {
-                Ok(Answer::new(200, Source::Origin, Body::Trail(reader)).content(digest, OCTET_STREAM))
+                Answer::new(200, reader.source(), Body::Trail(reader)).content(digest, OCTET_STREAM)
             }
-        }
+        };
+        Ok(answer.to(self.images.share(asker, digest)?))
     }
 
     fn complete(&self, head: &Head, digest: Digest, blob: &crate::store::Blob) -> Answer {
@@ -246,30 +253,44 @@ impl Routes {
     }
 
     /// Counts an answer once it is on the wire.
-    pub(super) fn count(&self, counted: &Counted, answer: &Answer, sent: u64) {
-        let Counted { kind, registry, first_byte, is_chunk } = counted;
+    pub(super) fn count(&self, counted: &Counted, answer: &Answer, sent: &Sent) {
+        let Counted { kind, registry, started, is_chunk } = counted;
         if *is_chunk && answer.status == 206 {
             self.chunks.note();
         }
         let (registry, source) = (registry.clone(), answer.source);
         let request = RequestLabels { registry: registry.clone(), kind, code: answer.status, source };
         self.metrics.mirror_requests.get_or_create(&request).inc();
-        if sent > 0 && source != Source::None {
-            self.metrics.mirror_bytes.get_or_create(&BytesLabels { registry, source }).inc_by(sent);
-            let labels = FirstByteLabels { kind, source };
-            self.metrics.mirror_first_byte_seconds.get_or_create(&labels).observe(first_byte.as_secs_f64());
+        let Some(first) = sent.first_after(*started).filter(|_| source != Source::None) else { return };
+        for (source, bytes) in shares(answer, sent) {
+            let labels = BytesLabels { registry: registry.clone(), source };
+            self.metrics.mirror_bytes.get_or_create(&labels).inc_by(bytes);
         }
+        let labels = FirstByteLabels { kind, source };
+        self.metrics.mirror_first_byte_seconds.get_or_create(&labels).observe(first.as_secs_f64());
     }
 
-    /// Notes that a part of a blob was sent to its end.
-    pub(super) fn given(&self, blob: &crate::store::Blob, span: Span) {
+    /// Notes that a body was sent to its end. What is given while it comes has the line of its pull; what
+    /// is here already has one here, chunks only where somebody looks closely: a layer has hundreds.
+    pub(super) fn given(&self, counted: &Counted, answer: &Answer, sent: &Sent) {
+        let (Body::File(blob, span, _), Some(share)) = (&answer.body, &answer.share) else { return };
         if span.end == blob.size() {
             self.images.given(blob);
+        }
+        let (digest, source, bytes) = (share.digest, answer.source.as_str(), sent.bytes);
+        let Place { registry, repository } = &share.place;
+        let seconds = counted.started.elapsed().as_secs_f64();
+        let first_byte_seconds = sent.first_after(counted.started).map(|first| first.as_secs_f64());
+        if span.len() == blob.size() {
+            info!(%registry, %repository, %digest, source, bytes, seconds, first_byte_seconds, "gave a blob that is here");
+        } else {
+            debug!(%registry, %repository, %digest, source, bytes, from = span.start, seconds, first_byte_seconds,
+                "gave a part of a blob that is here");
         }
     }
 
     /// Notes a body that was cut short, so that the next requests for it get their 404 at once.
-    pub(super) fn handed_over(&self, digest: Option<Digest>, error: &SendError) {
+    pub(super) fn handed_over(&self, share: Option<&Share>, error: &SendError) {
         let reason = match error {
             SendError::Store(_) => "store",
             SendError::Rotten(_) => "rotten",
@@ -279,17 +300,25 @@ impl Routes {
             SendError::Client(_) | SendError::Slow(_) => return,
         };
         self.metrics.mirror_handovers.get_or_create(&ReasonLabels { reason }).inc();
-        let Some(digest) = digest else { return };
-        self.images.pulls().hand_over(digest);
+        let Some(share) = share else { return };
+        self.images.hand_over(share);
         if error.is_of_the_file() {
             // Whoever comes next must not get the same broken file.
-            self.images.forget(&digest);
+            self.images.forget(&share.digest);
         }
     }
 
     /// Counts a connection that was ended for what its client did.
     pub(super) fn rejected(&self, reason: &'static str) {
         self.metrics.mirror_rejected.get_or_create(&ReasonLabels { reason }).inc();
+    }
+}
+
+/// Where the bytes that went out came from.
+fn shares(answer: &Answer, sent: &Sent) -> Vec<(Source, u64)> {
+    match &answer.body {
+        Body::Trail(reader) => reader.shares(sent.bytes),
+        _ => vec![(answer.source, sent.bytes)],
     }
 }
 

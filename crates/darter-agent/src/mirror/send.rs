@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use darter_core::range::Span;
 use rustix::net::SendFlags;
@@ -59,6 +59,26 @@ pub(crate) struct Patience {
     pub(crate) pull: Duration,
 }
 
+/// What of a body the socket took.
+#[derive(Debug, Default)]
+pub(crate) struct Sent {
+    pub(crate) bytes: u64,
+    /// When it took the first of them.
+    first: Option<Instant>,
+}
+
+impl Sent {
+    pub(crate) fn add(&mut self, bytes: u64) {
+        self.first.get_or_insert_with(Instant::now);
+        self.bytes += bytes;
+    }
+
+    /// How long after `started` it took the first of them, if it took any.
+    pub(crate) fn first_after(&self, started: Instant) -> Option<Duration> {
+        self.first.map(|first| first.duration_since(started))
+    }
+}
+
 impl SendError {
     /// Whether the stored file is broken. A disk that is slow says nothing about what is on it.
     pub(crate) fn is_of_the_file(&self) -> bool {
@@ -81,15 +101,15 @@ pub(crate) async fn bytes(
     Ok(())
 }
 
-/// Sends `span` of `file`, each part once no `doubt` about it is left. Gives the bytes sent to `sent` as
-/// they go.
+/// Sends `span` of `file`, each part once no `doubt` about it is left. Tells `moved` how many bytes more
+/// the socket has, as they go.
 pub(crate) async fn file(
     socket: &TcpStream,
     file: &Arc<File>,
     span: Span,
     doubt: Option<&Doubt>,
     patience: Patience,
-    sent: &mut u64,
+    mut moved: impl FnMut(u64),
 ) -> Result<(), SendError> {
     let mut offset = span.start;
     while offset < span.end {
@@ -106,16 +126,16 @@ pub(crate) async fn file(
         while offset < turn.end {
             let count = usize::try_from(turn.end - offset).unwrap_or(usize::MAX);
             let before = offset;
-            let moved = writable(socket, patience, || {
+            let took = writable(socket, patience, || {
                 Ok(rustix::fs::sendfile(socket.as_fd(), file.as_fd(), Some(&mut offset), count)?)
             })
             .await
             .map_err(whose)?;
-            if moved == 0 {
+            if took == 0 {
                 let gone = io::Error::new(io::ErrorKind::UnexpectedEof, "the file is shorter than the blob");
                 return Err(SendError::Store(gone));
             }
-            *sent += offset - before;
+            moved(offset - before);
         }
         // A socket that is always writable would keep this thread from all other connections.
         tokio::task::yield_now().await;
@@ -157,17 +177,17 @@ pub(super) async fn trail(
     socket: &TcpStream,
     reader: &mut Reader,
     patience: Patience,
-    sent: &mut u64,
+    sent: &mut Sent,
 ) -> Result<(), SendError> {
     let size = reader.size();
-    while *sent < size {
-        let end = match reader.progress_past(*sent, patience.pull).await {
+    while sent.bytes < size {
+        let end = match reader.progress_past(sent.bytes, patience.pull).await {
             Progress::Readable(end) => end,
             Progress::Failed(reason) => return Err(SendError::Pull(reason)),
             Progress::Stalled => return Err(SendError::Stalled(patience.pull)),
         };
-        let span = Span { start: *sent, end };
-        file(socket, reader.file(), span, None, patience, sent).await?;
+        let span = Span { start: sent.bytes, end };
+        file(socket, reader.file(), span, None, patience, |count| sent.add(count)).await?;
     }
     Ok(())
 }
@@ -185,6 +205,18 @@ async fn writable(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_first_byte_is_timed_when_it_goes_out_and_once() {
+        let (mut sent, started) = (Sent::default(), Instant::now());
+        assert_eq!(sent.first_after(started), None);
+        std::thread::sleep(Duration::from_millis(20));
+        sent.add(10);
+        let first = sent.first_after(started).unwrap();
+        assert!(first >= Duration::from_millis(20), "{first:?}");
+        sent.add(5);
+        assert_eq!((sent.bytes, sent.first_after(started)), (15, Some(first)));
+    }
 
     #[tokio::test]
     async fn a_disk_that_hangs_ends_the_body_and_one_that_answers_does_not() {

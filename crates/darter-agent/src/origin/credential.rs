@@ -66,6 +66,42 @@ impl fmt::Debug for Basic {
     }
 }
 
+/// What the node, or a pull, has to show for itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Account {
+    /// To the registry, or to its token server.
+    Password(Basic),
+    /// An OAuth2 refresh token, as `docker login` leaves it for registries that have their users by
+    /// single sign-on. It is for the token server alone.
+    Identity(Secret),
+}
+
+impl Account {
+    /// What the registry itself is shown.
+    pub(super) fn header(&self) -> Option<HeaderValue> {
+        match self {
+            Self::Password(basic) => basic.header(),
+            Self::Identity(_) => None,
+        }
+    }
+
+    /// User and password, if it is that.
+    pub(super) const fn basic(&self) -> Option<&Basic> {
+        match self {
+            Self::Password(basic) => Some(basic),
+            Self::Identity(_) => None,
+        }
+    }
+
+    /// Tells it from others.
+    pub(super) fn key(&self) -> CredentialKey {
+        match self {
+            Self::Password(basic) => basic.key(),
+            Self::Identity(token) => key("identity", token.expose()),
+        }
+    }
+}
+
 /// A header value that is not printed. `None`: it holds bytes that no header can.
 pub(super) fn sensitive(text: &str) -> Option<HeaderValue> {
     let mut value = HeaderValue::from_str(text).ok()?;
@@ -85,6 +121,11 @@ pub enum Credential {
 }
 
 impl Credential {
+    /// Of a user and a password that came with a pull.
+    pub fn caller(user: &str, password: &str) -> Self {
+        Self::Caller(Basic::of(user, password))
+    }
+
     /// Reads an Authorization header. Only Basic: a Bearer token was made for another place, and is
     /// nobody's to hand on.
     pub fn from_header(header: &str) -> Option<Self> {

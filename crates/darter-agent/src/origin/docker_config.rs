@@ -15,7 +15,7 @@ use tokio::process::Command;
 use tokio::time::Instant;
 
 use super::OriginError;
-use super::credential::Basic;
+use super::credential::{Account, Basic, Secret};
 use super::node::read;
 use super::slots::Slots;
 
@@ -32,7 +32,7 @@ pub(super) struct DockerConfig {
     path: PathBuf,
     /// The names under which the registry may stand in the file, the usual one first.
     names: Vec<String>,
-    helped: Slots<String, (Option<Basic>, Instant)>,
+    helped: Slots<String, (Option<Account>, Instant)>,
 }
 
 #[derive(Deserialize, Default)]
@@ -49,6 +49,7 @@ struct Entry {
     auth: Option<String>,
     username: Option<String>,
     password: Option<String>,
+    identitytoken: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -71,7 +72,7 @@ impl DockerConfig {
     }
 
     /// The credential for the registry, if the file has one.
-    pub(super) async fn get(&self, refused: Option<&Basic>) -> Result<Option<Basic>, OriginError> {
+    pub(super) async fn get(&self, refused: Option<&Account>) -> Result<Option<Account>, OriginError> {
         let content = read(&self.path).await?;
         // serde's message would show a piece of the file.
         let file: File = serde_json::from_slice(&content).map_err(|_| OriginError::File {
@@ -80,40 +81,45 @@ impl DockerConfig {
         })?;
         let helper = self.names.iter().find_map(|name| file.cred_helpers.get(name)).or(file.creds_store.as_ref());
         if let Some(helper) = helper
-            && let Some(basic) = self.help(helper, refused).await?
+            && let Some(account) = self.help(helper, refused).await?
         {
-            return Ok(Some(basic));
+            return Ok(Some(account));
         }
-        Ok(self.names.iter().find_map(|name| file.auths.get(name)).and_then(Entry::basic))
+        Ok(self.names.iter().find_map(|name| file.auths.get(name)).and_then(Entry::account))
     }
 
-    async fn help(&self, helper: &str, refused: Option<&Basic>) -> Result<Option<Basic>, OriginError> {
+    async fn help(&self, helper: &str, refused: Option<&Account>) -> Result<Option<Account>, OriginError> {
         let mut slot = self.helped.lock(&helper.to_owned()).await?;
-        if let Some((basic, until)) = &*slot
+        if let Some((account, until)) = &*slot
             && *until > Instant::now()
-            && (refused.is_none() || basic.as_ref() != refused)
+            && (refused.is_none() || account.as_ref() != refused)
         {
-            return Ok(basic.clone());
+            return Ok(account.clone());
         }
         *slot = None;
-        let basic = ask(helper, &self.names[0]).await?;
-        *slot = Some((basic.clone(), Instant::now() + HELPER_FRESH));
-        Ok(basic)
+        let account = ask(helper, &self.names[0]).await?;
+        *slot = Some((account.clone(), Instant::now() + HELPER_FRESH));
+        Ok(account)
     }
 }
 
 impl Entry {
-    fn basic(&self) -> Option<Basic> {
+    /// As docker reads it: where there is an identity token, `auth` has the user only.
+    fn account(&self) -> Option<Account> {
+        if let Some(token) = self.identitytoken.as_deref().filter(|token| !token.is_empty()) {
+            return Some(Account::Identity(Secret::new(token)));
+        }
         let encoded = self.auth.as_deref().filter(|auth| !auth.is_empty());
-        encoded.and_then(Basic::of_encoded).or_else(|| {
+        let basic = encoded.and_then(Basic::of_encoded).or_else(|| {
             let user = self.username.as_deref().filter(|user| !user.is_empty())?;
             Some(Basic::of(user, self.password.as_deref()?))
-        })
+        });
+        basic.map(Account::Password)
     }
 }
 
 /// Runs `docker-credential-<helper> get`.
-async fn ask(helper: &str, server: &str) -> Result<Option<Basic>, OriginError> {
+async fn ask(helper: &str, server: &str) -> Result<Option<Account>, OriginError> {
     let program = format!("docker-credential-{helper}");
     // A name with a slash would be a path to any program.
     if !helper.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b)) {
@@ -122,7 +128,7 @@ async fn ask(helper: &str, server: &str) -> Result<Option<Basic>, OriginError> {
     helped(&program, server).await
 }
 
-pub(super) async fn helped(program: &str, server: &str) -> Result<Option<Basic>, OriginError> {
+pub(super) async fn helped(program: &str, server: &str) -> Result<Option<Account>, OriginError> {
     let failed = |reason, source| OriginError::Helper { program: program.to_owned(), reason, source };
     let run = tokio::time::timeout(HELPER_PATIENCE, run(program, server)).await;
     let (success, output) = match run {
@@ -138,10 +144,13 @@ pub(super) async fn helped(program: &str, server: &str) -> Result<Option<Basic>,
     let Ok(Helped { username, secret }) = serde_json::from_slice(&output) else {
         return Err(failed("its answer cannot be read", None));
     };
-    if username == "<token>" {
-        return Err(failed("it gives an identity token, which is not supported", None));
-    }
-    Ok(Some(Basic::of(&username, &secret)))
+    // The word that docker-credential-helpers has for an identity token.
+    let is_identity = username == "<token>";
+    Ok(Some(if is_identity {
+        Account::Identity(Secret::new(secret))
+    } else {
+        Account::Password(Basic::of(&username, &secret))
+    }))
 }
 
 async fn run(program: &str, server: &str) -> std::io::Result<(bool, Vec<u8>)> {

@@ -1,5 +1,7 @@
 //! One thing from one registry: its origins in order, its credentials, its redirects, its patience.
 
+use std::time::Duration;
+
 use darter_core::Digest;
 use darter_core::range::Span;
 use http::{HeaderValue, Method, Response, StatusCode, Uri};
@@ -7,9 +9,8 @@ use hyper::body::Incoming;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
-use super::away::PATIENCE;
 use super::challenge;
-use super::credential::{Basic, Credential};
+use super::credential::{Account, Credential};
 use super::limits::Weight;
 use super::retry::Attempts;
 use super::send::{Ask, check, discard};
@@ -18,6 +19,10 @@ use super::target::Target;
 use super::token::Wanted;
 use super::url::shown;
 use super::{Inner, OriginError};
+
+/// What a host before the registry has from the request to the head of the response, its token and its
+/// storage included. `mirror.answer_within` is 2.5 s, and the registry is still to be asked.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Whose answer will do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -223,12 +228,12 @@ impl Inner {
         repository: &str,
         who: &Credential,
     ) -> Result<(Ask, Response<Incoming>), OriginError> {
-        let basic = if target.is_own { self.basic(who).await? } else { None };
+        let account = if target.is_own { self.account(who).await? } else { None };
         let known = target.bearer();
-        let wanted = |bearer| Wanted { from: &target.place, bearer, repository, basic: basic.as_ref() };
+        let wanted = |bearer| Wanted { from: &target.place, bearer, repository, account: account.as_ref() };
         ask.authorization = match &known {
             Some(bearer) => Some(self.kept.tokens.get(&self.wire, &wanted(bearer), None).await?),
-            None => basic.as_ref().and_then(Basic::header),
+            None => account.as_ref().and_then(Account::header),
         };
         let response = self.wire.once(&ask).await?;
         let status = response.status();
@@ -241,7 +246,7 @@ impl Inner {
                 target.learn(named.clone());
                 Some(self.kept.tokens.get(&self.wire, &wanted(bearer), ask.authorization.as_ref()).await?)
             }
-            None => self.another(target, who, basic.as_ref(), known.is_some(), status).await?,
+            None => self.another(target, who, account.as_ref(), known.is_some(), status).await?,
         };
         let Some(another) = another else { return Ok((ask, response)) };
         discard(response).await;
@@ -250,10 +255,10 @@ impl Inner {
         Ok((ask, response))
     }
 
-    async fn basic(&self, who: &Credential) -> Result<Option<Basic>, OriginError> {
+    async fn account(&self, who: &Credential) -> Result<Option<Account>, OriginError> {
         match who {
             Credential::Anonymous => Ok(None),
-            Credential::Caller(basic) => Ok(Some(basic.clone())),
+            Credential::Caller(basic) => Ok(Some(Account::Password(basic.clone()))),
             Credential::Node => self.kept.node.get(&self.wire, None).await,
         }
     }
@@ -263,21 +268,21 @@ impl Inner {
         &self,
         target: &Target,
         who: &Credential,
-        basic: Option<&Basic>,
+        account: Option<&Account>,
         showed_token: bool,
         status: StatusCode,
     ) -> Result<Option<HeaderValue>, OriginError> {
-        let Some(basic) = basic else { return Ok(None) };
+        let Some(account) = account else { return Ok(None) };
         if showed_token && status == StatusCode::UNAUTHORIZED {
             // It wants Basic now.
             target.learn(None);
-            return Ok(basic.header());
+            return Ok(account.header());
         }
         if !matches!(who, Credential::Node) || showed_token {
             return Ok(None);
         }
-        let another = self.kept.node.another(&self.wire, basic, status.as_u16()).await?;
-        Ok(another.as_ref().and_then(Basic::header))
+        let another = self.kept.node.another(&self.wire, account, status.as_u16()).await?;
+        Ok(another.as_ref().and_then(Account::header))
     }
 }
 

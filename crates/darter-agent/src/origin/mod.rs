@@ -41,6 +41,7 @@ use rustls::RootCertStore;
 use crate::config::{Config, RegistryConfig};
 use crate::metrics::{Metrics, RegistryLabel};
 
+pub use away::Away;
 pub use blob::BlobStream;
 pub use credential::{Basic, Credential};
 pub use error::OriginError;

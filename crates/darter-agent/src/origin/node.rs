@@ -8,7 +8,7 @@ use darter_core::ecr;
 use tokio::io::AsyncReadExt;
 
 use super::OriginError;
-use super::credential::Basic;
+use super::credential::{Account, Basic};
 use super::docker_config::DockerConfig;
 use super::ecr::Ecr;
 use super::send::Wire;
@@ -54,16 +54,19 @@ impl NodeCredential {
     }
 
     /// The credential; never `refused`, if there is any way to get another.
-    pub(super) async fn get(&self, wire: &Wire, refused: Option<&Basic>) -> Result<Option<Basic>, OriginError> {
+    pub(super) async fn get(&self, wire: &Wire, refused: Option<&Account>) -> Result<Option<Account>, OriginError> {
         match self {
             Self::None => Ok(None),
             Self::File { user, path } => {
                 let password = read(path).await?;
                 let password = String::from_utf8_lossy(&password);
-                Ok(Some(Basic::of(user, password.trim_end_matches(['\r', '\n']))))
+                Ok(Some(Account::Password(Basic::of(user, password.trim_end_matches(['\r', '\n'])))))
             }
             Self::Docker(config) => config.get(refused).await,
-            Self::Ecr { source, registry } => source.get(wire, registry, refused, Duration::ZERO).await.map(Some),
+            Self::Ecr { source, registry } => {
+                let refused = refused.and_then(Account::basic);
+                Ok(Some(Account::Password(source.get(wire, registry, refused, Duration::ZERO).await?)))
+            }
         }
     }
 
@@ -71,11 +74,13 @@ impl NodeCredential {
     pub(super) async fn another(
         &self,
         wire: &Wire,
-        refused: &Basic,
+        refused: &Account,
         status: u16,
-    ) -> Result<Option<Basic>, OriginError> {
+    ) -> Result<Option<Account>, OriginError> {
         let found = match (self, status) {
-            (Self::Ecr { source, registry }, 403) => Some(source.get(wire, registry, Some(refused), SUSPECT).await?),
+            (Self::Ecr { source, registry }, 403) => {
+                Some(Account::Password(source.get(wire, registry, refused.basic(), SUSPECT).await?))
+            }
             (_, 401) => self.get(wire, Some(refused)).await?,
             _ => None,
         };

@@ -22,7 +22,7 @@ const REDIRECTS_MAX: usize = 10;
 const DISCARD_MAX_BYTES: u64 = 16 * 1024;
 /// Such a body comes with its head, or is not worth the wait.
 const DISCARD_PATIENCE: Duration = Duration::from_millis(100);
-const AGENT: &str = concat!("darter/", env!("CARGO_PKG_VERSION"));
+pub(super) const AGENT: &str = concat!("darter/", env!("CARGO_PKG_VERSION"));
 
 /// One request.
 #[derive(Clone)]

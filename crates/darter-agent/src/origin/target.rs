@@ -5,6 +5,7 @@
 //! know nothing of it.
 
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use darter_core::hosts_toml::ForeignOrigin;
 use http::Uri;
@@ -20,6 +21,9 @@ use crate::config::RegistryConfig;
 const DOCKER_HUB: &str = "https://registry-1.docker.io";
 /// Origins asked for one thing: each that is away costs a second, twice a minute.
 const TARGETS_MAX: usize = 8;
+/// How long one that is away is left alone. A host that restarts is missed for no longer than a large
+/// pull takes, and one that stays down costs one request in all of that.
+const AWAY: Duration = Duration::from_secs(30);
 
 pub(super) struct Target {
     /// The URL under which `<repository>/manifests/…` is.
@@ -40,7 +44,7 @@ impl Target {
         let root = api_root(url)?;
         let place = place(&root)?;
         let is_own = own.is_none_or(|own| *own == place);
-        Ok(Self { root, place, is_own, resolves: true, away: Away::default(), bearer: Mutex::new(None) })
+        Ok(Self { root, place, is_own, resolves: true, away: Away::new(AWAY, AWAY), bearer: Mutex::new(None) })
     }
 
     pub(super) fn bearer(&self) -> Option<Bearer> {

@@ -1,20 +1,24 @@
 //! Tokens of the servers that registries name in their challenges (Docker Hub, GHCR, Quay, Harbor).
 //!
 //! <https://distribution.github.io/distribution/spec/auth/token/>: GET realm?service=…&scope=…, with
-//! the user's Basic credential where there is one.
+//! the user's Basic credential where there is one. For an identity token
+//! <https://distribution.github.io/distribution/spec/auth/oauth/>: POST with the grant `refresh_token`.
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use darter_core::access::CredentialKey;
 use darter_core::oci::percent_encode;
-use http::{HeaderValue, Uri};
+use http::header::{CONTENT_TYPE, USER_AGENT};
+use http::{HeaderValue, Method, Request, Uri};
+use http_body_util::Full;
 use serde::Deserialize;
 use tokio::time::Instant;
 
 use super::OriginError;
 use super::challenge::Bearer;
-use super::credential::{Basic, Credential, sensitive};
-use super::send::{Ask, Wire, check, collect};
+use super::credential::{Account, Credential, Secret, sensitive};
+use super::send::{AGENT, Ask, Wire, check, collect};
 use super::slots::Slots;
 use super::url::Place;
 
@@ -59,7 +63,7 @@ pub(super) struct Wanted<'a> {
     pub(super) from: &'a Place,
     pub(super) bearer: &'a Bearer,
     pub(super) repository: &'a str,
-    pub(super) basic: Option<&'a Basic>,
+    pub(super) account: Option<&'a Account>,
 }
 
 impl Tokens {
@@ -80,7 +84,7 @@ impl Tokens {
             realm: wanted.bearer.realm.clone(),
             service: wanted.bearer.service.clone(),
             scope,
-            credential: wanted.basic.map_or_else(|| Credential::Anonymous.key(), Basic::key),
+            credential: wanted.account.map_or_else(|| Credential::Anonymous.key(), Account::key),
         };
         let mut slot = self.slots.lock(&key).await?;
         if let Some(token) = &*slot
@@ -97,13 +101,28 @@ impl Tokens {
     }
 
     async fn ask(&self, wire: &Wire, wanted: &Wanted<'_>, scope: &str) -> Result<Token, OriginError> {
-        let uri = token_url(wanted.bearer, scope).ok_or(OriginError::Lied("its token server is no URL"))?;
+        let identity = match wanted.account {
+            Some(Account::Identity(token)) => Some(token),
+            Some(Account::Password(_)) | None => None,
+        };
+        let query = identity.is_none().then_some(scope);
+        let uri = token_url(wanted.bearer, query).ok_or(OriginError::Lied("its token server is no URL"))?;
         wire.check_scheme(Some(wanted.from), &uri)?;
-        let mut ask = Ask::get(uri.clone(), "token");
-        ask.authorization = wanted.basic.and_then(Basic::header);
-        let answer = wire.once(&ask).await?;
-        let answer = wire.follow(ask, answer).await?;
+        let answer = match identity {
+            // A redirect is not followed: what is sent opens all that the user may read.
+            Some(token) => wire.exchange(refresh(&uri, wanted.bearer, scope, token), "token").await?,
+            None => {
+                let mut ask = Ask::get(uri.clone(), "token");
+                ask.authorization = wanted.account.and_then(Account::header);
+                let answer = wire.once(&ask).await?;
+                wire.follow(ask, answer).await?
+            }
+        };
         let answer = match check(&uri, answer) {
+            // How OAuth2 says that a refresh token is over (RFC 6749 §5.2).
+            Err(OriginError::Status { status: status @ 400, .. }) if identity.is_some() => {
+                return Err(OriginError::Denied { status });
+            }
             // Of the token server, this says nothing about the image.
             Err(OriginError::NotFound) => return Err(OriginError::Lied("its token server is not there")),
             answer => answer?,
@@ -123,13 +142,35 @@ fn read(content: &[u8], now: Instant) -> Result<Token, OriginError> {
     Ok(Token { header, until: now + lifetime * 3 / 4 })
 }
 
-fn token_url(bearer: &Bearer, scope: &str) -> Option<Uri> {
+/// Where a token is asked for; with what is asked in its query.
+fn token_url(bearer: &Bearer, scope: Option<&str>) -> Option<Uri> {
     let realm = bearer.realm.split('#').next()?;
-    let separator = if realm.contains('?') { '&' } else { '?' };
-    let service =
-        bearer.service.as_ref().map(|service| format!("service={}&", percent_encode(service))).unwrap_or_default();
-    let uri: Uri = format!("{realm}{separator}{service}scope={}", percent_encode(scope)).parse().ok()?;
+    let uri: Uri = match scope {
+        Some(scope) => {
+            let separator = if realm.contains('?') { '&' } else { '?' };
+            format!("{realm}{separator}{}", question(bearer, scope)).parse().ok()?
+        }
+        None => realm.parse().ok()?,
+    };
     Place::of(&uri).map(|_| uri)
+}
+
+fn question(bearer: &Bearer, scope: &str) -> String {
+    let service = bearer.service.as_ref().map(|service| format!("service={}&", percent_encode(service)));
+    format!("{}scope={}", service.unwrap_or_default(), percent_encode(scope))
+}
+
+/// The order for an access token in exchange for an identity token, which stays good.
+fn refresh(uri: &Uri, bearer: &Bearer, scope: &str, token: &Secret) -> Request<Full<Bytes>> {
+    let token = percent_encode(token.expose());
+    let form = format!("grant_type=refresh_token&client_id=darter&{}&refresh_token={token}", question(bearer, scope));
+    let mut request = Request::new(Full::new(Bytes::from(form)));
+    *request.method_mut() = Method::POST;
+    *request.uri_mut() = uri.clone();
+    let headers = request.headers_mut();
+    headers.insert(USER_AGENT, HeaderValue::from_static(AGENT));
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded"));
+    request
 }
 
 #[cfg(test)]
@@ -151,8 +192,8 @@ mod tests {
     #[test]
     fn the_question_is_encoded() {
         let bearer = Bearer { realm: "https://auth.example/t?a=b".into(), service: Some("s&x y".into()) };
-        let url = token_url(&bearer, "repository:a/b:pull").unwrap().to_string();
+        let url = token_url(&bearer, Some("repository:a/b:pull")).unwrap().to_string();
         assert_eq!(url, "https://auth.example/t?a=b&service=s%26x%20y&scope=repository:a/b:pull");
-        assert!(token_url(&Bearer { realm: "token".into(), service: None }, "s").is_none());
+        assert!(token_url(&Bearer { realm: "token".into(), service: None }, Some("s")).is_none());
     }
 }

@@ -8,6 +8,7 @@ use k8s_cri::v1::image_service_client::ImageServiceClient;
 use k8s_cri::v1::{ImageSpec, PullImageRequest};
 use tokio::time::timeout;
 
+use super::Login;
 use crate::containerd;
 
 /// Unpacking 40 GB takes minutes; containerd has its own watchdog for progress.
@@ -31,12 +32,13 @@ pub(super) enum CriError {
     TimedOut,
 }
 
-/// Pulls and unpacks `image`; gives what containerd calls it.
-pub(super) async fn pull(socket: &Path, image: &str) -> Result<String, CriError> {
+/// Pulls and unpacks `image`, with this credential; gives what containerd calls it.
+pub(super) async fn pull(socket: &Path, image: &str, login: Option<&Login>) -> Result<String, CriError> {
     let connected = containerd::connect(socket).await;
     let channel = connected.map_err(|source| CriError::Connect { path: socket.to_owned(), source })?;
     let image = ImageSpec { image: image.to_owned(), ..ImageSpec::default() };
-    let request = PullImageRequest { image: Some(image), ..PullImageRequest::default() };
+    let auth = login.map(Login::for_cri);
+    let request = PullImageRequest { image: Some(image), auth, ..PullImageRequest::default() };
     let mut images = ImageServiceClient::new(channel);
     let pulled = timeout(PULL_TIMEOUT, images.pull_image(request)).await.map_err(|_| CriError::TimedOut)?;
     Ok(pulled.map_err(|status| CriError::Pull(Box::new(status)))?.into_inner().image_ref)

@@ -6,6 +6,7 @@
 //! has arrived is kept.
 
 mod cri;
+mod login;
 mod pin;
 
 use std::collections::HashMap;
@@ -20,13 +21,14 @@ use futures_util::{Stream, StreamExt, stream};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Semaphore, mpsc};
 
-use crate::config::Config;
-use crate::images::{Asker, BlobFound, Images};
+use crate::config::{Access, Config};
+use crate::images::{Asker, BlobFound, Images, Refusal};
 use crate::log::chain;
 use crate::pulls::{Progress, Reader};
 use crate::sites::Sites;
 use crate::store::{Blob, PIN_MAX, PinError, Store};
 
+pub use login::Login;
 pub use pin::{Pin, Release};
 
 /// Events that may wait for a slow reader; past it the work waits too.
@@ -49,6 +51,9 @@ pub struct Order {
     /// For how long eviction spares it afterwards: `0` is not at all, nothing is `store.pin_for`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pin: Option<Seconds>,
+    /// What opens the repository, where the registry asks each pull for its own credential.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub login: Option<Login>,
 }
 
 /// One step.
@@ -128,8 +133,12 @@ enum PrewarmError {
     Refused {
         what: String,
         #[source]
-        source: crate::images::Refusal,
+        source: Refusal,
     },
+    #[error("{0} asks each pull for its own credential: give this one --username and --password-stdin")]
+    NoLogin(darter_core::Registry),
+    #[error("{0} is read with access = \"{1}\", which takes no credential of a prewarm: leave --username out")]
+    Login(darter_core::Registry, &'static str),
     #[error("the manifest cannot be read")]
     Manifest(#[from] darter_core::manifest::ManifestError),
     #[error("the index has no image for {os}/{architecture} (mirror.platform)")]
@@ -216,7 +225,16 @@ impl Prewarm {
             return Err(PrewarmError::PinTooLong);
         }
         let site = self.sites.get(Some(&name.registry)).ok_or_else(|| PrewarmError::Registry(name.registry.clone()))?;
-        let asker = Asker { site: site.clone(), repository: name.repository.clone(), caller: None };
+        let caller = order.login.as_ref().map(Login::credential);
+        let unused = match site.access() {
+            Some(Access::Node) => Some("node"),
+            Some(Access::Public) => Some("public"),
+            Some(Access::Caller | Access::Off) | None => None,
+        };
+        if let (Some(access), Some(_)) = (unused, &caller) {
+            return Err(PrewarmError::Login(name.registry, access));
+        }
+        let asker = Asker { site: site.clone(), repository: name.repository.clone(), caller };
         let Found { digest, manifests, blobs } = self.manifest(&asker, &name).await?;
         let sizes = blobs.iter().map(|blob| BlobSize { digest: blob.digest.to_string(), size: blob.size });
         tell(events, Event::Image { digest: digest.to_string(), blobs: sizes.collect() }).await?;
@@ -232,7 +250,7 @@ impl Prewarm {
         let image_ref = match &self.cri {
             Some(socket) if !order.store_only => {
                 tell(events, Event::Unpacking).await?;
-                Some(cri::pull(socket, &name.to_string()).await?)
+                Some(cri::pull(socket, &name.to_string(), order.login.as_ref()).await?)
             }
             _ => None,
         };
@@ -259,7 +277,10 @@ impl Prewarm {
 
     /// A manifest, with its digest and size.
     async fn read(&self, asker: &Asker, reference: &Reference) -> Result<((Digest, u64), Manifest), PrewarmError> {
-        let refused = |source| PrewarmError::Refused { what: format!("the manifest {reference}"), source };
+        let refused = |source| match source {
+            Refusal::Challenge => PrewarmError::NoLogin(asker.site.registry().clone()),
+            source => PrewarmError::Refused { what: format!("the manifest {reference}"), source },
+        };
         let found = self.images.manifest(asker, reference, false).await.map_err(refused)?;
         Ok(((found.digest, found.content.len() as u64), Manifest::parse(&found.content)?))
     }
@@ -272,7 +293,8 @@ impl Prewarm {
         events: &mpsc::Sender<Event>,
     ) -> Result<Option<Blob>, PrewarmError> {
         let refused = |source| PrewarmError::Refused { what: blob.digest.to_string(), source };
-        let here = match self.images.blob(asker, blob.digest).await.map_err(refused)? {
+        // A hand-over a moment ago keeps nothing from coming: that is for containerd, which has the origin.
+        let here = match self.images.bring(asker, blob.digest).await.map_err(refused)? {
             BlobFound::Complete(blob) => Some(blob),
             BlobFound::Coming(reader) => {
                 self.follow(reader, blob, events).await?;

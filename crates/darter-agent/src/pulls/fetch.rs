@@ -12,11 +12,11 @@ use darter_core::fetch::{Next, Plan};
 use darter_core::pieces::Layout;
 use darter_core::range::Span;
 use futures_util::future::try_join_all;
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 use tracing::debug;
 
 use super::account::Account;
-use super::{PullError, State, Wanted, Whence};
+use super::{Pull, PullError, State, Wanted, Whence};
 use crate::log::chain;
 use crate::metrics::{Metrics, RegistryLabels};
 use crate::origin::{BlobStream, Origin, OriginError, Whom};
@@ -42,8 +42,8 @@ pub(super) struct Job {
     pub(super) wanted: Wanted,
     /// Where this pull stands among all: what was asked for first comes first.
     pub(super) turn: u64,
-    /// Told as soon as there is something to read.
-    pub(super) state: watch::Sender<State>,
+    /// Its state is told as soon as there is something to read.
+    pub(super) pull: Arc<Pull>,
     pub(super) account: Arc<Account>,
 }
 
@@ -63,7 +63,7 @@ pub(super) async fn fetch(
     ended: impl Future<Output = ()>,
 ) -> Result<Blob, PullError> {
     tokio::pin!(ended);
-    let Job { store, settings, wanted, state, account, .. } = job;
+    let Job { store, settings, wanted, account, .. } = job;
     // One for all of the blob: where others come to stand before the registry meanwhile, this ends on
     // what it began with.
     let Some(whence) = &wanted.whence else { return Err(PullError::Others) };
@@ -85,11 +85,12 @@ pub(super) async fn fetch(
         begun => begun?,
     };
     let size = ingest.layout().size();
-    state.send_replace(State::Coming(ingest.reader()));
     let missing = missing(&ingest);
     if !is_joint {
+        job.pull.provenance.was_here(size, &missing);
         account.resumed(size - missing.iter().map(Span::len).sum::<u64>());
     }
+    job.pull.state.send_replace(State::Coming(ingest.reader()));
     let workers = settings.ranges.min(usize::try_from(ingest.layout().segments()).unwrap_or(usize::MAX)).max(1);
     let plan = Plan::new(ingest.layout(), missing, settings.attempts);
     let work = Work { ingest: &ingest, job, is_joint, from: &from, plan: Mutex::new(plan), changed: Notify::new() };

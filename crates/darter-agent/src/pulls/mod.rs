@@ -3,10 +3,11 @@
 //! A `Pull` brings one blob here once. Whoever asks meanwhile joins it and trails its ingest; when
 //! nobody is left it stops, and what has arrived stays on disk for the next one. `fetch` does the
 //! fetching alone, `together` with the other nodes; `account` is what it took, and `reader` what a
-//! joiner gets.
+//! joiner gets; `provenance` tells where its bytes came from.
 
 mod account;
 mod fetch;
+mod provenance;
 mod reader;
 mod together;
 
@@ -31,14 +32,12 @@ use crate::swarm::handle::SwarmHandle;
 
 use account::Account;
 use fetch::Job;
+use provenance::Provenance;
 pub use reader::{Progress, Reader};
 
 // containerd keeps 3 downloads in flight (max_concurrent_downloads) and a node starts few images
 // at once. Past this something is wrong: answer 404 and let containerd go around us.
 const RUNNING_MAX: usize = 256;
-
-/// Digests remembered as handed over. Past it the oldest is asked for again, which costs one try.
-const HANDED_OVER_MAX: usize = 4096;
 
 /// A blob that somebody wants, and from where.
 #[derive(Clone)]
@@ -147,10 +146,8 @@ struct Inner {
     swarm: Option<SwarmHandle>,
     metrics: Arc<Metrics>,
     settings: fetch::Settings,
-    handover: Duration,
     linger: Duration,
     running: Mutex<HashMap<Digest, Arc<Pull>>>,
-    handed_over: Mutex<HashMap<Digest, Instant>>,
     /// Pulls that were ever begun.
     begun: AtomicU64,
     tasks: TaskTracker,
@@ -161,6 +158,7 @@ struct Inner {
 #[derive(Debug)]
 struct Pull {
     state: watch::Sender<State>,
+    provenance: Provenance,
     readers: AtomicUsize,
     left: Notify,
     /// When anything of it came last.
@@ -200,10 +198,8 @@ impl Pulls {
                 // A reader that waits in vain for `stall` gives up; before that this node reads alone.
                 patience: config.mirror.stall.0 * 3 / 4,
             },
-            handover: config.mirror.handover.0,
             linger: config.mirror.linger.0,
             running: Mutex::default(),
-            handed_over: Mutex::default(),
             begun: AtomicU64::new(0),
             tasks: TaskTracker::new(),
             stop,
@@ -263,22 +259,9 @@ impl Pulls {
         }
     }
 
-    /// Notes that a body of this blob was cut short: for a while it is answered 404 at once, so
-    /// that containerd goes on at the origin instead of coming back to the same failure.
-    pub fn hand_over(&self, digest: Digest) {
-        let mut handed_over = lock(&self.0.handed_over);
-        let now = Instant::now();
-        handed_over.retain(|_, at| now.duration_since(*at) < self.0.handover);
-        if handed_over.len() >= HANDED_OVER_MAX {
-            let oldest = handed_over.iter().min_by_key(|(_, at)| **at).map(|(digest, _)| *digest);
-            oldest.map(|digest| handed_over.remove(&digest));
-        }
-        handed_over.insert(digest, now);
-    }
-
-    /// Whether this blob was handed over a short while ago.
-    pub fn is_handed_over(&self, digest: &Digest) -> bool {
-        lock(&self.0.handed_over).get(digest).is_some_and(|at| at.elapsed() < self.0.handover)
+    /// Whether blobs come from other nodes too.
+    pub fn have_company(&self) -> bool {
+        self.0.swarm.as_ref().is_some_and(SwarmHandle::has_members)
     }
 
     /// Waits until all pulls have ended after `stop`.
@@ -306,6 +289,7 @@ impl Pulls {
         let state = watch::Sender::new(State::Asking);
         let pull = Arc::new(Pull {
             state,
+            provenance: Provenance::default(),
             readers: AtomicUsize::new(0),
             left: Notify::new(),
             activity: Activity::default(),
@@ -334,7 +318,7 @@ impl Pulls {
             settings: self.0.settings,
             wanted: wanted.clone(),
             turn,
-            state: pull.state.clone(),
+            pull: pull.clone(),
             account: account.clone(),
         };
         let outcome = match &self.0.swarm {

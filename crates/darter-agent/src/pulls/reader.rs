@@ -8,6 +8,7 @@ use tokio::sync::watch;
 use tokio::time::timeout_at;
 
 use super::{Interest, Joined, PullError, State};
+use crate::metrics::Source;
 use crate::store::{self, IngestReader};
 
 /// How many times its patience a reader waits for one byte while others of the blob come. kubelet gives
@@ -73,6 +74,16 @@ impl Reader {
     /// Size of the whole blob in bytes.
     pub fn size(&self) -> u64 {
         self.ingest.size()
+    }
+
+    /// Where the first byte came from.
+    pub fn source(&self) -> Source {
+        self.interest.0.provenance.source_of(0)
+    }
+
+    /// Where the first `sent` bytes came from.
+    pub fn shares(&self, sent: u64) -> Vec<(Source, u64)> {
+        self.interest.0.provenance.shares(sent)
     }
 
     /// The file that bytes below the readable prefix are read from.

@@ -20,7 +20,7 @@ use tracing::{debug, info, warn};
 use super::fetch::{self, Job};
 use super::{PullError, State, Whence};
 use crate::log::chain;
-use crate::metrics::ReasonLabels;
+use crate::metrics::{ReasonLabels, Source};
 use crate::origin::{Origin, OriginError, Whom};
 use crate::store::{Blob, Ingest, PieceHere, StoreError};
 use crate::swarm::coming::Coming;
@@ -130,7 +130,9 @@ impl Target {
                 // Nobody listens where the pull has just ended.
                 let _ = listener.send(notices);
             }
-            self.job.state.send_replace(State::Coming(reader));
+            let resumed: Vec<_> = ingest.resumed().iter().map(|piece| self.layout.piece(piece)).collect();
+            resumed.into_iter().for_each(|span| self.job.pull.provenance.note(span, Source::Cache));
+            self.job.pull.state.send_replace(State::Coming(reader));
             Ok(ingest)
         };
         self.ingest.get_or_try_init(|| open).await
@@ -378,6 +380,7 @@ impl Target {
         let span = self.layout.piece(u64::from(piece));
         // Before a byte of it is written: its notice must find who sent it.
         lock(&self.senders).entry(piece).or_insert((peer, got.attest));
+        self.job.pull.provenance.note(span, Source::Peer);
         ingest.write(span.start, Bytes::from_owner(got.bytes)).await.map_err(FetchEnd::Store)?;
         self.job.account.got_from_peer(span.len());
         Ok(())

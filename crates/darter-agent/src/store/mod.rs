@@ -7,12 +7,13 @@
 //! Code map: `disk` paths, lock and file calls; `record` what vouches for a piece; `journal` what
 //! was complete; `index` and `admit` what is here and who leaves; `pins` who stays; `tally` the hashes of an ingest; `ingest` and
 //! `writer` its two ends, `pieces` what other nodes get of it; `scan` the start; `upkeep` the background; `scrub` re-hashing
-//! and `doubt` when it is urgent;
+//! and `doubt` when it is urgent; `checkup` whether the disk answers;
 //! `containerd` blobs that containerd keeps; `warm` the page cache.
 //! Not here: who may read a blob, where it comes from.
 
 mod admit;
 mod blob;
+mod checkup;
 mod containerd;
 mod disk;
 mod doubt;
@@ -49,6 +50,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 pub use blob::Blob;
+pub use checkup::{Checkup, Unwell};
 pub use doubt::{Doubt, Rotten};
 pub use ingest::{Ingest, IngestReader, Progress};
 pub use pieces::PieceHere;
@@ -174,6 +176,10 @@ impl Store {
     /// As `get`, off the async threads: a disk that hangs in an open must not hold them up, or no
     /// deadline of theirs would fire.
     pub async fn look_up(&self, digest: &Digest) -> Option<Blob> {
+        // Most that is asked for is not here, which memory knows: a thread for each would be a waste.
+        if !self.holds(digest) {
+            return None;
+        }
         let (store, digest) = (self.clone(), *digest);
         tokio::task::spawn_blocking(move || store.get(&digest)).await.ok().flatten()
     }

@@ -1,7 +1,7 @@
 //! The swarm as a part of the agent: from its configuration to its events.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
@@ -15,14 +15,14 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
 use super::control::{Control, ControlError, ControlEvent, Limits, Setup, Standing};
-use super::discovery::Discovery;
+use super::discovery::{Discovery, ServicePort, ServiceWatch};
 use super::driver::{Driver, INBOX, announce};
 use super::exchange::{self, Client, Gate, Server};
 use super::handle::{Endings, Input, Shared, SwarmHandle};
 use super::identity::{Identity, IdentityError};
 use super::key::{self, KeyError};
 use super::shelf::{Others, Shelf};
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::log::chain;
 use crate::metrics::Metrics;
 use crate::pulls::Pulls;
@@ -100,7 +100,10 @@ impl SwarmPart {
         let shown = exchange::Identity::new(identity.keypair().clone())?;
         let dns = swarm.dns.as_deref();
         let (port, every, max) = (swarm.listen.port(), swarm.lookup_every.0, swarm.max_members);
-        let discovery = Discovery::new(&swarm.peers, dns, port, every, max);
+        let service = service(swarm, &directory, metrics.clone());
+        // The DNS name has everybody, and so has the Service.
+        let wants_peers = dns.is_none() && service.is_none();
+        let discovery = Discovery::new(&swarm.peers, dns, port, every, max).watching(service);
         let zone = zone(swarm.zone.as_deref());
         let setup = Setup {
             listen: swarm.listen,
@@ -108,8 +111,7 @@ impl SwarmPart {
             zone,
             key,
             max_members: swarm.max_members,
-            // The DNS name has everybody.
-            wants_peers: dns.is_none(),
+            wants_peers,
             version: version.to_owned(),
             limits: Limits::default(),
         };
@@ -134,7 +136,7 @@ impl SwarmPart {
             endings,
             wishes: AtomicU64::new(0),
             settled_by: Instant::now() + SETTLE,
-            expects_others: dns.is_some() || !swarm.peers.is_empty(),
+            expects_others: !wants_peers || !swarm.peers.is_empty(),
         }));
         Ok(Some(Self { control, events, driver, inbox, server, store: store.clone(), takes, left, handle }))
     }
@@ -208,6 +210,19 @@ async fn take_over(mut takes: mpsc::Receiver<(Digest, u64)>, pulls: Pulls, swarm
             else => return,
         }
     }
+}
+
+/// The Service to watch, if one is configured.
+fn service(swarm: &config::Swarm, directory: &Path, metrics: Arc<Metrics>) -> Option<ServiceWatch> {
+    Some(ServiceWatch {
+        service: swarm.service.clone()?,
+        port: swarm.endpoint_port.clone().unwrap_or_else(|| ServicePort::Number(swarm.listen.port())),
+        is_ipv6: swarm.listen.is_ipv6(),
+        kubeconfig: swarm.kubeconfig.clone(),
+        file: directory.join("members.json"),
+        max: swarm.max_members,
+        metrics,
+    })
 }
 
 /// A zone's number is a hash of its name, so that nodes agree on it without a word.

@@ -1,49 +1,69 @@
-//! What goes wrong in a run, and what everybody notices of it.
+//! What goes wrong in a run.
+
+use std::time::Duration;
 
 use super::Fault;
 use super::queue::Due;
-use super::wires::{ImportRun, Transfer, TransferState};
+use super::wires::{ImportRun, TransferState};
 use super::world::{World, nanos, number};
-use crate::swarm::{Event, FetchFailure, Members};
+use crate::swarm::Event;
 
 impl World<'_> {
     pub(super) fn fault(&mut self, fault: Fault) {
         match fault {
             Fault::Kill(n) => self.kill(n),
-            Fault::KillCoordinator => {
-                if let Some(id) = self.members.ranked(&self.blob).first() {
-                    self.kill(number(id));
-                }
+            Fault::KillCoordinator => self.coordinator().into_iter().for_each(|n| self.kill(n)),
+            Fault::KillImporter => self.importer().into_iter().for_each(|n| self.kill(n)),
+            Fault::Pause(n, period) => self.pause(n, period),
+            Fault::PauseCoordinator(period) => self.coordinator().into_iter().for_each(|n| self.pause(n, period)),
+            Fault::Partition(period) => {
+                self.reach.split_until = self.now + nanos(period);
+                self.cut();
+                self.queue.at(self.reach.split_until + nanos(self.scenario.detection), Due::Look);
             }
-            Fault::KillImporter => {
-                let nodes = &self.nodes;
-                let reads = |run: &&mut ImportRun| {
-                    run.piece < run.end && run.refusal.is_none() && nodes[run.to as usize].is_alive
-                };
-                let importer = self.imports.iter_mut().find(reads).map(|run| run.to);
-                importer.into_iter().for_each(|n| self.kill(n));
+            Fault::Sever(a, b) => {
+                self.reach.severed.insert((a.min(b), a.max(b)));
+                self.cut();
             }
+            Fault::Unreachable(from, to) => drop(self.reach.unreachable.insert((from, to))),
+            Fault::Lose(per_mille) => self.reach.lost = per_mille,
             Fault::Slow(n) => self.nodes[n as usize].up.slow_down(10),
+            Fault::Stall(n) => self.nodes[n as usize].is_stalled = true,
             Fault::Corrupt(n) => {
                 // Others shun it, so that it need not get the blob itself.
-                let node = &mut self.nodes[n as usize];
-                self.waiting -= u32::from(node.is_alive && !node.is_corrupt && node.finished.is_none());
-                node.is_corrupt = true;
+                self.wait_no_more(n);
+                self.nodes[n as usize].is_corrupt = true;
             }
-            Fault::Throttle(period) => self.origin.throttled_until = self.now + nanos(period),
+            Fault::Boast(n) => self.nodes[n as usize].is_boasting = true,
+            Fault::DiskFull(n) => self.fill_disk(n),
+            Fault::Old(n) => drop(self.reach.old.insert(n)),
+            Fault::Leap(n, by) => self.nodes[n as usize].ahead += nanos(by),
+            Fault::Freeze(n, period) => {
+                self.nodes[n as usize].frozen = (self.now, self.now + nanos(period));
+            }
+            Fault::Throttle(period) => self.throttle(period),
             Fault::Forbid(n) => self.nodes[n as usize].is_forbidden = true,
         }
     }
 
+    fn coordinator(&self) -> Option<u32> {
+        self.members.ranked(&self.digest(0)).first().map(number)
+    }
+
+    /// A node that reads the origin now.
+    fn importer(&mut self) -> Option<u32> {
+        let nodes = &self.nodes;
+        let reads = |run: &&ImportRun| run.piece < run.end && run.refusal.is_none() && nodes[run.to as usize].is_alive;
+        self.imports.all().map(|(_, run)| run).find(reads).map(|run| run.to)
+    }
+
     fn kill(&mut self, n: u32) {
-        let node = &mut self.nodes[n as usize];
-        if !std::mem::replace(&mut node.is_alive, false) {
+        if !self.nodes[n as usize].is_alive {
             return;
         }
-        if node.finished.is_none() && !node.is_corrupt && n < self.scenario.nodes {
-            self.waiting -= 1;
-        }
-        for transfer in self.transfers.iter_mut() {
+        self.wait_no_more(n);
+        self.nodes[n as usize].is_alive = false;
+        for transfer in self.transfers.all_mut() {
             if (transfer.from == n || transfer.to == n) && transfer.state == TransferState::Running {
                 transfer.state = TransferState::Broken;
             }
@@ -51,23 +71,38 @@ impl World<'_> {
         self.queue.at(self.now + nanos(self.scenario.detection), Due::Lost(n));
     }
 
-    /// Everybody learns that a node is gone: by its connections, and by the membership.
-    pub(super) fn lost(&mut self, gone: u32) {
-        let id = self.ids[gone as usize];
-        self.members = Members::new(self.members.iter().filter(|member| member.id != id).copied().collect());
-        for n in 0..u32::try_from(self.nodes.len()).unwrap_or(u32::MAX) {
-            let broken: Vec<Transfer> = {
-                let incoming = std::mem::take(&mut self.nodes[n as usize].incoming);
-                let (broken, kept) = incoming.into_iter().partition(|place| self.transfers.at(*place).from == gone);
-                self.nodes[n as usize].incoming = kept;
-                let broken: Vec<u32> = broken;
-                broken.into_iter().map(|place| *self.transfers.at(place)).collect()
-            };
-            for transfer in broken {
-                self.fetch_failed(&transfer, FetchFailure::Broken);
+    fn pause(&mut self, n: u32, period: Duration) {
+        let until = self.now + nanos(period);
+        self.nodes[n as usize].paused_until = until;
+        self.queue.at(until, Due::Resume(n));
+    }
+
+    /// A node goes on, and finds what came while it stood still.
+    pub(super) fn resume(&mut self, n: u32) {
+        if self.nodes[n as usize].paused_until > self.now {
+            return;
+        }
+        for event in std::mem::take(&mut self.nodes[n as usize].inbox) {
+            self.tell(n, event);
+        }
+        self.tell(n, Event::Tick);
+    }
+
+    fn fill_disk(&mut self, n: u32) {
+        self.wait_no_more(n);
+        for blob in 0..self.blobs.len() {
+            if !self.nodes[n as usize].ingests[blob].is_proven && self.scenario.wants(n, blob) {
+                self.tell(n, Event::Unwant(self.blobs[blob].0));
             }
-            self.tell(n, Event::PeerLost(id));
-            self.tell(n, Event::Members(self.members.clone()));
+        }
+        self.nodes[n as usize].has_no_room = true;
+    }
+
+    /// The run may end without this node.
+    fn wait_no_more(&mut self, n: u32) {
+        let is_awaited = n < self.scenario.nodes && !std::mem::replace(&mut self.nodes[n as usize].is_out, true);
+        if is_awaited && self.nodes[n as usize].finished.is_none() {
+            self.waiting -= 1;
         }
     }
 }

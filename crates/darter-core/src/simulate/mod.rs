@@ -8,7 +8,10 @@ mod bound;
 mod faults;
 mod outcome;
 mod queue;
+mod reach;
+mod registry;
 mod scenario;
+mod transfers;
 mod wires;
 mod world;
 

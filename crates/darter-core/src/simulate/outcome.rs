@@ -8,7 +8,7 @@ pub struct Outcome {
     /// When each node that lived to the end had the blob whole, in seconds after it wanted it.
     /// Nothing for nodes that never had it.
     pub finished: Vec<Option<f64>>,
-    /// Whether each node lived to the end, and was honest.
+    /// Whether each node lived to the end, was honest and had room.
     pub alive: Vec<bool>,
     /// When the last node had the blob, in seconds after the first wanted it.
     pub last: f64,
@@ -28,6 +28,8 @@ pub struct Outcome {
     pub throttled: u64,
     /// Peers that were banned.
     pub bans: u64,
+    /// Pieces with wrong bytes that came, by who sent them and who got them.
+    pub wasted: BTreeMap<(u32, u32), u64>,
     /// Invariants of nodes that did not hold.
     pub violations: BTreeSet<&'static str>,
     /// Events played: the cost of the run.

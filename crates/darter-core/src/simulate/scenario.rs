@@ -13,8 +13,12 @@ pub struct Scenario {
     pub nodes: u32,
     /// Further nodes that have it whole from the start.
     pub holders: u32,
-    /// The blob.
+    /// The blob, or the first of several.
     pub layout: Layout,
+    /// More blobs.
+    pub further: Vec<Layout>,
+    /// Which blobs a node wants: node n those of the image n modulo their number. No image: all.
+    pub images: Vec<Vec<u32>>,
     /// Bytes per second that a node sends.
     pub uplink: u64,
     /// Bytes per second that a node receives.
@@ -31,8 +35,13 @@ pub struct Scenario {
     pub zones: u32,
     /// What goes wrong, and when.
     pub faults: Vec<(Duration, Fault)>,
-    /// How long everybody needs to learn that a node is gone.
+    /// How long everybody needs to learn that a node is gone, or that one is there.
     pub detection: Duration,
+    /// Without progress for this long a node gives a request up.
+    pub patience: Duration,
+    /// Nodes have just started, know nobody, and find each other within this time. Zero: they know each
+    /// other for long.
+    pub introductions: Duration,
     /// The bounds of every node.
     pub limits: Limits,
     /// Decides every lot.
@@ -63,10 +72,34 @@ pub enum Fault {
     KillCoordinator,
     /// A node that reads the origin at this moment is gone for good.
     KillImporter,
+    /// The node stands still for this long. Its connections stay, and what comes for it waits.
+    Pause(u32, Duration),
+    /// The node that coordinates the blob stands still for this long.
+    PauseCoordinator(Duration),
+    /// Nodes of even number and those of odd number do not reach each other for this long.
+    Partition(Duration),
+    /// These two do not reach each other any more.
+    Sever(u32, u32),
+    /// The first cannot ask the second for pieces; messages pass.
+    Unreachable(u32, u32),
+    /// From now on so many of a thousand messages are lost.
+    Lose(u32),
     /// From now on the node's uplink has a tenth of its rate.
     Slow(u32),
+    /// From now on the node accepts requests and sends nothing.
+    Stall(u32),
     /// From now on what the node sends does not match its hash.
     Corrupt(u32),
+    /// From now on the node says that it has everything.
+    Boast(u32),
+    /// The node's disk is full: it wants no blob of the swarm any more.
+    DiskFull(u32),
+    /// The node is of a version that knows nothing of kept slots.
+    Old(u32),
+    /// The node's clock leaps forward by this much.
+    Leap(u32, Duration),
+    /// The node's clock stands still for this long, then is right again.
+    Freeze(u32, Duration),
     /// The origin answers 429 to every request that starts before the given time is over.
     Throttle(Duration),
     /// The origin answers 403 to this node.
@@ -83,6 +116,8 @@ impl Scenario {
             nodes,
             holders: 0,
             layout: Layout::new(size),
+            further: Vec::new(),
+            images: Vec::new(),
             uplink: rate,
             downlink: rate,
             origin: Origin {
@@ -96,11 +131,24 @@ impl Scenario {
             zones: 1,
             faults: Vec::new(),
             detection: Duration::from_millis(20),
+            patience: Duration::from_millis(200),
+            introductions: Duration::ZERO,
             limits: Limits::default(),
             seed: 1,
             check_every: 0,
             end: Duration::from_secs(3600),
         }
+    }
+
+    /// The layouts of all blobs.
+    pub(super) fn layouts(&self) -> impl Iterator<Item = Layout> {
+        std::iter::once(self.layout).chain(self.further.iter().copied())
+    }
+
+    /// Whether node `n` wants the blob of this number.
+    pub(super) fn wants(&self, n: u32, blob: usize) -> bool {
+        let count = u32::try_from(self.images.len()).unwrap_or(u32::MAX);
+        n.checked_rem(count).is_none_or(|image| self.images[image as usize].iter().any(|other| *other as usize == blob))
     }
 
     /// The n-th number by lot for a seed: for scenarios that are made up.

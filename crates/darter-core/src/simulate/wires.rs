@@ -1,7 +1,7 @@
 //! Links and what is on its way over them.
 
 use super::queue::Nanos;
-use crate::swarm::{ImportFailure, Refusal, RequestId};
+use crate::swarm::{ImportFailure, Refusal};
 
 /// One direction of a node's link: serves blocks in the order in which they come.
 #[derive(Debug, Clone, Copy)]
@@ -37,9 +37,11 @@ pub(super) fn block_time(bytes: u64, rate: u64) -> Nanos {
 pub(super) struct Transfer {
     pub(super) from: u32,
     pub(super) to: u32,
+    pub(super) blob: u16,
     pub(super) piece: u32,
     pub(super) left: u32,
-    pub(super) request: RequestId,
+    /// Tells it from what had its place before and after.
+    pub(super) serial: u32,
     pub(super) state: TransferState,
     pub(super) refusal: Option<Refusal>,
 }
@@ -59,6 +61,7 @@ pub(super) enum TransferState {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct ImportRun {
     pub(super) to: u32,
+    pub(super) blob: u16,
     pub(super) segment: u32,
     /// The piece whose blocks come next, and the end of the run.
     pub(super) piece: u32,
@@ -103,7 +106,13 @@ impl<T> Slab<T> {
         self.free.push(place);
     }
 
-    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut T> {
+    /// Everything, also what was released and not used again, with its place.
+    pub(super) fn all(&self) -> impl Iterator<Item = (u32, &T)> {
+        (0_u32..).zip(&self.places)
+    }
+
+    /// Everything, to be changed.
+    pub(super) fn all_mut(&mut self) -> impl Iterator<Item = &mut T> {
         self.places.iter_mut()
     }
 }

@@ -5,11 +5,12 @@
 //! state costs bytes, never correctness: a backup rebuilds it from joins. Not here: which piece goes
 //! from whom to whom, which is the receivers' choice.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::Cx;
 use super::budget::Budget;
+use super::complaints::Complaints;
 use super::event::{Join, Lease, LeaseEnd, Message};
 use super::leases::Table;
 use super::owner::segment_of;
@@ -18,24 +19,15 @@ use super::time::Time;
 use crate::Digest;
 use crate::pieces::Layout;
 
-/// Introductions remembered, so that the second complaint about a segment leads to a lease.
-const INTRODUCED_MAX: usize = 65_536;
-
-/// So often a node that misses a segment is sent to somebody else, before the segment is read again.
-const INTRODUCTIONS: u8 = 8;
-
-/// One accuser may lie.
-const ACCUSERS: usize = 2;
-
 #[derive(Debug)]
 pub(super) struct Coordinator {
     pub(super) blob: Digest,
     pub(super) layout: Layout,
     pub(super) interested: BTreeMap<PeerId, Interested>,
     /// The same peers, for a choice by lot.
-    order: Vec<PeerId>,
+    pub(super) order: Vec<PeerId>,
     /// Those of them that miss something.
-    incomplete: usize,
+    pub(super) incomplete: usize,
     /// Who has the whole blob and does not belong to `interested`, with the leases read from it.
     pub(super) holders: BTreeMap<PeerId, Holder>,
     /// What each zone has got so far.
@@ -43,12 +35,13 @@ pub(super) struct Coordinator {
     pub(super) budget: Budget,
     /// Pieces that came from the origin since somebody began to want the blob.
     imported: u32,
-    introduced: BTreeMap<(u32, PeerId), u8>,
-    /// Somebody of higher rank is alive, as far as is known here, and did not answer a joiner. It may only
-    /// be slow: until this time it is left to give the leases, since two who do read everything twice.
-    senior: Option<(PeerId, Time)>,
-    /// Who sent wrong bytes, as others say.
-    accused: BTreeMap<PeerId, BTreeSet<PeerId>>,
+    pub(super) complaints: Complaints,
+    /// Whether this node sees nobody who ranks higher; nothing: not looked at since the members changed.
+    pub(super) is_first: Option<bool>,
+    /// Somebody needs us although we see one who ranks higher.
+    pub(super) is_needed: bool,
+    /// The swarm is older than our part in it: whoever joins tells what is read already.
+    is_inherited: bool,
     /// Somebody spoke to us about the blob at this time.
     pub(super) used: Time,
 }
@@ -69,6 +62,9 @@ pub(super) struct Interested {
     pub(super) weight: u32,
     /// Whoever was to read from it could not.
     is_no_source: bool,
+    /// It let a lease lapse, or gave nobody what it read: others own what is to be read, until it
+    /// shows progress.
+    pub(super) is_late: bool,
 }
 
 #[derive(Debug)]
@@ -89,21 +85,20 @@ impl Coordinator {
             tables: BTreeMap::new(),
             budget: Budget::new(limits.imports_start, limits.imports_max),
             imported: 0,
-            introduced: BTreeMap::new(),
-            senior: None,
-            accused: BTreeMap::new(),
+            complaints: Complaints::new(),
+            is_first: None,
+            is_needed: false,
+            is_inherited: false,
             used: Time::ZERO,
         }
     }
 
     pub(super) fn joined(&mut self, from: PeerId, join: &Join, cx: &mut Cx<'_>) {
         self.used = cx.now;
+        self.is_needed |= from == cx.me;
+        self.is_inherited |= join.have.count() > 0 || !join.leased.is_empty();
         let zone = self.zone_of(&from, cx);
         self.holders.remove(&from);
-        if self.incomplete == 0 {
-            let senior = cx.members.ranked(&self.blob).first().copied().filter(|best| *best != cx.me);
-            self.senior = senior.map(|best| (best, cx.now + cx.limits.lease_patience));
-        }
         if self.interested.get(&from).is_some_and(|node| node.is_complete) {
             // It lost the blob and wants it again.
             self.change(from, |node| node.is_complete = false);
@@ -121,6 +116,7 @@ impl Coordinator {
                 granted: 0,
                 weight: 1,
                 is_no_source: false,
+                is_late: false,
             };
             self.interested.insert(from, node);
         }
@@ -167,8 +163,8 @@ impl Coordinator {
         self.order.clear();
         self.tables.clear();
         self.imported = 0;
-        self.introduced.clear();
-        self.accused.clear();
+        self.complaints = Complaints::new();
+        (self.is_needed, self.is_inherited) = (false, false);
         self.holders.values_mut().for_each(|holder| holder.leases = 0);
     }
 
@@ -180,7 +176,6 @@ impl Coordinator {
             self.incomplete -= usize::from(!node.is_complete);
         }
         self.holders.remove(peer);
-        self.senior = self.senior.filter(|(senior, _)| senior != peer);
         let mut freed = Vec::new();
         for table in self.tables.values_mut() {
             freed.extend(table.free_leases_of(peer));
@@ -191,7 +186,7 @@ impl Coordinator {
     }
 
     /// Accounts for leases that ended without an owner's word: (owner, source) of each.
-    fn unwind(&mut self, freed: &[(PeerId, Option<PeerId>)]) {
+    pub(super) fn unwind(&mut self, freed: &[(PeerId, Option<PeerId>)]) {
         for (owner, from) in freed {
             if let Some(holder) = from.and_then(|from| self.holders.get_mut(&from)) {
                 holder.leases = holder.leases.saturating_sub(1);
@@ -207,6 +202,11 @@ impl Coordinator {
         let bytes = self.layout.piece(u64::from(piece)).len();
         let Some(table) = self.tables.get_mut(&zone) else { return };
         let source = table.touch(segment_of(self.layout, u64::from(piece)), &from, cx.now);
+        if source.is_some()
+            && let Some(node) = self.interested.get_mut(&from)
+        {
+            node.is_late = false;
+        }
         if source == Some(None) {
             self.budget.arrived(cx.now, bytes, is_full);
             self.imported = self.imported.saturating_add(1);
@@ -226,7 +226,7 @@ impl Coordinator {
         self.used = cx.now;
         let zone = self.zone_of(&from, cx);
         let Some(table) = self.tables.get_mut(&zone) else { return };
-        let Some(source) = table.end(segment, &from, end == LeaseEnd::Done, cx.now) else { return };
+        let Some(source) = table.end(segment, &from, end == LeaseEnd::Done) else { return };
         let weight = table.weigh(upload_time);
         self.change(from, |node| node.weight = weight);
         self.unwind(&[(from, source)]);
@@ -257,79 +257,16 @@ impl Coordinator {
         self.grant(cx);
     }
 
-    /// Nobody around `from` has what it misses: it meets the owners, or somebody reads it again.
-    pub(super) fn missing(&mut self, from: PeerId, segments: &[u32], without: &[PeerId], cx: &mut Cx<'_>) {
-        self.used = cx.now;
-        let Some(zone) = self.interested.get(&from).map(|node| node.zone) else { return };
-        for accused in without {
-            self.accuse(from, *accused, cx.me);
-        }
-        if self.introduced.len() >= INTRODUCED_MAX {
-            self.introduced.clear();
-        }
-        if !self.is_trusted(&from) {
-            return;
-        }
-        let mut met = Vec::new();
-        for segment in segments.iter().take(cx.limits.missing_max) {
-            let Some(table) = self.tables.get_mut(&zone) else { return };
-            let times = self.introduced.entry((*segment, from)).or_insert(0);
-            *times = times.saturating_add(1);
-            let (times, owner) = (*times, table.owner(*segment));
-            let gives = |id: &PeerId| self.interested.contains_key(id) && *id != from && !without.contains(id);
-            match owner {
-                None => {}
-                Some(owner) if times == 1 && gives(&owner) => met.push(owner),
-                // It may be that only those two cannot talk: others have it from the owner by now.
-                Some(owner) if times <= INTRODUCTIONS && self.interested.contains_key(&owner) => {
-                    met.extend(cx.dice.pick(&self.order).copied().filter(|id| gives(id)));
-                }
-                Some(_) => table.free(*segment),
-            }
-        }
-        met.sort_unstable();
-        met.dedup();
-        if !met.is_empty() {
-            let interested = self.count();
-            cx.send(from, self.blob, Message::Welcome { neighbours: met, interested });
-        }
-        self.grant(cx);
-    }
-
-    fn is_trusted(&self, id: &PeerId) -> bool {
-        self.accused.get(id).is_none_or(|accusers| accusers.len() < ACCUSERS)
-    }
-
-    /// Somebody got wrong bytes from `accused`. Two who say so are believed: it owns nothing more,
-    /// and what it read is read again by others.
-    fn accuse(&mut self, by: PeerId, accused: PeerId, me: PeerId) {
-        if !self.interested.contains_key(&accused) && !self.holders.contains_key(&accused) {
-            return;
-        }
-        let accusers = self.accused.entry(accused).or_default();
-        if accusers.len() >= ACCUSERS || !accusers.insert(by) {
-            return;
-        }
-        if by == me {
-            // What this node saw itself needs no second witness.
-            accusers.insert(accused);
-        }
-        if accusers.len() < ACCUSERS {
-            return;
-        }
-        let mut freed = Vec::new();
-        for table in self.tables.values_mut() {
-            freed.extend(table.free_leases_of(&accused));
-            table.free_done_by(&accused);
-        }
-        self.unwind(&freed);
-    }
-
     /// Leases that show no progress go to somebody else.
     pub(super) fn tick(&mut self, cx: &mut Cx<'_>) {
         let mut freed = Vec::new();
         for table in self.tables.values_mut() {
             freed.extend(table.free_overdue(cx.now, cx.limits.lease_patience));
+        }
+        for (owner, _) in &freed {
+            if let Some(node) = self.interested.get_mut(owner) {
+                node.is_late = true;
+            }
         }
         self.unwind(&freed);
         self.grant(cx);
@@ -338,16 +275,15 @@ impl Coordinator {
     pub(super) fn deadline(&self, now: Time, limits: &super::Limits) -> Time {
         let overdue = self.tables.values().map(|table| table.deadline(limits.lease_patience)).min();
         let pause = Some(self.budget.deadline()).filter(|at| *at > now && self.incomplete > 0);
-        let senior = self.senior.map(|(_, until)| until).filter(|_| self.incomplete > 0);
-        overdue.into_iter().chain(pause).chain(senior).min().unwrap_or(Time::NEVER)
+        overdue.into_iter().chain(pause).min().unwrap_or(Time::NEVER)
     }
 
     /// Where a node was when it joined: its leases stand in the table of that zone.
-    fn zone_of(&self, id: &PeerId, cx: &Cx<'_>) -> Zone {
+    pub(super) fn zone_of(&self, id: &PeerId, cx: &Cx<'_>) -> Zone {
         self.interested.get(id).map_or_else(|| cx.zone_of(id), |node| node.zone)
     }
 
-    fn count(&self) -> u32 {
+    pub(super) fn count(&self) -> u32 {
         u32::try_from(self.interested.len()).unwrap_or(u32::MAX)
     }
 
@@ -366,13 +302,11 @@ impl Coordinator {
         }
     }
 
-    /// Hands out leases as long as a source, an owner and a segment are free.
-    fn grant(&mut self, cx: &mut Cx<'_>) {
-        if let Some((senior, until)) = self.senior {
-            if cx.now < until && cx.members.get(&senior).is_some() {
-                return;
-            }
-            self.senior = None;
+    /// Hands out leases as long as a source, an owner and a segment are free. Not while somebody ranks
+    /// higher: who came here will hear of that one too, and it must not all be read twice.
+    pub(super) fn grant(&mut self, cx: &mut Cx<'_>) {
+        if self.is_first == Some(false) && !self.is_needed {
+            return;
         }
         let zones: Vec<Zone> = self.tables.keys().copied().collect();
         for zone in zones {
@@ -390,9 +324,12 @@ impl Coordinator {
         // its share one by one, as fast as what it reads arrives.
         let share = self.budget.limit(cx.now).div_ceil(self.count().max(1)).min(self.imported);
         let cap = cx.limits.leases_per_owner.saturating_add(u8::try_from(share).unwrap_or(u8::MAX));
-        let owner = table.owner_for(cap, |id| {
-            self.is_trusted(id) && self.interested.get(id).is_some_and(|node| from.is_some() || node.can_import)
-        })?;
+        let fits = |id: &PeerId, late_too: bool| {
+            let may = |node: &Interested| (from.is_some() || node.can_import) && (late_too || !node.is_late);
+            self.complaints.is_trusted(id) && self.interested.get(id).is_some_and(may)
+        };
+        let in_time = table.owner_for(cap, |id| fits(id, false));
+        let owner = in_time.or_else(|| table.owner_for(cap, |id| fits(id, true)))?;
         Some((segment, from, owner))
     }
 
@@ -414,7 +351,8 @@ impl Coordinator {
                 return self.least_busy(self.holders.iter(), segment, cx).map(Some);
             }
         }
-        (self.imports() < self.budget.limit(cx.now)).then_some(None)
+        let may_read = cx.is_settled || self.is_inherited;
+        (may_read && self.imports() < self.budget.limit(cx.now)).then_some(None)
     }
 
     /// Holders share the segments by rendezvous hashing, as far as each can serve.
@@ -441,6 +379,10 @@ impl Coordinator {
             node.leases = node.leases.saturating_add(1);
             node.granted = node.granted.saturating_add(1);
         });
+        self.tell_lease(segment, from, owner, cx);
+    }
+
+    pub(super) fn tell_lease(&self, segment: u32, from: Option<PeerId>, owner: PeerId, cx: &mut Cx<'_>) {
         let is_whole = from.is_some_and(|from| self.holders.contains_key(&from));
         let lease = Lease { segment, from, is_whole, interested: self.count() };
         cx.send(owner, self.blob, Message::Lease(lease));

@@ -2,7 +2,7 @@
 //!
 //! A download joins at the blob's coordinator, learns neighbours from it, and takes pieces from
 //! them; what it owns a lease for it reads from where it is scarce (`owner`). Not here: who gets a
-//! lease (`coordinator`), and which piece comes next (`choice`).
+//! lease (`coordinator`), who the neighbours are (`circle`), which piece comes next (`choice`).
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use super::choice::Choice;
 use super::event::{Action, FetchFailure, Join, Message, Refusal};
 use super::neighbour::Neighbour;
 use super::owner::{Leases, segment_of};
-use super::peer::PeerId;
+use super::peer::{Members, PeerId};
 use super::seat::Seat;
 use super::time::Time;
 use crate::Digest;
@@ -38,7 +38,7 @@ pub(super) struct Download {
     pub(super) leases: Leases,
     pub(super) seat: Seat,
     pub(super) can_import: bool,
-    interested: u32,
+    pub(super) interested: u32,
     /// Pieces that neighbours were not told of yet.
     pub(super) untold: Vec<u32>,
     pub(super) told: Time,
@@ -126,50 +126,16 @@ impl Download {
     }
 
     /// The members changed, or one cannot be reached: is the coordinator still the one?
-    pub(super) fn reseat(&mut self, lost: Option<PeerId>, cx: &mut Cx<'_>) {
+    pub(super) fn reseat(&mut self, lost: Option<PeerId>, before: &Members, cx: &mut Cx<'_>) {
         if let Some(lost) = lost {
             self.drop_neighbour(&lost, cx);
         }
+        // We were told of them before we reached them.
+        let is_new = |id: &&PeerId| before.get(id).is_none() && cx.members.get(id).is_some();
+        let met: Vec<PeerId> = self.neighbours.iter().map(|neighbour| &neighbour.id).filter(is_new).copied().collect();
+        met.into_iter().for_each(|id| self.hello(id, true, cx));
         if self.seat.review(cx.members.ranked(&self.blob), lost) {
             self.join(cx);
-        }
-    }
-
-    pub(super) fn welcomed(&mut self, from: PeerId, neighbours: &[PeerId], interested: u32, cx: &mut Cx<'_>) {
-        if self.seat.is_back(&from) {
-            // With what we read meanwhile.
-            self.join(cx);
-        }
-        if from != self.coordinator(cx) {
-            return;
-        }
-        self.seat.answered();
-        self.interested = self.interested.max(interested);
-        for id in neighbours {
-            if self.place(id).is_ok() {
-                // We miss something, and it should have it: a word of it may have been lost.
-                self.hello(*id, true, cx);
-                continue;
-            }
-            let has_room = self.neighbours.len() < cx.limits.neighbours_max;
-            if *id != cx.me && has_room && !cx.strikes.is_banned(cx.now, id) {
-                self.add_neighbour(*id, Bitfield::new(self.layout.pieces()), false, cx);
-                self.hello(*id, true, cx);
-            }
-        }
-    }
-
-    /// Makes sure that `id` is a neighbour, for a lease that is read from it.
-    pub(super) fn meet(&mut self, id: PeerId, is_whole: bool, cx: &mut Cx<'_>) {
-        if self.place(&id).is_ok() {
-            return;
-        }
-        let pieces = self.layout.pieces();
-        if is_whole {
-            self.add_neighbour(id, Bitfield::full(pieces), true, cx);
-        } else {
-            self.add_neighbour(id, Bitfield::new(pieces), true, cx);
-            self.hello(id, true, cx);
         }
     }
 
@@ -187,73 +153,6 @@ impl Download {
             }
         }
         asked
-    }
-
-    pub(super) fn heard_hello(&mut self, from: PeerId, have: Bitfield, wants_answer: bool, cx: &mut Cx<'_>) {
-        if have.len() != self.layout.pieces() || cx.strikes.is_banned(cx.now, &from) {
-            return;
-        }
-        match self.place(&from) {
-            Ok(at) => {
-                self.count(at, -1);
-                self.neighbours[at].says_has(have);
-                self.count(at, 1);
-            }
-            Err(_) if self.neighbours.len() < cx.limits.neighbours_max => self.add_neighbour(from, have, false, cx),
-            // No room. The coordinator would take this word for the end of our interest.
-            Err(_) if from == self.coordinator(cx) => return,
-            Err(_) => return cx.send(from, self.blob, Message::Leave),
-        }
-        if wants_answer {
-            self.hello(from, false, cx);
-        }
-        self.is_dry = false;
-    }
-
-    pub(super) fn heard_have(&mut self, from: PeerId, pieces: &[u32], free_slots: u8, interested: u32, now: Time) {
-        let Ok(at) = self.place(&from) else { return };
-        self.interested = self.interested.max(interested);
-        for piece in pieces {
-            self.learn(at, *piece);
-        }
-        self.neighbours[at].says_free(now, free_slots);
-        self.is_dry = false;
-    }
-
-    /// A neighbour has one piece more.
-    fn learn(&mut self, at: usize, piece: u32) {
-        if u64::from(piece) < self.layout.pieces() && self.neighbours[at].gained(piece) {
-            let count = &mut self.rarity[piece as usize];
-            *count = count.saturating_add(1);
-        }
-    }
-
-    pub(super) fn drop_neighbour(&mut self, id: &PeerId, cx: &mut Cx<'_>) {
-        let Ok(at) = self.place(id) else { return };
-        self.count(at, -1);
-        self.neighbours.remove(at);
-        self.judge_speed();
-        let (lost, kept) = self.requests.iter().partition(|request| request.peer == *id);
-        self.requests = kept;
-        let lost: Vec<Request> = lost;
-        for request in lost {
-            cx.out.push(Action::CancelFetch { blob: self.blob, piece: request.piece, peer: *id });
-            self.reopen(request.piece);
-        }
-        self.is_dry = false;
-        self.lost_source(id, cx);
-        self.work_leases(cx);
-        self.refill(cx);
-    }
-
-    /// Asks for more neighbours when half of them are gone.
-    fn refill(&mut self, cx: &mut Cx<'_>) {
-        let wanted = cx.limits.neighbours.min(usize::try_from(self.interested).unwrap_or(usize::MAX) - 1);
-        let since = cx.now.since(self.refilled);
-        if self.neighbours.len() * 2 < wanted && since > cx.limits.join_patience && self.seat.is_seated() {
-            self.refilled = cx.now;
-            self.join(cx);
-        }
     }
 
     /// A piece is here, verified: from a peer, or from the origin.
@@ -337,11 +236,6 @@ impl Download {
             self.drop_neighbour(&peer, cx);
         }
         self.work_leases(cx);
-    }
-
-    /// How much a peer has got, as far as is known here.
-    pub(super) fn wealth(&self, peer: &PeerId) -> u64 {
-        self.place(peer).map_or(0, |at| self.neighbours[at].count())
     }
 
     /// `from` keeps a slot for us. False: there is nothing to ask it for.
@@ -430,11 +324,6 @@ impl Download {
         }
     }
 
-    /// Whether a neighbour that may be asked has the piece.
-    pub(super) fn can_be_had(&self, piece: u64) -> bool {
-        self.neighbours.iter().any(|neighbour| !neighbour.is_scarce && neighbour.have().has(piece))
-    }
-
     pub(super) fn interest(&mut self, interested: u32) {
         self.interested = self.interested.max(interested);
     }
@@ -455,39 +344,13 @@ impl Download {
         }
     }
 
-    fn hello(&self, to: PeerId, wants_answer: bool, cx: &mut Cx<'_>) {
-        cx.send(to, self.blob, Message::Hello { have: self.have.clone(), wants_answer });
-    }
-
-    fn add_neighbour(&mut self, id: PeerId, have: Bitfield, is_scarce: bool, cx: &Cx<'_>) {
-        let Err(at) = self.place(&id) else { return };
-        let zone = cx.members.get(&id).map_or(cx.zone, |member| member.zone);
-        let is_scarce = is_scarce || zone != cx.zone;
-        self.neighbours.insert(at, Neighbour::new(id, have, is_scarce));
-        self.count(at, 1);
-        self.judge_speed();
-    }
-
-    /// Adds all pieces of a neighbour to the rarity, or takes them out.
-    fn count(&mut self, at: usize, sign: i16) {
-        for piece in self.neighbours[at].have().iter() {
-            if let Some(count) = usize::try_from(piece).ok().and_then(|piece| self.rarity.get_mut(piece)) {
-                *count = count.saturating_add_signed(sign);
-            }
-        }
-    }
-
-    pub(super) fn place(&self, id: &PeerId) -> Result<usize, usize> {
-        self.neighbours.binary_search_by_key(id, |neighbour| neighbour.id)
-    }
-
     fn take_request(&mut self, piece: u32, peer: PeerId) -> Option<Request> {
         let at = self.requests.iter().position(|request| request.piece == piece && request.peer == peer)?;
         Some(self.requests.swap_remove(at))
     }
 
     /// A request for the piece ended without it: it may be asked for again, unless another runs.
-    fn reopen(&mut self, piece: u32) {
+    pub(super) fn reopen(&mut self, piece: u32) {
         let is_asked = self.requests.iter().any(|request| request.piece == piece);
         if !is_asked && !self.have.has(u64::from(piece)) {
             self.open.set(u64::from(piece));

@@ -7,10 +7,11 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use super::Swarm;
 use super::event::{Action, Message};
+use super::hearing::coordinate;
 use super::peer::PeerId;
 use super::time::Time;
-use super::{Swarm, coordinate};
 use crate::Digest;
 
 /// Both sides of it, at one node.

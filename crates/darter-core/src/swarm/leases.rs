@@ -23,8 +23,8 @@ pub(super) struct Table {
     running: BTreeMap<u32, Running>,
     /// Nodes that may own more, those first that owned least.
     ready: BTreeSet<Turn>,
-    /// How long a lease takes, smoothed.
-    lease_time: Duration,
+    /// How long owners wait from piece to piece, smoothed.
+    pace: Duration,
     /// The shortest time that an owner's uploads take.
     fastest: Duration,
 }
@@ -41,7 +41,6 @@ enum Segment {
 struct Running {
     owner: PeerId,
     from: Option<PeerId>,
-    since: Time,
     touched: Time,
 }
 
@@ -67,7 +66,7 @@ impl Table {
             first_free: 0,
             running: BTreeMap::new(),
             ready: BTreeSet::new(),
-            lease_time: Duration::ZERO,
+            pace: Duration::ZERO,
             fastest: Duration::MAX,
         }
     }
@@ -88,7 +87,7 @@ impl Table {
         for segment in leased.iter().take(ADOPTED_MAX) {
             if self.segments.get(*segment as usize) == Some(&Segment::Free) {
                 self.segments[*segment as usize] = Segment::Leased;
-                self.running.insert(*segment, Running { owner, from: None, since: now, touched: now });
+                self.running.insert(*segment, Running { owner, from: None, touched: now });
                 adopted = adopted.saturating_add(1);
             }
         }
@@ -112,6 +111,11 @@ impl Table {
             Segment::Leased => self.running.get(&segment).map(|running| running.owner),
             Segment::Done(owner) => Some(*owner),
         }
+    }
+
+    /// Where the segment is being read.
+    pub(super) fn source(&self, segment: u32) -> Option<Option<PeerId>> {
+        self.running.get(&segment).map(|running| running.from)
     }
 
     /// Who has the segment or reads it otherwise than from another zone: two zones that wait for each
@@ -144,25 +148,30 @@ impl Table {
 
     pub(super) fn lease(&mut self, segment: u32, owner: PeerId, from: Option<PeerId>, now: Time) {
         self.segments[segment as usize] = Segment::Leased;
-        self.running.insert(segment, Running { owner, from, since: now, touched: now });
+        self.running.insert(segment, Running { owner, from, touched: now });
         self.skip_taken();
     }
 
     /// An owner got a piece. Where it reads the segment, if it is its own.
     pub(super) fn touch(&mut self, segment: u32, owner: &PeerId, now: Time) -> Option<Option<PeerId>> {
         let running = self.running.get_mut(&segment).filter(|running| running.owner == *owner)?;
+        let gap = now.since(running.touched);
         running.touched = now;
-        Some(running.from)
+        let from = running.from;
+        // The last segment may be a few bytes, which say nothing of how long the others take.
+        if segment as usize + 1 < self.segments.len() {
+            self.pace = if self.pace.is_zero() { gap } else { (self.pace * 3 + gap) / 4 };
+        }
+        Some(from)
     }
 
     /// An owner ends its lease. Where it read the segment, if it was its own.
-    pub(super) fn end(&mut self, segment: u32, owner: &PeerId, is_done: bool, now: Time) -> Option<Option<PeerId>> {
+    pub(super) fn end(&mut self, segment: u32, owner: &PeerId, is_done: bool) -> Option<Option<PeerId>> {
         let running = self.running.get(&segment).filter(|running| running.owner == *owner)?;
-        let (from, took) = (running.from, now.since(running.since));
+        let from = running.from;
         self.running.remove(&segment);
         if is_done {
             self.segments[segment as usize] = Segment::Done(*owner);
-            self.lease_time = if self.lease_time.is_zero() { took } else { (self.lease_time * 3 + took) / 4 };
         } else {
             self.free(segment);
         }
@@ -179,13 +188,15 @@ impl Table {
         u32::try_from(times).unwrap_or(WEIGHT_MAX).clamp(1, WEIGHT_MAX)
     }
 
-    /// The segment has to be read again.
-    pub(super) fn free(&mut self, segment: u32) {
-        let Some(state) = self.segments.get_mut(segment as usize) else { return };
-        if !self.running.contains_key(&segment) {
+    /// The segment has to be read again. False: somebody reads it already.
+    pub(super) fn free(&mut self, segment: u32) -> bool {
+        let Some(state) = self.segments.get_mut(segment as usize) else { return false };
+        let is_read = self.running.contains_key(&segment);
+        if !is_read {
             *state = Segment::Free;
             self.first_free = self.first_free.min(segment as usize);
         }
+        !is_read
     }
 
     /// Frees what a dead peer read, or what was read from it: (owner, source) of each.
@@ -202,10 +213,10 @@ impl Table {
         }
     }
 
-    /// How long a lease may show nothing. Before one has ended nobody knows how slow the source is: many
-    /// first pieces may share a thin link, and who is dead is known by its connection.
+    /// How long a lease may show nothing: some pieces' time, since a dead owner holds up everybody. Before
+    /// one came nobody knows how slow the source is: many first pieces may share a thin link.
     fn patience(&self, least: Duration) -> Duration {
-        if self.lease_time.is_zero() { least * 3 } else { least.max(self.lease_time * 4) }
+        if self.pace.is_zero() { least * 2 } else { least.max(self.pace * 4) }
     }
 
     pub(super) fn free_overdue(&mut self, now: Time, patience: Duration) -> Vec<(PeerId, Option<PeerId>)> {

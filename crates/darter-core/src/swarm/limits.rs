@@ -40,6 +40,11 @@ pub struct Limits {
     pub join_patience: Duration,
     /// After this many joins without an answer the next ranked member is asked.
     pub join_tries: u32,
+    /// A node that has just started reads nothing from the origin for others before it heard of no new
+    /// member for this long: it would be one of many who each think that they coordinate.
+    pub settle_quiet: Duration,
+    /// Or before it is this old.
+    pub settle_max: Duration,
     /// Each zone reads the origin for itself: cheaper where the origin is free and zones are not.
     pub scope_is_zone: bool,
     /// HAVEs wait this long for company, unless the last one is older.
@@ -71,7 +76,7 @@ impl Default for Limits {
         Self {
             slots: 4,
             slots_per_peer: 2,
-            slot_patience: Duration::from_millis(20),
+            slot_patience: Duration::from_millis(8),
             waiting_max: 256,
             in_flight: 6,
             in_flight_per_peer: 2,
@@ -85,6 +90,8 @@ impl Default for Limits {
             lease_patience: Duration::from_secs(2),
             join_patience: Duration::from_millis(300),
             join_tries: 2,
+            settle_quiet: Duration::from_millis(250),
+            settle_max: Duration::from_secs(2),
             scope_is_zone: false,
             have_delay: Duration::from_millis(1),
             have_batch: 8,

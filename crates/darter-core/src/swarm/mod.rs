@@ -3,16 +3,20 @@
 //! Sans-IO: `Swarm::handle` takes an event and the time and returns actions; the agent carries them
 //! out, and the simulator plays thousands of the same machines against each other. `download` is one
 //! blob on its way here, `coordinator` the soft state about a blob that this node coordinates,
-//! `slots` what it serves, `handover` what of it outlives the node; `attest`, `target` and `token` are texts of the data plane. Not here: bytes,
+//! `slots` what it serves, `handover` what of it outlives the node, `hearing` what other
+//! nodes say; `attest`, `target` and `token` are texts of the data plane. Not here: bytes,
 //! connections, hashes, how the messages look on the wire.
 
 pub mod attest;
 mod budget;
 mod choice;
+mod circle;
+mod complaints;
 mod coordinator;
 mod download;
 mod event;
 mod handover;
+mod hearing;
 mod invariants;
 mod leases;
 mod limits;
@@ -72,9 +76,29 @@ struct Node {
     slots: Slots,
     strikes: Strikes,
     dice: Dice,
+    /// When it heard of members first.
+    born: Option<Time>,
+    /// Until then it may know only some of them.
+    settled_at: Time,
 }
 
 impl Node {
+    /// A node that has just started hears of the members one after the other.
+    fn meets(&mut self, now: Time, members: Members) -> Members {
+        let is_more = members.iter().any(|member| self.members.get(&member.id).is_none());
+        let born = *self.born.get_or_insert(now);
+        if is_more {
+            let quiet = (now + self.limits.settle_quiet).min(born + self.limits.settle_max);
+            self.settled_at = self.settled_at.max(quiet);
+        }
+        std::mem::replace(&mut self.members, members)
+    }
+
+    /// Whether nobody ranks higher for the blob, as far as this node sees.
+    fn is_first(&self, blob: &Digest) -> bool {
+        self.members.ranked(blob).first().is_none_or(|first| *first == self.me)
+    }
+
     fn cx<'a>(&'a mut self, now: Time, out: &'a mut Vec<Action>) -> Cx<'a> {
         Cx {
             now,
@@ -85,6 +109,7 @@ impl Node {
             strikes: &self.strikes,
             free_slots: self.slots.free(now, &self.limits),
             upload_time: self.slots.piece_time(),
+            is_settled: now >= self.settled_at,
             dice: &mut self.dice,
             out,
         }
@@ -102,6 +127,8 @@ struct Cx<'a> {
     dice: &'a mut Dice,
     free_slots: u8,
     upload_time: Duration,
+    /// Whether this node has heard of all members that there are, as far as it can tell.
+    is_settled: bool,
     out: &'a mut Vec<Action>,
 }
 
@@ -121,7 +148,17 @@ impl Swarm {
     pub fn new(me: PeerId, zone: Zone, limits: Limits, seed: u64) -> Self {
         let (slots, strikes, dice) = (Slots::default(), Strikes::default(), Dice::new(seed));
         Self {
-            node: Node { me, zone, limits, members: Members::default(), slots, strikes, dice },
+            node: Node {
+                me,
+                zone,
+                limits,
+                members: Members::default(),
+                slots,
+                strikes,
+                dice,
+                born: None,
+                settled_at: Time::ZERO,
+            },
             downloads: BTreeMap::new(),
             order: Vec::new(),
             held: BTreeMap::new(),
@@ -156,19 +193,22 @@ impl Swarm {
     pub fn deadline(&self, now: Time) -> Time {
         let downloads = self.downloads.values().map(|download| download.deadline(&self.node.limits));
         let coordinated = self.coordinated.values().map(|coordinator| coordinator.deadline(now, &self.node.limits));
-        downloads.chain(coordinated).min().unwrap_or(Time::NEVER).min(self.node.slots.deadline())
+        let settled = Some(self.node.settled_at).filter(|at| *at > now && !self.coordinated.is_empty());
+        downloads.chain(coordinated).chain(settled).min().unwrap_or(Time::NEVER).min(self.node.slots.deadline())
     }
 
     fn dispatch(&mut self, now: Time, event: Event, out: &mut Vec<Action>) {
         match event {
             Event::Members(members) => {
-                let before = std::mem::replace(&mut self.node.members, members);
-                self.reseat(now, None, out);
+                let before = self.node.meets(now, members);
+                self.review(now, out);
+                self.reseat(now, None, &before, out);
                 self.tell_new_coordinators(&before, out);
             }
             Event::PeerLost(peer) => {
                 self.node.slots.forget(&peer);
-                self.reseat(now, Some(peer), out);
+                let members = self.node.members.clone();
+                self.reseat(now, Some(peer), &members, out);
                 for coordinator in self.coordinated.values_mut() {
                     coordinator.left(&peer, &mut self.node.cx(now, out));
                 }
@@ -246,96 +286,10 @@ impl Swarm {
         out.push(Action::Ban { peer, period });
     }
 
-    fn heard(&mut self, now: Time, from: PeerId, blob: Digest, message: Message, out: &mut Vec<Action>) {
-        match message {
-            Message::Join(join) => {
-                if let Some(coordinator) = coordinate(&mut self.coordinated, blob, join.size, from, &self.node) {
-                    coordinator.joined(from, &join, &mut self.node.cx(now, out));
-                }
-            }
-            Message::Holds { size } => {
-                if let Some(coordinator) = coordinate(&mut self.coordinated, blob, size, from, &self.node) {
-                    coordinator.holds(from, &mut self.node.cx(now, out));
-                }
-            }
-            Message::Leave => {
-                if let Some(coordinator) = self.coordinated.get_mut(&blob) {
-                    coordinator.left(&from, &mut self.node.cx(now, out));
-                }
-                if let Some(download) = self.downloads.get_mut(&blob) {
-                    download.drop_neighbour(&from, &mut self.node.cx(now, out));
-                }
-            }
-            Message::Take { size } => self.asked_to_take(now, from, blob, size, out),
-            Message::TakeEnd { is_kept } => self.take_ended(from, &blob, is_kept, out),
-            Message::Slot => self.offered(now, from, blob, out),
-            Message::NoNeed => self.node.slots.not_needed(&from, &blob),
-            Message::Hello { have, wants_answer } => self.heard_hello(now, from, blob, have, wants_answer, out),
-            message => self.heard_in_session(now, from, blob, message, out),
-        }
-    }
-
-    /// A neighbour keeps a slot for us: the piece is chosen now.
-    fn offered(&mut self, now: Time, from: PeerId, blob: Digest, out: &mut Vec<Action>) {
-        let room = self.room();
-        let is_used = self
-            .downloads
-            .get_mut(&blob)
-            .is_some_and(|download| download.offered(from, room, &mut self.node.cx(now, out)));
-        if !is_used {
-            out.push(Action::Send { to: from, blob, message: Message::NoNeed });
-        }
-    }
-
     /// Pieces that may be asked for now.
     fn room(&self) -> usize {
         let asked: usize = self.downloads.values().map(Download::requests).sum();
         self.node.limits.in_flight.saturating_sub(asked)
-    }
-
-    /// What only those say and hear that know each other about the blob already.
-    fn heard_in_session(&mut self, now: Time, from: PeerId, blob: Digest, message: Message, out: &mut Vec<Action>) {
-        let coordinator = self.coordinated.get_mut(&blob);
-        let download = self.downloads.get_mut(&blob);
-        match (message, coordinator, download) {
-            (Message::Welcome { neighbours, interested }, _, Some(download)) => {
-                download.welcomed(from, &neighbours, interested, &mut self.node.cx(now, out));
-            }
-            (Message::Lease(lease), _, Some(download)) => download.leased(from, lease, &mut self.node.cx(now, out)),
-            (Message::Have { pieces, free_slots, interested }, _, Some(download)) => {
-                download.heard_have(from, &pieces, free_slots, interested, now);
-            }
-            (Message::Released { piece }, Some(coordinator), _) => {
-                coordinator.released(from, piece, &mut self.node.cx(now, out));
-            }
-            (Message::LeaseEnd { segment, end, upload_time }, Some(coordinator), _) => {
-                coordinator.lease_ended(from, segment, (end, upload_time), &mut self.node.cx(now, out));
-            }
-            (Message::Missing { segments, without }, Some(coordinator), _) => {
-                coordinator.missing(from, &segments, &without, &mut self.node.cx(now, out));
-            }
-            // Late words about a blob that is done with, here or there.
-            _ => {}
-        }
-    }
-
-    fn heard_hello(
-        &mut self,
-        now: Time,
-        from: PeerId,
-        blob: Digest,
-        have: Bitfield,
-        answer: bool,
-        out: &mut Vec<Action>,
-    ) {
-        if let Some(download) = self.downloads.get_mut(&blob) {
-            download.heard_hello(from, have, answer, &mut self.node.cx(now, out));
-        } else if let Some(layout) = self.held.get(&blob).filter(|_| answer) {
-            let have = Bitfield::full(layout.pieces());
-            out.push(Action::Send { to: from, blob, message: Message::Hello { have, wants_answer: false } });
-        } else if answer {
-            out.push(Action::Send { to: from, blob, message: Message::Leave });
-        }
     }
 
     /// Whether it is news.
@@ -390,9 +344,21 @@ impl Swarm {
         }
     }
 
-    fn reseat(&mut self, now: Time, lost: Option<PeerId>, out: &mut Vec<Action>) {
+    fn reseat(&mut self, now: Time, lost: Option<PeerId>, before: &Members, out: &mut Vec<Action>) {
         for download in self.downloads.values_mut() {
-            download.reseat(lost, &mut self.node.cx(now, out));
+            download.reseat(lost, before, &mut self.node.cx(now, out));
+        }
+    }
+
+    /// The members changed: does this node rank first now for what it coordinates?
+    fn review(&mut self, now: Time, out: &mut Vec<Action>) {
+        for (blob, coordinator) in &mut self.coordinated {
+            (coordinator.is_first, coordinator.is_needed) = (None, false);
+            // The others are looked at when somebody asks.
+            if coordinator.incomplete > 0 {
+                coordinator.is_first = Some(self.node.is_first(blob));
+                coordinator.grant(&mut self.node.cx(now, out));
+            }
         }
     }
 
@@ -429,28 +395,4 @@ impl Swarm {
             }
         }
     }
-}
-
-/// The state about a blob, made when somebody speaks of it first.
-///
-/// Who names another size than those before is wrong, or they were; sha256 tells neither. Somebody who
-/// wants the blob is believed over what others said who do not; the one that is not heard goes to the
-/// next in rank, in the end to itself.
-fn coordinate<'a>(
-    coordinated: &'a mut BTreeMap<Digest, Coordinator>,
-    blob: Digest,
-    size: u64,
-    from: PeerId,
-    node: &Node,
-) -> Option<&'a mut Coordinator> {
-    if !coordinated.contains_key(&blob) && coordinated.len() >= node.limits.blobs_max {
-        let oldest = coordinated.iter().min_by_key(|(_, state)| state.used).map(|(blob, _)| *blob);
-        oldest.map(|blob| coordinated.remove(&blob));
-    }
-    let made = || Coordinator::new(blob, Layout::new(size), &node.limits);
-    let state = coordinated.entry(blob).or_insert_with(made);
-    if state.layout.size() != size && (state.interested.is_empty() || from == node.me) {
-        *state = made();
-    }
-    (state.layout.size() == size).then_some(state)
 }

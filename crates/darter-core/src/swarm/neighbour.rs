@@ -9,7 +9,7 @@ use crate::pieces::Bitfield;
 /// A failed peer is asked again after this long, doubled for each failure in a row.
 const BACKOFF: Duration = Duration::from_millis(250);
 /// So many times what it estimates: for the case that its word that a slot is free is lost.
-const WORD_LOST: u32 = 16;
+const WORD_LOST: u32 = 6;
 /// Failures in a row after which somebody else takes its place.
 const FAILURES_MAX: u8 = 4;
 
@@ -127,6 +127,11 @@ impl Neighbour {
         self.failures = self.failures.saturating_add(1);
         self.not_before = now + BACKOFF * (1 << u32::from(self.failures.min(6)));
         self.failures < FAILURES_MAX
+    }
+
+    /// Whether the last request to it was answered.
+    pub(super) const fn is_well(&self) -> bool {
+        self.failures == 0
     }
 
     /// A request to it was closed by us.

@@ -60,6 +60,10 @@ pub(super) fn pieces_of(layout: Layout, segment: u32) -> std::ops::Range<u32> {
 impl Download {
     /// A segment was given to us.
     pub(super) fn leased(&mut self, from: PeerId, lease: Lease, cx: &mut Cx<'_>) {
+        if self.seat.heard_of(&from) {
+            // It did not answer, and now it does. It learns what is read already, and gives leases anew.
+            return self.join(cx);
+        }
         // Anybody else would make us read the origin, or ask whom it likes.
         let is_ours = from == self.coordinator(cx) && lease.from != Some(cx.me);
         if !is_ours || u64::from(lease.segment) >= self.layout.segments() {

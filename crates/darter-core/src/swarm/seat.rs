@@ -31,19 +31,6 @@ impl Seat {
         self.coordinator()
     }
 
-    /// A member answers that was given up, and is of higher rank than who was asked instead: it is the
-    /// coordinator after all. True: it has to be joined again.
-    pub(super) fn is_back(&mut self, id: &PeerId) -> bool {
-        let rank = |id: &PeerId| self.ranked.iter().position(|other| other == id);
-        let (Some(theirs), true) = (rank(id), self.unreachable.contains(id)) else { return false };
-        if self.coordinator().is_some_and(|now| rank(&now) < Some(theirs)) {
-            return false;
-        }
-        self.unreachable.retain(|other| other != id);
-        self.waiting = None;
-        true
-    }
-
     pub(super) const fn answered(&mut self) {
         self.waiting = None;
     }
@@ -67,6 +54,17 @@ impl Seat {
             self.unreachable.push(coordinator);
             self.waiting = None;
         }
+    }
+
+    /// A member that was passed over speaks. True: it is the one to join.
+    pub(super) fn heard_of(&mut self, id: &PeerId) -> bool {
+        let before = self.coordinator();
+        self.unreachable.retain(|other| other != id);
+        let is_other = self.coordinator() != before;
+        if is_other {
+            self.waiting = None;
+        }
+        is_other
     }
 
     /// The ranking is new, or a peer was lost. True: there is another coordinator to join.

@@ -14,7 +14,8 @@ fn at(millis: u64) -> Time {
 
 /// Node 1 among `members`.
 fn node(members: impl IntoIterator<Item = u8>) -> Swarm {
-    let mut swarm = Swarm::new(peer(1), Zone::default(), Limits::default(), 7);
+    let limits = Limits { settle_quiet: Duration::ZERO, ..Limits::default() };
+    let mut swarm = Swarm::new(peer(1), Zone::default(), limits, 7);
     swarm.handle(at(0), Event::Members(members_of(members)));
     swarm
 }
@@ -159,4 +160,122 @@ fn an_origin_that_breaks_is_not_asked_again_at_once() {
     assert!(again > at(10));
     let later = (0..20).map(|n| at(100 + 50 * n)).find(|time| swarm.handle(*time, Event::Tick).iter().any(is_import));
     assert!(later.is_some(), "and is asked again later");
+}
+
+#[test]
+fn a_node_that_has_just_started_waits_until_it_knows_the_others() {
+    let blob = blob_ranked(&[1]);
+    let mut swarm = Swarm::new(peer(1), Zone::default(), Limits::default(), 7);
+    swarm.handle(at(0), Event::Members(members_of([1])));
+    assert!(!want(&mut swarm, blob, MIB).iter().any(is_import));
+    swarm.handle(at(200), Event::Members(members_of(1..=4)));
+    let first = (1..50).map(|n| at(n * 20)).find(|time| swarm.handle(*time, Event::Tick).iter().any(is_import));
+    assert_eq!(first, Some(at(460)), "a quarter of a second after it heard of the last");
+}
+
+#[test]
+fn a_deputy_gives_no_leases_unless_somebody_misses_something() {
+    let blob = blob_ranked(&[2, 1]);
+    let mut swarm = node(1..=4);
+    let join = Join { size: MIB, have: Bitfield::new(1), leased: vec![], can_import: true, neighbours: vec![] };
+    let is_lease = |action: &Action| matches!(action, Action::Send { message: Message::Lease(_), .. });
+    let actions = heard(&mut swarm, at(2), 3, blob, Message::Join(join));
+    assert!(!actions.iter().any(is_lease), "node 2 gives them: {actions:?}");
+    let missing = Message::Missing { segments: vec![0], without: vec![] };
+    assert!(heard(&mut swarm, at(3), 3, blob, missing).iter().any(is_lease));
+}
+
+#[test]
+fn a_lease_that_lapsed_goes_to_another_node() {
+    let blob = blob_ranked(&[1]);
+    let mut swarm = node(1..=4);
+    let join =
+        || Join { size: 17 * MIB, have: Bitfield::new(17), leased: vec![], can_import: true, neighbours: vec![] };
+    let owner = |actions: &[Action]| {
+        let mut leases = actions.iter().filter_map(|action| match action {
+            Action::Send { to, message: Message::Lease(_), .. } => Some(*to),
+            _ => None,
+        });
+        leases.next()
+    };
+    let end = |segment, end| Message::LeaseEnd { segment, end, upload_time: Duration::ZERO };
+    // Node 4 has owned all three segments already: it would be the turn of node 3 again and again.
+    assert_eq!(owner(&heard(&mut swarm, at(2), 4, blob, Message::Join(join()))), Some(peer(4)));
+    heard(&mut swarm, at(3), 4, blob, end(0, LeaseEnd::Done));
+    heard(&mut swarm, at(3), 4, blob, end(1, LeaseEnd::Done));
+    heard(&mut swarm, at(3), 4, blob, end(2, LeaseEnd::Throttled(Duration::from_secs(1))));
+    heard(&mut swarm, at(4), 3, blob, Message::Join(join()));
+    assert_eq!(owner(&swarm.handle(at(1100), Event::Tick)), Some(peer(3)));
+    assert_eq!(owner(&swarm.handle(at(5200), Event::Tick)), Some(peer(4)));
+}
+
+#[test]
+fn a_node_that_waits_for_a_slow_origin_is_not_woken_all_the_time() {
+    let blob = blob_ranked(&[1]);
+    let mut swarm = node([1]);
+    assert!(want(&mut swarm, blob, MIB).iter().any(is_import));
+    let mut now = at(1);
+    for _ in 0..20 {
+        now = swarm.deadline(now).max(now);
+        swarm.handle(now, Event::Tick);
+    }
+    assert!(now > at(1000), "twenty ticks until {now:?}");
+}
+
+#[test]
+fn a_last_segment_of_a_few_bytes_does_not_make_the_others_look_late() {
+    let blob = blob_ranked(&[1]);
+    let mut swarm = node(1..=4);
+    let size = 16 * MIB + 1;
+    let join = || {
+        let have = Bitfield::new(Layout::new(size).pieces());
+        Message::Join(Join { size, have, leased: Vec::new(), can_import: true, neighbours: Vec::new() })
+    };
+    let mut leased = Vec::new();
+    let mut note = |actions: Vec<Action>| {
+        for action in actions {
+            if let Action::Send { to, message: Message::Lease(lease), .. } = action {
+                leased.push((to, lease.segment));
+            }
+        }
+        leased.clone()
+    };
+    for other in [2, 3] {
+        note(heard(&mut swarm, at(5000), other, blob, join()));
+    }
+    let owner = note(Vec::new()).into_iter().find(|(_, segment)| *segment == 2).map(|(owner, _)| owner).unwrap();
+    swarm.handle(at(5010), Event::Message { from: owner, blob, message: Message::Released { piece: 16 } });
+    let done = Message::LeaseEnd { segment: 2, end: LeaseEnd::Done, upload_time: Duration::ZERO };
+    swarm.handle(at(5010), Event::Message { from: owner, blob, message: done });
+    let before = note(Vec::new()).len();
+    assert_eq!(before, 3);
+    // No first piece of 1 MiB came for 3 s: on a thin link no sign of anything.
+    assert_eq!(note(swarm.handle(at(8000), Event::Tick)).len(), before);
+    assert!(note(swarm.handle(at(9100), Event::Tick)).len() > before, "in the end it is");
+}
+
+#[test]
+fn a_dead_owner_holds_up_the_others_for_some_pieces_and_not_for_some_segments() {
+    let blob = blob_ranked(&[1]);
+    let mut swarm = node(1..=4);
+    let size = 64 * MIB;
+    let join = || {
+        let have = Bitfield::new(Layout::new(size).pieces());
+        Message::Join(Join { size, have, leased: Vec::new(), can_import: true, neighbours: Vec::new() })
+    };
+    for other in [2, 3] {
+        heard(&mut swarm, at(5000), other, blob, join());
+    }
+    // One of them reads a piece in 600 ms, for a whole segment; the other never says a word.
+    let owner = |swarm: &Swarm, segment| {
+        swarm.coordinated[&blob].tables.values().find_map(|table| table.owner(segment)).unwrap()
+    };
+    let (alive, silent) = (owner(&swarm, 0), (1..6).find(|n| owner(&swarm, *n) != owner(&swarm, 0)).unwrap());
+    let dead = owner(&swarm, silent);
+    for piece in 0..5 {
+        let time = at(5600 + 600 * u64::from(piece));
+        swarm.handle(time, Event::Message { from: alive, blob, message: Message::Released { piece } });
+        swarm.handle(time, Event::Tick);
+    }
+    assert_ne!(owner(&swarm, silent), dead, "3 s and five pieces later, before the segment is whole");
 }

@@ -25,8 +25,10 @@ impl Download {
         self.hedge(cx);
         self.is_dry = false;
         let is_stuck = self.requests.is_empty() && cx.now >= self.missing_at(cx.limits);
-        if is_stuck && !self.is_complete() && !self.leases.is_importing() {
+        if is_stuck && !self.is_complete() {
             self.progress = cx.now;
+        }
+        if is_stuck && !self.is_complete() && !self.leases.is_importing() {
             self.neighbours.iter_mut().for_each(Neighbour::may_be_free);
             // A coordinator that has forgotten us does not answer what follows.
             if cx.now.since(self.refilled) > cx.limits.join_patience {
@@ -51,8 +53,8 @@ impl Download {
     /// When so long nothing could be asked for that the coordinator should know.
     fn missing_at(&self, limits: &Limits) -> Time {
         // On a link whose rate nobody knows yet the first piece may take long.
-        let piece_time = self.median.unwrap_or(limits.join_patience);
-        self.progress + limits.missing_patience.max(piece_time * 4)
+        let patience = self.median.map_or(limits.join_patience, |piece_time| piece_time * 4);
+        self.progress + limits.missing_patience.max(patience)
     }
 
     /// How long no piece at all may come from neighbours that have some and are busy.

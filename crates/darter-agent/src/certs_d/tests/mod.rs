@@ -7,6 +7,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::config::Layers;
+use crate::containerd::Known;
 
 mod preflight;
 mod running;
@@ -69,7 +70,8 @@ impl Host {
 
     fn certs_d(&self) -> CertsD {
         let metrics = Arc::new(Metrics::new("0", "0"));
-        CertsD::new(&self.config, &self.config.registries, "127.0.0.1:4001".parse().unwrap(), metrics)
+        let later_roots = preflight_for(&self.config, Known::not_asked()).later_roots;
+        CertsD::new(&self.config, &later_roots, metrics)
     }
 
     /// The other hosts that a registry's file names.

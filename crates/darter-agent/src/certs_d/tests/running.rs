@@ -14,6 +14,7 @@ struct Running {
     stop: CancellationToken,
     task: tokio::task::JoinHandle<()>,
     metrics: Arc<Metrics>,
+    uninstaller: Uninstaller,
 }
 
 impl Running {
@@ -21,9 +22,10 @@ impl Running {
         let certs_d = host.certs_d();
         let (metrics, states, others) = (certs_d.keeper.metrics.clone(), certs_d.states(), certs_d.others());
         let (serving, heard) = channel::channel(is_serving);
+        let uninstaller = certs_d.uninstaller();
         let stop = CancellationToken::new();
         let task = tokio::spawn(certs_d.run(heard, stop.clone()));
-        Self { serving, states, others, stop, task, metrics }
+        Self { serving, states, others, stop, task, metrics, uninstaller }
     }
 
     async fn until(&mut self, wanted: impl Fn(&HostsState) -> bool) {
@@ -71,6 +73,25 @@ async fn the_file_follows_the_self_test_and_goes_when_the_agent_stops() {
     assert!(!running.metrics.render().contains("state=\"absent\""));
     running.stop().await;
     assert_eq!(host.tree(), before);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_uninstalled_stays_so_whatever_the_self_test_says() {
+    for (name, host) in hosts() {
+        let before = host.tree();
+        let mut running = Running::start(&host, true);
+        running.until(|state| *state == HostsState::Written).await;
+        let done = running.uninstaller.uninstall().await.unwrap();
+        assert_eq!((done.certs_d, done.undone.len()), (host.config.certs_d.path.clone(), 1), "{name}");
+        assert_eq!(running.states.borrow()[0].1, HostsState::Uninstalled, "{name}");
+        running.serving.send_replace(false);
+        running.serving.send_replace(true);
+        assert_eq!(running.uninstaller.uninstall().await.unwrap().undone, [], "{name}");
+        let orders = running.uninstaller.clone();
+        running.stop().await;
+        assert!(matches!(orders.uninstall().await, Err(OrderError::Stopping)), "{name}");
+        assert_eq!(host.tree(), before, "{name}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

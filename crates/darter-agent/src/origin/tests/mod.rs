@@ -27,6 +27,7 @@ struct Seen {
     /// Path and query.
     target: String,
     headers: Vec<(String, String)>,
+    body: String,
 }
 
 impl Seen {
@@ -159,12 +160,13 @@ async fn read(stream: &mut TcpStream) -> Option<Seen> {
     let (method, target) = (first.next()?.to_owned(), first.next()?.to_owned());
     let headers = lines.filter_map(|line| line.split_once(": "));
     let headers: Vec<_> = headers.map(|(name, value)| (name.to_ascii_lowercase(), value.to_owned())).collect();
-    let seen = Seen { method, target, headers };
+    let mut seen = Seen { method, target, headers, body: String::new() };
     // The body is read, or closing would reset the connection.
     let length: usize = seen.header("content-length").map_or(0, |length| length.parse().unwrap());
     while bytes.len() < end + 4 + length {
         stream.read_buf(&mut bytes).await.ok()?;
     }
+    seen.body = String::from_utf8_lossy(&bytes[end + 4..]).into_owned();
     Some(seen)
 }
 

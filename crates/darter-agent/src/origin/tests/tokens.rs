@@ -89,3 +89,68 @@ async fn tokens_are_given_to_credentials_and_kept_apart() {
     assert!(matches!(error, OriginError::Denied { status: 401 }), "the token of another is not used: {error:?}");
     assert!(!printed(&error).contains("guess"));
 }
+
+/// A registry that the node reads with the identity token of a docker configuration.
+async fn with_identity(server: &Server, directory: &tempfile::TempDir) -> Origin {
+    let path = directory.path().join("config.json");
+    let text = r#"{"auths":{"reg.example":{"auth":"dXNlcjo=","identitytoken":"hunter2+/="}}}"#;
+    std::fs::write(&path, text).unwrap();
+    let mut registry = registry(server);
+    registry.docker_config = Some(path);
+    origin_with(&config(), &registry).await
+}
+
+#[tokio::test]
+async fn an_identity_token_is_exchanged_at_the_token_server_and_shown_to_nobody_else() {
+    let server = Server::start(|seen| {
+        let host = seen.header("host").unwrap();
+        match (seen.path(), seen.header("authorization")) {
+            ("/token", _) => Reply::new(200, r#"{"access_token":"t1","expires_in":300,"refresh_token":"other"}"#),
+            (_, Some("Bearer t1")) => Reply::new(200, "{}"),
+            _ => Reply::new(401, "")
+                .header("www-authenticate", format!(r#"Bearer realm="http://{host}/token",service="a, b""#)),
+        }
+    })
+    .await;
+    let directory = tempfile::tempdir().unwrap();
+    let origin = with_identity(&server, &directory).await;
+    for _ in 0..2 {
+        head(&origin, &Credential::Node).await.unwrap();
+    }
+    let tokens: Vec<_> = server.seen().into_iter().filter(|seen| seen.path() == "/token").collect();
+    assert_eq!(tokens.len(), 1, "the access token is kept");
+    assert_eq!((tokens[0].method.as_str(), tokens[0].target.as_str()), ("POST", "/token"));
+    assert_eq!(tokens[0].header("content-type"), Some("application/x-www-form-urlencoded"));
+    assert_eq!(
+        tokens[0].body,
+        "grant_type=refresh_token&client_id=darter&service=a%2C%20b&scope=repository:team/app:pull\
+         &refresh_token=hunter2%2B/%3D"
+    );
+    let others: Vec<_> = server.seen().into_iter().filter(|seen| seen.path() != "/token").collect();
+    assert!(others.iter().all(|seen| !format!("{:?}{}", seen.headers, seen.body).contains("hunter2")));
+}
+
+#[tokio::test]
+async fn an_identity_token_that_is_over_is_a_refusal_and_follows_no_redirect() {
+    for (reply, status) in [
+        (Reply::new(400, r#"{"error":"invalid_grant"}"#), Some(400)),
+        (Reply::new(401, ""), Some(401)),
+        (Reply::redirect("/elsewhere"), None),
+        (Reply::new(404, ""), None),
+    ] {
+        let server = Server::start(move |seen| {
+            let host = seen.header("host").unwrap();
+            match seen.path() {
+                "/token" => reply.clone(),
+                _ => Reply::new(401, "").header("www-authenticate", format!(r#"Bearer realm="http://{host}/token""#)),
+            }
+        })
+        .await;
+        let directory = tempfile::tempdir().unwrap();
+        let error = head(&with_identity(&server, &directory).await, &Credential::Node).await.unwrap_err();
+        let denied = if let OriginError::Denied { status } = &error { Some(*status) } else { None };
+        assert_eq!(denied, status, "{error:?}");
+        assert!(!printed(&error).contains("hunter2"), "{error:?}");
+        assert_eq!(server.count("/elsewhere"), 0);
+    }
+}

@@ -1,5 +1,6 @@
 //! The store as its callers see it, on real files.
 
+mod checkup;
 mod crash;
 mod disk;
 mod doubt;

@@ -178,7 +178,8 @@ impl Wire {
                 let mut at = span.start;
                 while at < span.end {
                     let block = Span { start: at, end: span.end.min(at + PLAIN_BLOCK) };
-                    let moved = timeout(patience, send::file(socket, file, block, None, both, sent)).await;
+                    let moved =
+                        timeout(patience, send::file(socket, file, block, None, both, |count| *sent += count)).await;
                     moved.map_err(|_| SendError::Slow(patience))??;
                     at = block.end;
                 }

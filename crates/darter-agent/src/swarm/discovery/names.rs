@@ -1,9 +1,8 @@
-//! Where other agents may be: a list in the configuration, and a DNS name that has all of them.
+//! Names that are looked up again and again: the list in the configuration, and a DNS name that has
+//! all agents.
 //!
-//! Both give addresses only; who is there shows in the handshake. Names are looked up again and
-//! again, and one that cannot be looked up keeps what it gave last: a name service that is away must
-//! not take the swarm apart.
-//! Not here: dialling.
+//! One that cannot be looked up keeps what it gave last: a name service that is away must not take
+//! the swarm apart.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -13,28 +12,22 @@ use futures_util::future::join_all;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
+use super::replace;
+
 /// A lookup that takes longer has failed.
 const LOOKUP_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Looks up names.
 #[derive(Debug)]
-pub struct Discovery {
+pub(super) struct Names {
     /// `host:port` each.
-    names: Vec<String>,
-    every: Duration,
-    max: usize,
+    pub(super) names: Vec<String>,
+    pub(super) every: Duration,
 }
 
-impl Discovery {
-    /// `peers` are `host:port`; `dns` is a name with or without a port, which is then `port`.
-    /// At most `max` addresses are found.
-    pub fn new(peers: &[String], dns: Option<&str>, port: u16, every: Duration, max: usize) -> Self {
-        let dns = dns.map(|name| if has_port(name) { name.to_owned() } else { format!("{name}:{port}") });
-        Self { names: peers.iter().cloned().chain(dns).collect(), every, max }
-    }
-
+impl Names {
     /// Keeps `found` up to date. Never ends.
-    pub async fn run(self, found: watch::Sender<BTreeSet<SocketAddr>>) {
+    pub(super) async fn run(self, found: watch::Sender<BTreeSet<SocketAddr>>) {
         let mut known: BTreeMap<&str, BTreeSet<SocketAddr>> = BTreeMap::new();
         let mut failing = BTreeSet::new();
         loop {
@@ -55,15 +48,7 @@ impl Discovery {
                     Err(_) => {}
                 }
             }
-            let all: BTreeSet<SocketAddr> = known.values().flatten().copied().take(self.max).collect();
-            found.send_if_modified(|found| {
-                if *found == all {
-                    false
-                } else {
-                    *found = all;
-                    true
-                }
-            });
+            replace(&found, known.values().flatten().copied().collect());
             if self.names.is_empty() {
                 std::future::pending::<()>().await;
             }
@@ -106,8 +91,8 @@ mod tests {
 
     #[tokio::test]
     async fn lists_and_names_become_addresses_and_a_failing_name_keeps_none_from_the_others() {
-        let peers = ["127.0.0.1:7001".to_owned(), "nobody.invalid:7002".to_owned()];
-        let discovery = Discovery::new(&peers, Some("localhost"), 7003, Duration::from_secs(3600), 100);
+        let names = ["127.0.0.1:7001", "nobody.invalid:7002", "localhost:7003"].map(ToOwned::to_owned).to_vec();
+        let discovery = Names { names, every: Duration::from_secs(3600) };
         let (sender, mut found) = watch::channel(BTreeSet::new());
         let running = tokio::spawn(discovery.run(sender));
         let found = found.wait_for(|found| !found.is_empty()).await.unwrap().clone();

@@ -1,18 +1,15 @@
-//! `make demo`: a real containerd pulls an image through an agent, twice, from a registry with a
-//! password, and every byte is accounted for.
-//!
-//! Everything runs in two network namespaces of its own and is gone afterwards, also after Ctrl-C.
+//! The first part: a real containerd pulls an image through an agent, three times, from a registry
+//! with a password, and every byte is accounted for.
 
-use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, anyhow, ensure};
+use anyhow::{Context as _, Result, ensure};
 use darter_tests::agent::{Agent, Options};
 use darter_tests::containerd::{self, Containerd};
 use darter_tests::image::{Format, Image};
 use darter_tests::net::{Network, Place};
 use darter_tests::registry::{self, Registry};
-use darter_tests::tools::{Need, Release, can_run};
+use darter_tests::tools::Release;
 
 const USER: &str = "demo";
 const PASSWORD: &str = "a-password-of-the-demo";
@@ -23,29 +20,10 @@ const ORIGIN_BYTES_PER_SECOND: u64 = 100_000_000;
 /// The name the image is pulled by; its registry is really in this machine.
 const REGISTRY: &str = "registry.demo.example";
 
-#[tokio::main]
-async fn main() -> ExitCode {
-    let outcome = tokio::select! {
-        outcome = demo() => outcome,
-        _ = tokio::signal::ctrl_c() => Err(anyhow!("interrupted; everything the demo started is gone")),
-    };
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("demo: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-async fn demo() -> Result<()> {
-    let release = if Release::V2.programs().is_some() { Release::V2 } else { Release::V1 };
-    let needs = [Need::Root, Need::Containerd(release), Need::DockerRegistry, Need::Darter];
-    ensure!(can_run("demo", &needs), "the demo cannot run here; the line above says why");
-
+pub(crate) async fn show(release: Release) -> Result<()> {
     println!(
         "1. an image of {} MiB in {} layers, in a docker-registry with a password",
-        mib(LAYERS.iter().sum()),
+        crate::mib(LAYERS.iter().sum()),
         LAYERS.len()
     );
     let network = Network::new(1)?;
@@ -54,7 +32,7 @@ async fn demo() -> Result<()> {
     origin.push(&image, "team/model", "v1").await?;
     network.shape_hub(ORIGIN_BYTES_PER_SECOND)?;
 
-    println!("2. a node: {} and a darter agent, which writes its hosts.toml", name(release));
+    println!("2. a node: {} and a darter agent, which writes its hosts.toml", crate::name(release));
     let node = network.node(0);
     let containerd = Containerd::start(release, &node, &containerd::Options::default()).await?;
     let agent = start_agent(&node, &containerd, &origin).await?;
@@ -156,9 +134,9 @@ async fn pull(
     ensure!(images.lines().any(|line| line == reference), "containerd does not have the image after the pull");
     println!(
         "  {who:<26} {seconds:>8.1} {:>18.1} {:>18.1} {:>18.1}",
-        mib(counts.origin),
-        mib(counts.network),
-        mib(counts.cache)
+        crate::mib(counts.origin),
+        crate::mib(counts.network),
+        crate::mib(counts.cache)
     );
     Ok(counts)
 }
@@ -190,19 +168,6 @@ async fn stop(mut agent: Agent, containerd: &Containerd) -> Result<()> {
     ensure!(!left, "hosts.toml is still there");
     // Nothing that the demo started is left when this returns; the caller drops the rest.
     tokio::time::timeout(Duration::from_secs(60), containerd.forget()).await.context("containerd keeps its images")?
-}
-
-fn name(release: Release) -> &'static str {
-    match release {
-        Release::V1 => "Debian's containerd",
-        Release::V2 => "containerd 2.2.4",
-    }
-}
-
-fn mib(bytes: u64) -> f64 {
-    #[expect(clippy::cast_precision_loss, reason = "a size for people")]
-    let bytes = bytes as f64;
-    bytes / f64::from(1 << 20)
 }
 
 fn indent(text: &str) -> String {

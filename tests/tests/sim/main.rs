@@ -4,6 +4,10 @@
 //! Times are those of the model and exactly repeatable, so they may be asserted. Each node's
 //! invariants are checked on the way.
 
+mod members;
+mod origin;
+mod peers;
+
 use std::time::Duration;
 
 use darter_core::simulate::{Bound, Fault, Outcome, Scenario, run};
@@ -27,6 +31,50 @@ fn play(scenario: &Scenario) -> Outcome {
 
 fn origin_copies(scenario: &Scenario, outcome: &Outcome) -> f64 {
     outcome.origin_bytes as f64 / scenario.layout.size() as f64
+}
+
+/// One scenario, and what became of it without its faults and with them.
+struct Trouble {
+    scenario: Scenario,
+    calm: Outcome,
+    troubled: Outcome,
+}
+
+impl Trouble {
+    fn copies(&self) -> f64 {
+        origin_copies(&self.scenario, &self.troubled)
+    }
+
+    /// How many times longer the last node needed.
+    fn ratio(&self) -> f64 {
+        self.troubled.last / self.calm.last
+    }
+
+    /// How many seconds more the last node needed.
+    fn delay(&self) -> f64 {
+        self.troubled.last - self.calm.last
+    }
+
+    /// When the last of the nodes that `counts` names was done, in seconds.
+    fn last_of(&self, counts: impl Fn(usize) -> bool) -> f64 {
+        let finished = self.troubled.finished.iter().enumerate().filter(|(n, _)| counts(*n));
+        finished.filter_map(|(_, time)| *time).fold(0.0, f64::max)
+    }
+}
+
+/// Plays `calm` with the faults that `faults` says for the time of its bound and a seed, for some seeds.
+fn trouble(
+    seeds: std::ops::RangeInclusive<u64>,
+    calm: &Scenario,
+    faults: impl Fn(Duration, u64) -> Vec<(Duration, Fault)>,
+) -> Vec<Trouble> {
+    let bound = Duration::from_secs_f64(Bound::of(calm).seconds());
+    let one = |seed| {
+        let calm = Scenario { seed, ..calm.clone() };
+        let scenario = Scenario { faults: faults(bound, seed), ..calm.clone() };
+        Trouble { calm: play(&calm), troubled: play(&scenario), scenario }
+    };
+    seeds.map(one).collect()
 }
 
 #[test]
@@ -143,79 +191,29 @@ fn bytes_between_zones_go_once_to_each_zone() {
     assert_eq!((outcome.origin_bytes, outcome.cross_zone_bytes), (3 * SIZE, 0), "each zone reads for itself");
 }
 
-/// The run without the fault, the run with it, and the scenario of both.
-fn with_faults(
-    nodes: u32,
-    share: u32,
-    faults: impl Fn(Duration) -> Vec<(Duration, Fault)>,
-) -> (Outcome, Outcome, Scenario) {
-    let calm = Scenario::cold(nodes, SIZE, share);
-    let bound = Duration::from_secs_f64(Bound::of(&calm).seconds());
-    let troubled = Scenario { faults: faults(bound), ..calm.clone() };
-    (play(&calm), play(&troubled), troubled)
-}
-
-#[test]
-fn a_dead_importer_or_coordinator_costs_a_moment_and_few_bytes() {
-    for fault in [Fault::KillImporter, Fault::KillCoordinator] {
-        let (calm, troubled, scenario) = with_faults(32, 1, |bound| vec![(bound / 2, fault)]);
-        let copies = origin_copies(&scenario, &troubled);
-        assert!(copies <= 1.02, "{fault:?}: {copies:.4} copies read from the origin");
-        assert!(troubled.last <= calm.last + 0.6, "{fault:?}: {} s instead of {}", troubled.last, calm.last);
+/// One of eighteen faults, or two; or none.
+fn by_lot(kind: u64, node: &dyn Fn(u64) -> u32, lot: &dyn Fn(u64, u64) -> u64) -> Vec<Fault> {
+    let period = Duration::from_millis(1 + lot(7, 400));
+    match kind {
+        0 => vec![Fault::KillImporter],
+        1 => vec![Fault::KillCoordinator],
+        2 => vec![Fault::KillCoordinator, Fault::KillImporter],
+        3 => vec![Fault::Kill(node(7)), Fault::Kill(node(8))],
+        4 => vec![Fault::Slow(node(7))],
+        5 => vec![Fault::Corrupt(node(7))],
+        6 => vec![Fault::Throttle(period)],
+        7 => vec![Fault::Forbid(node(7))],
+        8 => vec![Fault::Pause(node(7), period * 10)],
+        9 => vec![Fault::PauseCoordinator(period * 10)],
+        10 => vec![Fault::Partition(period * 4)],
+        11 => vec![Fault::Sever(node(7), node(8)), Fault::Unreachable(node(8), node(9))],
+        12 => vec![Fault::Lose(20)],
+        13 => vec![Fault::Stall(node(7))],
+        14 => vec![Fault::Boast(node(7))],
+        15 => vec![Fault::DiskFull(node(7)), Fault::KillImporter],
+        16 => vec![Fault::Leap(node(7), period * 1000), Fault::Freeze(node(8), period)],
+        _ => Vec::new(),
     }
-}
-
-#[test]
-fn nodes_that_die_while_they_pull_are_replaced() {
-    // For 10 % the goal is 1.05 of the time: what dies with a node unshared is missed only at the end.
-    for (percent, slower, copies) in [(10, 1.08, 1.02), (30, 1.10, 1.05)] {
-        let (calm, troubled, scenario) = with_faults(32, 1, |bound| {
-            let dying = 32 * percent / 100;
-            (0..dying).map(|n| (bound * (n + 1) / (dying + 1), Fault::Kill(n * 3))).collect()
-        });
-        let read = origin_copies(&scenario, &troubled);
-        assert!(read <= copies, "{percent} % die: {read:.4} copies read from the origin");
-        let ratio = troubled.last / calm.last;
-        assert!(ratio <= slower, "{percent} % die: {ratio:.3} of the time without");
-    }
-}
-
-#[test]
-fn slow_nodes_cost_what_their_uplinks_lack() {
-    let (_, troubled, scenario) =
-        with_faults(32, 1, |_| (0..3).map(|n| (Duration::ZERO, Fault::Slow(n * 10))).collect());
-    assert_eq!(troubled.origin_bytes, SIZE);
-    // 29 whole uplinks and three tenths of one carry 31 copies.
-    let fluid = SIZE as f64 * 31.0 / (29.3 * scenario.uplink as f64);
-    let ratio = troubled.last / fluid;
-    assert!(ratio <= 1.15, "{ratio:.3} of the bound with slow nodes");
-}
-
-#[test]
-fn wrong_bytes_cost_each_victim_one_piece_and_the_liar_its_place() {
-    let (calm, troubled, scenario) = with_faults(16, 1, |_| vec![(Duration::ZERO, Fault::Corrupt(5))]);
-    assert!(troubled.bans >= 2 && troubled.bans <= 15, "{} bans", troubled.bans);
-    let copies = origin_copies(&scenario, &troubled);
-    assert!(copies <= 1.02, "{copies:.4} copies read from the origin");
-    assert!(troubled.last <= calm.last * 1.05, "{} s instead of {}", troubled.last, calm.last);
-}
-
-#[test]
-fn a_throttling_origin_gets_fewer_requests_and_nobody_takes_over() {
-    let pause = Duration::from_millis(500);
-    let (calm, troubled, scenario) = with_faults(16, 1, |bound| vec![(bound / 4, Fault::Throttle(pause))]);
-    assert_eq!(troubled.origin_bytes, SIZE);
-    assert!(troubled.throttled >= 1, "the fault did nothing");
-    let most = u64::from(scenario.limits.imports_max);
-    assert!(troubled.throttled <= most, "{} requests were throttled", troubled.throttled);
-    assert!(troubled.last <= calm.last + 2.0, "{} s instead of {}", troubled.last, calm.last);
-}
-
-#[test]
-fn nodes_without_a_credential_import_nothing_and_get_the_blob() {
-    let (calm, troubled, _) = with_faults(16, 1, |_| (0..8).map(|n| (Duration::ZERO, Fault::Forbid(n * 2))).collect());
-    assert_eq!(troubled.origin_bytes, SIZE);
-    assert!(troubled.last <= calm.last * 1.05, "{} s instead of {}", troubled.last, calm.last);
 }
 
 /// Scenarios by lot, with one fault by lot each. `DARTER_SIM_SEEDS` plays more.
@@ -233,17 +231,7 @@ fn whatever_breaks_every_node_that_lives_gets_the_blob() {
         };
         let bound = Duration::from_secs_f64(Bound::of(&scenario).seconds());
         let at = bound * u32::try_from(lot(5, 120)).expect("few") / 100;
-        let fault = match lot(6, 9) {
-            0 => vec![Fault::KillImporter],
-            1 => vec![Fault::KillCoordinator],
-            2 => vec![Fault::KillCoordinator, Fault::KillImporter],
-            3 => vec![Fault::Kill(node(7)), Fault::Kill(node(8))],
-            4 => vec![Fault::Slow(node(7))],
-            5 => vec![Fault::Corrupt(node(7))],
-            6 => vec![Fault::Throttle(Duration::from_millis(1 + lot(7, 400)))],
-            7 => vec![Fault::Forbid(node(7))],
-            _ => Vec::new(),
-        };
+        let fault = by_lot(lot(6, 18), &node, &lot);
         let is_calm = fault.is_empty();
         scenario.faults = fault.into_iter().map(|fault| (at, fault)).collect();
         scenario.seed = seed;

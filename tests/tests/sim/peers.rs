@@ -1,0 +1,73 @@
+//! Peers that are slow, silent, of another version, or that lie.
+
+use super::*;
+
+fn cold() -> Scenario {
+    Scenario::cold(16, GIB, 1)
+}
+
+/// One of the sixteen.
+fn some(n: u64) -> u32 {
+    u32::try_from(n % 16).expect("few")
+}
+
+#[test]
+fn slow_nodes_cost_what_their_uplinks_lack() {
+    let slow = |_, _| (0..3).map(|n| (Duration::ZERO, Fault::Slow(n * 10))).collect();
+    for run in trouble(1..=2, &Scenario::cold(32, SIZE, 1), slow) {
+        assert_eq!(run.troubled.origin_bytes, SIZE);
+        // 29 whole uplinks and three tenths of one carry 31 copies.
+        let fluid = SIZE as f64 * 31.0 / (29.3 * run.scenario.uplink as f64);
+        let ratio = run.troubled.last / fluid;
+        assert!(ratio <= 1.15, "{ratio:.3} of the bound with slow nodes");
+    }
+}
+
+#[test]
+fn a_peer_that_accepts_requests_and_sends_nothing_costs_less_than_a_second() {
+    for at in [0, 2, 9] {
+        for run in trouble(1..=4, &cold(), |bound, seed| vec![(bound * at / 10, Fault::Stall(some(seed * 5)))]) {
+            // The goal is half a second; what it alone has read is missed by all, and read again.
+            assert!(run.delay() <= 0.8, "seed {}: {:.3} s more", run.scenario.seed, run.delay());
+            assert!(
+                run.troubled.origin_bytes <= GIB + 4 * 8 * MIB,
+                "seed {}: {:.4} copies",
+                run.scenario.seed,
+                run.copies()
+            );
+        }
+    }
+}
+
+#[test]
+fn wrong_bytes_cost_each_victim_one_piece_and_the_liar_its_place() {
+    for at in [0, 5] {
+        for run in trouble(1..=4, &Scenario::cold(16, SIZE, 1), |bound, _| vec![(bound * at / 10, Fault::Corrupt(5))]) {
+            let bans = run.troubled.bans;
+            assert!((2..=15).contains(&bans), "{bans} bans");
+            let wasted = run.troubled.wasted.values().max();
+            assert_eq!(wasted, Some(&1), "{:?}", run.troubled.wasted);
+            assert!(run.copies() <= 1.02, "{:.4} copies read from the origin", run.copies());
+            assert!(run.ratio() <= 1.05, "{:.3} of the time without", run.ratio());
+        }
+    }
+}
+
+#[test]
+fn a_peer_that_claims_what_it_has_not_costs_little() {
+    for run in trouble(1..=4, &cold(), |_, seed| vec![(Duration::ZERO, Fault::Boast(some(seed * 5)))]) {
+        assert_eq!(run.troubled.origin_bytes, GIB);
+        assert!(run.ratio() <= 1.05, "seed {}: {:.3} of the time without", run.scenario.seed, run.ratio());
+    }
+}
+
+#[test]
+fn nodes_of_a_version_that_keeps_no_slots_share_the_swarm() {
+    let old = |_, seed: u64| {
+        (0..16).filter(|n| (seed + n).is_multiple_of(3)).map(|n| (Duration::ZERO, Fault::Old(some(n)))).collect()
+    };
+    for run in trouble(1..=4, &cold(), old) {
+        assert_eq!(run.troubled.origin_bytes, GIB);
+        assert!(run.ratio() <= 2.0, "seed {}: {:.3} of the time without", run.scenario.seed, run.ratio());
+    }
+}
