@@ -27,7 +27,7 @@ use crate::pulls::Pulls;
 use crate::self_test::SelfTest;
 use crate::sites::{Site, Sites};
 use crate::store::{Checkup, Store};
-use crate::swarm::part::{SwarmError, SwarmPart};
+use crate::swarm::part::{STOP, SwarmError, SwarmPart};
 
 /// How long each part gets to put away what it holds after the stop.
 const DRAIN: Duration = Duration::from_secs(5);
@@ -137,11 +137,12 @@ impl Agent {
         let mut store = Part::start("store", store.run(keep.clone()));
         let checks = SelfTest { config, address, store: disk, checkup, seen, serving, passing, preflight, said };
         let mut checks = Part::start("self-test", checks.run(files.clone()));
-        let swarming = keep.clone();
+        let (leaving, sharing) = (CancellationToken::new(), CancellationToken::new());
+        let (leave, share, shared) = (leaving.clone(), sharing.clone(), pulls.clone());
         let mut swarm = Part::start("swarm", async move {
             match swarm {
-                Some(swarm) => swarm.run(swarming).await,
-                None => swarming.cancelled().await,
+                Some(swarm) => swarm.run(shared, leave, share).await,
+                None => share.cancelled().await,
             }
         });
         let outcome = tokio::select! {
@@ -154,6 +155,8 @@ impl Agent {
                 Err(AgentError::Ended { part })
             }
         };
+        // While the rest stops, what only this node has goes to others.
+        leaving.cancel();
         // hosts.toml goes before the mirror does.
         files.cancel();
         tokio::join!(hosts.finish(DRAIN), checks.finish(DRAIN), follow.finish(DRAIN));
@@ -163,8 +166,11 @@ impl Agent {
         if tokio::time::timeout(DRAIN, pulls.drained()).await.is_err() {
             warn!("pulls did not end in time; what they hold is checked at the next start");
         }
+        sharing.cancel();
+        // What it still gives to others is in the store.
+        swarm.finish(STOP).await;
         keep.cancel();
-        tokio::join!(swarm.finish(DRAIN), admin.finish(DRAIN), store.finish(DRAIN));
+        tokio::join!(admin.finish(DRAIN), store.finish(DRAIN));
         info!("stopped");
         outcome
     }

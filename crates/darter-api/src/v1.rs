@@ -26,7 +26,7 @@ pub struct Hello {
     /// Of darter, for people.
     #[prost(string, tag = "1")]
     pub version: ::prost::alloc::string::String,
-    /// Bits for what the speaker can do beyond this protocol's version. None is defined yet.
+    /// Bits for what the speaker can do beyond this protocol's version. 1: it knows Take and TakeEnd.
     #[prost(uint64, tag = "2")]
     pub features: u64,
     /// A hash of the zone's name; 0: not known.
@@ -63,7 +63,7 @@ pub struct BlobMessage {
     pub blob: ::prost::alloc::vec::Vec<u8>,
     #[prost(
         oneof = "blob_message::Body",
-        tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13"
+        tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15"
     )]
     pub body: ::core::option::Option<blob_message::Body>,
 }
@@ -95,6 +95,10 @@ pub mod blob_message {
         Holds(super::Holds),
         #[prost(message, tag = "13")]
         Leave(super::Leave),
+        #[prost(message, tag = "14")]
+        Take(super::Take),
+        #[prost(message, tag = "15")]
+        TakeEnd(super::TakeEnd),
     }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -189,6 +193,16 @@ pub struct Holds {
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Leave {}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Take {
+    #[prost(uint64, tag = "1")]
+    pub size_bytes: u64,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TakeEnd {
+    #[prost(bool, tag = "1")]
+    pub is_kept: bool,
+}
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
 pub enum LeaseOutcome {

@@ -85,6 +85,14 @@ impl Node {
         self.agent.as_mut().context("no agent")?.stop().await
     }
 
+    /// Waits until its agent has ended well after it was asked to.
+    pub async fn ended(&mut self) -> Result<()> {
+        let agent = self.agent.as_mut().context("no agent")?;
+        let status = agent.process().exit(PATIENCE).await?;
+        ensure!(status.success(), "darter agent: {status}\n{}", tail(&agent.log()));
+        Ok(())
+    }
+
     pub(super) fn signal_agent(&self, signal: Signal) -> Result<()> {
         self.agent.as_ref().context("no agent")?.signal(signal)
     }

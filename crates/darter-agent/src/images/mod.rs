@@ -3,7 +3,8 @@
 //! `access` says with which credential and whether its proof holds, `loan` what may be read where the
 //! registry cannot say so, `tags` what a tag means now, `prefetch` what is fetched ahead, `handover` what
 //! is left to the origin for a while. Blobs come
-//! from the store, from containerd's content store or by a pull; manifests are small and come whole.
+//! from the store, from containerd's content store or by a pull; manifests are small and come whole,
+//! from the registry or (`others`) from the other nodes.
 //! Proofs come from the registry itself; bytes that one opened may come from the hosts before it.
 //! Not here: HTTP (`mirror`).
 
@@ -11,6 +12,7 @@ mod access;
 mod away;
 mod handover;
 mod loan;
+mod others;
 mod prefetch;
 mod tags;
 mod turns;
@@ -30,14 +32,16 @@ use crate::config::Config;
 use crate::log::chain;
 use crate::metrics::{Metrics, Source};
 use crate::origin::{Credential, Fetched, OriginError, Whom};
-use crate::pulls::{Joined, PullError, Pulls, Wanted};
+use crate::pulls::{Joined, PullError, Pulls, Wanted, Whence};
 use crate::sites::Site;
 use crate::store::{Blob, Doubt, Store};
+use crate::swarm::handle::Wish;
 
 use access::{Gate, Grant};
 use handover::HandedOver;
 pub use handover::Share;
 use loan::may_borrow;
+use others::{Asked, Others};
 use prefetch::Prefetch;
 use tags::Tags;
 use turns::Turns;
@@ -118,6 +122,7 @@ struct Inner {
     pulls: Pulls,
     gate: Gate,
     tags: Tags,
+    others: Others,
     prefetch: Prefetch,
     handed_over: HandedOver,
     keeping: Arc<Semaphore>,
@@ -128,12 +133,14 @@ struct Inner {
 impl Images {
     /// Images out of this store, brought by these pulls. Prefetching ends when `stop` does.
     pub fn new(config: &Config, store: Store, pulls: Pulls, metrics: Arc<Metrics>, stop: CancellationToken) -> Self {
+        let prefetch = Prefetch::new(config, pulls.swarm().is_some(), stop);
         Self(Arc::new(Inner {
             gate: Gate::new(&config.mirror, store.clone()),
+            others: Others::new(pulls.swarm().cloned(), metrics.clone()),
             store,
             pulls,
             tags: Tags::new(config.mirror.tag_ttl.0, metrics),
-            prefetch: Prefetch::new(config, stop),
+            prefetch,
             handed_over: HandedOver::new(config.mirror.handover.0),
             keeping: Arc::new(Semaphore::new(KEEPING_MAX)),
             fetching: Turns::default(),
@@ -200,19 +207,25 @@ impl Images {
         };
         let Ok(manifest) = Manifest::parse(&content) else { return Ok(None) };
         if let Grant::Proof = grant {
-            self.0.gate.saw_manifest(asker, digest, &manifest);
+            self.saw(asker, digest, &manifest);
         }
         let media_type = manifest.media_type().to_owned();
         Ok(Some(ManifestFound { digest, media_type, content, source: Source::Cache }))
     }
 
-    /// The manifest from its origins. From the registry itself it is a proof of access too.
+    /// The manifest from another node, or from its origins. From the registry itself it is a proof of
+    /// access too.
     async fn fetch_manifest(
         &self,
         asker: &Asker,
         digest: Digest,
         credential: &Credential,
     ) -> Result<ManifestFound, Refusal> {
+        let turn = match self.ask_others(asker, digest, credential).await {
+            Asked::Found(found) => return Ok(found),
+            Asked::Turn(wish) => Some(wish),
+            Asked::Nobody => None,
+        };
         let (fetched, is_proved) = if asker.site.origin().has_others() {
             self.fetch_before_the_registry(asker, digest, credential).await?
         } else {
@@ -222,17 +235,23 @@ impl Images {
         match Manifest::parse(&content) {
             Ok(manifest) => {
                 if is_proved {
-                    self.0.gate.saw_manifest(asker, digest, &manifest);
+                    self.saw(asker, digest, &manifest);
                 }
                 // Kept only if its media type can be told again from its bytes.
                 if manifest.media_type() == media_type {
-                    self.keep(digest, content.clone()).await;
+                    self.keep(digest, content.clone(), turn).await;
                 }
             }
             // An artifact of a kind we do not know: served, and not kept.
             Err(error) => debug!(%digest, error = %chain(&error), "passing a manifest on unread"),
         }
         Ok(ManifestFound { digest, media_type, content, source: Source::Origin })
+    }
+
+    /// Notes what a manifest says that the registry itself has in the asker's repository.
+    fn saw(&self, asker: &Asker, digest: Digest, manifest: &Manifest) {
+        self.0.gate.saw_manifest(asker, digest, manifest);
+        self.0.others.saw_manifest(asker, manifest);
     }
 
     async fn fetch_from_the_registry(
@@ -267,16 +286,18 @@ impl Images {
     }
 
     /// Keeps a manifest. It is in hand already, so a slow disk holds up the answer for a moment at
-    /// most, and the keeping goes on behind it.
-    async fn keep(&self, digest: Digest, content: Bytes) {
+    /// most, and the keeping goes on behind it. Then the other nodes can have it, who wait for `wish`.
+    async fn keep(&self, digest: Digest, content: Bytes, wish: Option<Wish>) {
         let Ok(place) = self.0.keeping.clone().try_acquire_owned() else {
             debug!(%digest, "a manifest was not kept: the disk is behind");
             return;
         };
         let store = self.0.store.clone();
         let kept = tokio::spawn(async move {
-            if let Err(error) = store.put(&digest, content).await {
-                debug!(%digest, error = %chain(&error), "a manifest was not kept");
+            match (store.put(&digest, content).await, wish) {
+                (Ok(_), Some(wish)) => wish.proven(),
+                (Ok(_), None) => {}
+                (Err(error), _) => debug!(%digest, error = %chain(&error), "a manifest was not kept"),
             }
             drop(place);
         });
@@ -355,7 +376,8 @@ impl Images {
         size: Option<u64>,
     ) -> Result<BlobFound, Refusal> {
         let (site, repository) = (asker.site.clone(), asker.repository.clone());
-        match self.0.pulls.join(Wanted { site, repository, digest, size, credential }).await? {
+        let whence = Some(Whence { site, repository, credential });
+        match self.0.pulls.join(Wanted { digest, size, whence }).await? {
             Joined::Complete(blob) => Ok(BlobFound::Complete(blob)),
             Joined::Running(reader) => Ok(BlobFound::Coming(reader)),
         }

@@ -1,7 +1,8 @@
 //! Fetching ahead: a node that asks for a manifest will ask for its layers next.
 //!
 //! In the order of the manifest, because containerd unpacks them in it, a few at a time, as
-//! containerd asks. Joining a pull that containerd started, or being joined by it, costs nothing.
+//! containerd asks; in a swarm more of them at once where they are small, because each costs a word to
+//! other nodes first. Joining a pull that containerd started, or being joined by it, costs nothing.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,7 +11,8 @@ use std::time::Instant;
 use darter_core::manifest::{Descriptor, Manifest, Platform};
 use darter_core::{Digest, Reference};
 use futures_util::StreamExt;
-use futures_util::stream;
+use futures_util::stream::FuturesUnordered;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
@@ -19,14 +21,24 @@ use super::{Asker, CONTAINERD_PATIENCE, Images, ManifestFound};
 use crate::config::{self, Config};
 use crate::log::chain;
 use crate::origin::Credential;
-use crate::pulls::{Joined, Progress, Wanted};
+use crate::pulls::{Joined, Wanted, Whence};
 
 /// Images fetched ahead at once. Past it containerd's own requests start the pulls.
 const IMAGES_MAX: usize = 16;
 
+/// Layers of one image on their way at once in a swarm, in bytes: with more, the later ones would take
+/// the link from the first, which containerd unpacks meanwhile. One reader of a segment has 8 MiB.
+const AHEAD_BYTES: u64 = 64 * 1024 * 1024;
+
+/// Layers of all images beyond `prefetch_layers` of each: half of the ingests that the store has at
+/// once, so that it never refuses a layer that containerd asks for.
+const AHEAD_MAX: usize = 32;
+
 pub(super) struct Prefetch {
     enabled: bool,
     layers: usize,
+    /// Places for layers beyond those: none without other nodes.
+    ahead: Arc<Semaphore>,
     platform: Platform,
     patience: std::time::Duration,
     running: Arc<Mutex<HashSet<Digest>>>,
@@ -34,10 +46,12 @@ pub(super) struct Prefetch {
 }
 
 impl Prefetch {
-    pub(super) fn new(config: &Config, stop: CancellationToken) -> Self {
+    /// With other nodes, more layers at once.
+    pub(super) fn new(config: &Config, is_shared: bool, stop: CancellationToken) -> Self {
         Self {
             enabled: config.mirror.prefetch == config::Prefetch::Layers,
             layers: config.mirror.prefetch_layers,
+            ahead: Arc::new(Semaphore::new(if is_shared { AHEAD_MAX } else { 0 })),
             platform: config.platform(),
             patience: config.mirror.stall.0,
             running: Arc::default(),
@@ -56,7 +70,7 @@ impl Prefetch {
             images: images.clone(),
             asker: asker.clone(),
             credential,
-            layers: self.layers,
+            room: Room { layers: self.layers, more: self.ahead.clone() },
             patience: self.patience,
         };
         let (platform, stop) = (self.platform.clone(), self.stop.clone());
@@ -83,12 +97,30 @@ impl Drop for Running {
     }
 }
 
+/// How much of one image may be on its way at once.
+struct Room {
+    layers: usize,
+    more: Arc<Semaphore>,
+}
+
+impl Room {
+    /// A place for a layer of so many bytes, if there is one: for a few at any time, for more where all
+    /// of them together are small.
+    fn place(&self, running: usize, bytes: u64, size: u64) -> Option<Option<OwnedSemaphorePermit>> {
+        if running < self.layers {
+            return Some(None);
+        }
+        let is_small = bytes.saturating_add(size) <= AHEAD_BYTES;
+        is_small.then(|| self.more.clone().try_acquire_owned().ok().map(Some)).flatten()
+    }
+}
+
 /// What one prefetch needs to ask as its asker does.
 struct Ahead {
     images: Images,
     asker: Asker,
     credential: Credential,
-    layers: usize,
+    room: Room,
     patience: std::time::Duration,
 }
 
@@ -100,7 +132,40 @@ impl Ahead {
         };
         let Some(Manifest::Image { config, layers, .. }) = image else { return };
         let wanted = std::iter::once(config).chain(layers);
-        stream::iter(wanted).for_each_concurrent(self.layers, |blob| self.blob(blob)).await;
+        let mut running = FuturesUnordered::new();
+        let mut bytes = 0;
+        for blob in wanted {
+            // Those that run go on meanwhile, and begin: in this order.
+            let is_wanted = {
+                let look = self.is_wanted(&blob);
+                tokio::pin!(look);
+                loop {
+                    tokio::select! {
+                        is_wanted = &mut look => break is_wanted,
+                        Some(size) = running.next() => bytes -= size,
+                    }
+                }
+            };
+            if !is_wanted {
+                continue;
+            }
+            let place = loop {
+                if let Some(place) = self.room.place(running.len(), bytes, blob.size) {
+                    break place;
+                }
+                // Where nothing runs there is room, unless no layer is to be fetched ahead at all.
+                let Some(size) = running.next().await else { return };
+                bytes -= size;
+            };
+            bytes += blob.size;
+            running.push(async {
+                let size = blob.size;
+                self.blob(blob).await;
+                drop(place);
+                size
+            });
+        }
+        while running.next().await.is_some() {}
     }
 
     async fn child(&self, child: &Descriptor) -> Option<Manifest> {
@@ -111,38 +176,66 @@ impl Ahead {
         Manifest::parse(&found.ok()?.content).ok()
     }
 
-    /// Brings one blob here and waits for its end, which keeps its pull alive.
-    async fn blob(&self, blob: Descriptor) {
+    async fn is_wanted(&self, blob: &Descriptor) -> bool {
         let inner = &self.images.0;
         if inner.handed_over.holds(&blob.digest, Instant::now()) {
-            return;
+            return false;
         }
         // A disk that does not answer in time is no reason not to fetch.
         let looked = timeout(CONTAINERD_PATIENCE, inner.store.contains_in_containerd(&blob.digest)).await;
-        if looked.unwrap_or(false) {
-            return;
-        }
-        let wanted = Wanted {
+        !looked.unwrap_or(false)
+    }
+
+    /// Brings one blob here and waits for its end, which keeps its pull alive.
+    async fn blob(&self, blob: Descriptor) {
+        let whence = Whence {
             site: self.asker.site.clone(),
             repository: self.asker.repository.clone(),
-            digest: blob.digest,
-            size: Some(blob.size),
             credential: self.credential.clone(),
         };
-        match inner.pulls.join(wanted).await {
+        let wanted = Wanted { digest: blob.digest, size: Some(blob.size), whence: Some(whence) };
+        match self.images.0.pulls.join(wanted).await {
             Ok(Joined::Complete(_)) => {}
-            Ok(Joined::Running(mut reader)) => {
-                let mut reached = 0;
-                while reached < reader.size() {
-                    match reader.progress_past(reached, self.patience).await {
-                        Progress::Readable(end) => reached = end,
-                        // The pull has its own deadlines; whoever reads has theirs.
-                        Progress::Stalled => {}
-                        Progress::Failed(_) => break,
-                    }
-                }
+            Ok(Joined::Running(reader)) => {
+                // The pull itself says why where it ends early.
+                let _ = reader.to_end(self.patience).await;
             }
             Err(error) => debug!(digest = %blob.digest, error = %chain(&error), "not fetched ahead"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1024 * 1024;
+
+    /// How many layers of one size are on their way at once.
+    fn at_once(room: &Room, size: u64) -> usize {
+        let mut places = Vec::new();
+        while let Some(place) = room.place(places.len(), size * places.len() as u64, size) {
+            places.push(place);
+        }
+        places.len()
+    }
+
+    #[test]
+    fn small_layers_are_wished_for_all_at_once_and_large_ones_a_few_at_a_time() {
+        let room = |places| Room { layers: 3, more: Arc::new(Semaphore::new(places)) };
+        assert_eq!(at_once(&room(AHEAD_MAX), MIB), 3 + AHEAD_MAX);
+        assert_eq!(at_once(&room(AHEAD_MAX), 8 * MIB), 8);
+        assert_eq!(at_once(&room(AHEAD_MAX), 1024 * MIB), 3);
+        assert_eq!(at_once(&room(0), MIB), 3, "a node by itself");
+    }
+
+    #[test]
+    fn images_share_the_places_and_give_them_back() {
+        let more = Arc::new(Semaphore::new(1));
+        let room = Room { layers: 1, more: more.clone() };
+        let place = room.place(1, MIB, MIB);
+        assert!(place.is_some() && room.place(1, MIB, MIB).is_none());
+        drop(place);
+        assert!(room.place(1, MIB, MIB).is_some());
     }
 }

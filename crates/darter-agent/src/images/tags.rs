@@ -77,8 +77,8 @@ impl Tags {
         let fallback = memory.is_some() || may_borrow(asker, credential);
         let answer = away::ask(&asker.site, fallback, ask(asker, tag, credential, Whom::Registry)).await;
         match (gate.learn(asker, credential, answer), memory) {
-            (Ok(digest), _) => {
-                gate.saw(asker, digest, None);
+            (Ok((digest, size)), _) => {
+                gate.saw(asker, digest, size);
                 *known = Some(Known { digest, at: Instant::now(), is_lent: false });
                 Ok(digest)
             }
@@ -91,7 +91,7 @@ impl Tags {
                 if let Some(Known { digest, .. }) = fresh {
                     return Ok(digest);
                 }
-                let digest = ask(asker, tag, credential, Whom::Others).await.map_err(|_| error)?;
+                let (digest, _) = ask(asker, tag, credential, Whom::Others).await.map_err(|_| error)?;
                 *known = Some(Known { digest, at: Instant::now(), is_lent: true });
                 Ok(digest)
             }
@@ -128,12 +128,20 @@ impl Tags {
     }
 }
 
-/// HEAD, and GET where the answer to it names no digest.
-async fn ask(asker: &Asker, tag: &Tag, credential: &Credential, whom: Whom) -> Result<Digest, OriginError> {
+/// Digest, and size where it is told: HEAD, and GET where the answer to it names no digest.
+async fn ask(
+    asker: &Asker,
+    tag: &Tag,
+    credential: &Credential,
+    whom: Whom,
+) -> Result<(Digest, Option<u64>), OriginError> {
     let (origin, reference) = (asker.site.origin().of(whom), Reference::Tag(tag.clone()));
     let described = origin.head_manifest(&asker.repository, &reference, credential).await?;
     match described.digest {
-        Some(digest) => Ok(digest),
-        None => Ok(origin.manifest(&asker.repository, &reference, credential).await?.digest),
+        Some(digest) => Ok((digest, described.size)),
+        None => {
+            let fetched = origin.manifest(&asker.repository, &reference, credential).await?;
+            Ok((fetched.digest, u64::try_from(fetched.content.len()).ok()))
+        }
     }
 }

@@ -29,7 +29,7 @@ mod url;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ::http::header::{CONTENT_TYPE, HeaderName, LINK};
+use ::http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName, LINK};
 use ::http::{HeaderMap, Method};
 use bytes::Bytes;
 use darter_core::hosts_toml::ForeignOrigin;
@@ -107,6 +107,8 @@ pub struct Shared {
 pub struct Described {
     /// Its digest, where the registry told it.
     pub digest: Option<Digest>,
+    /// Its size in bytes, where the registry told it.
+    pub size: Option<u64>,
 }
 
 /// A manifest.
@@ -221,7 +223,8 @@ impl Origin {
         {
             return Err(OriginError::Lied("another manifest than was asked for"));
         }
-        Ok(Described { digest })
+        let size = response.headers().get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+        Ok(Described { digest, size })
     }
 
     /// A manifest, checked against every digest that is known of it.

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
+use darter_core::Digest;
 use darter_core::fetch::{Next, Plan};
 use darter_core::pieces::Layout;
 use darter_core::range::Span;
@@ -15,7 +16,7 @@ use tokio::sync::Notify;
 use tracing::debug;
 
 use super::account::Account;
-use super::{Pull, PullError, State, Wanted};
+use super::{Pull, PullError, State, Wanted, Whence};
 use crate::log::chain;
 use crate::metrics::{Metrics, RegistryLabels};
 use crate::origin::{BlobStream, Origin, OriginError, Whom};
@@ -39,6 +40,8 @@ pub(super) struct Job {
     pub(super) metrics: Arc<Metrics>,
     pub(super) settings: Settings,
     pub(super) wanted: Wanted,
+    /// Where this pull stands among all: what was asked for first comes first.
+    pub(super) turn: u64,
     /// Its state is told as soon as there is something to read.
     pub(super) pull: Arc<Pull>,
     pub(super) account: Arc<Account>,
@@ -48,7 +51,7 @@ impl Job {
     /// Bytes that this node read for the whole cluster.
     pub(super) fn read_from_origin(&self, bytes: u64) {
         self.account.read_from_origin(bytes);
-        let labels = RegistryLabels { registry: self.wanted.site.label.clone() };
+        let labels = RegistryLabels { registry: self.wanted.label() };
         self.metrics.origin_unique_bytes.get_or_create(&labels).inc_by(bytes);
     }
 }
@@ -63,12 +66,14 @@ pub(super) async fn fetch(
     let Job { store, settings, wanted, account, .. } = job;
     // One for all of the blob: where others come to stand before the registry meanwhile, this ends on
     // what it began with.
-    let origin = wanted.site.origin().of(Whom::Anyone);
+    let Some(whence) = &wanted.whence else { return Err(PullError::Others) };
+    let origin = whence.site.origin().of(Whom::Anyone);
+    let from = From { origin: &origin, whence, digest: &wanted.digest };
     let is_joint = begun.is_some();
     let begun = match begun {
         Some(ingest) => Ok((ingest, None)),
         None => tokio::select! {
-            begun = begin(store, wanted, &origin) => begun,
+            begun = begin(store, wanted, &from) => begun,
             () = &mut ended => Err(PullError::Abandoned),
         },
     };
@@ -88,7 +93,7 @@ pub(super) async fn fetch(
     job.pull.state.send_replace(State::Coming(ingest.reader()));
     let workers = settings.ranges.min(usize::try_from(ingest.layout().segments()).unwrap_or(usize::MAX)).max(1);
     let plan = Plan::new(ingest.layout(), missing, settings.attempts);
-    let work = Work { ingest: &ingest, job, is_joint, origin: &origin, plan: Mutex::new(plan), changed: Notify::new() };
+    let work = Work { ingest: &ingest, job, is_joint, from: &from, plan: Mutex::new(plan), changed: Notify::new() };
     let mut firsts = std::iter::once(first).chain(std::iter::repeat_with(|| None));
     let workers = try_join_all((0..workers).map(|_| work.worker(firsts.next().flatten())));
     let fetched = tokio::select! {
@@ -103,14 +108,14 @@ pub(super) async fn fetch(
     }
 }
 
-async fn begin(store: &Store, wanted: &Wanted, origin: &Origin) -> Result<(Ingest, Option<BlobStream>), PullError> {
+async fn begin(store: &Store, wanted: &Wanted, from: &From<'_>) -> Result<(Ingest, Option<BlobStream>), PullError> {
     if let Some(size) = wanted.size {
         store.may_take(size)?;
     }
     // The origin is asked before the store makes room: a manifest may lie about the size, and whoever
     // can push one must not be able to empty this node's cache with it.
     let span = wanted.size.filter(|size| *size > 0).map(|size| Layout::new(size).segment(0));
-    let stream = open(origin, wanted, span).await?;
+    let stream = from.open(span).await?;
     let size = match (wanted.size, stream.size) {
         (Some(wanted), Some(told)) if told != wanted => return Err(PullError::OtherLength { told, wanted }),
         (Some(size), _) | (None, Some(size)) => size,
@@ -132,8 +137,18 @@ fn missing(ingest: &Ingest) -> Vec<Span> {
     spans
 }
 
-async fn open(origin: &Origin, wanted: &Wanted, span: Option<Span>) -> Result<BlobStream, OriginError> {
-    origin.blob(&wanted.repository, &wanted.digest, span, &wanted.credential).await
+/// Where the bytes come from.
+struct From<'a> {
+    origin: &'a Origin,
+    whence: &'a Whence,
+    digest: &'a Digest,
+}
+
+impl From<'_> {
+    async fn open(&self, span: Option<Span>) -> Result<BlobStream, OriginError> {
+        let Whence { repository, credential, .. } = self.whence;
+        self.origin.blob(repository, self.digest, span, credential).await
+    }
 }
 
 /// What the workers of one pull share.
@@ -142,7 +157,7 @@ struct Work<'a> {
     job: &'a Job,
     /// Other nodes want the blob too, so that this is not the cluster's one read of it.
     is_joint: bool,
-    origin: &'a Origin,
+    from: &'a From<'a>,
     plan: Mutex<Plan>,
     /// The plan has something to take again, or nothing for ever.
     changed: Notify,
@@ -204,9 +219,7 @@ impl Work<'_> {
     async fn span(&self, mut span: Span, first: Option<BlobStream>) -> Result<(), Broken> {
         let mut stream = match first {
             Some(stream) => stream,
-            None => {
-                open(self.origin, &self.job.wanted, Some(span)).await.map_err(|error| Broken::Origin(span, error))?
-            }
+            None => self.from.open(Some(span)).await.map_err(|error| Broken::Origin(span, error))?,
         };
         self.check(&stream, span)?;
         let mut skip = span.start - stream.start;

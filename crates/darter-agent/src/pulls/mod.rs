@@ -12,7 +12,7 @@ mod reader;
 mod together;
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -24,7 +24,7 @@ use tracing::{debug, info, warn};
 
 use crate::activity::Activity;
 use crate::log::chain;
-use crate::metrics::{Metrics, PullLabels};
+use crate::metrics::{Metrics, PullLabels, RegistryLabel};
 use crate::origin::{Credential, OriginError};
 use crate::sites::Site;
 use crate::store::{Blob, IngestReader, Store, StoreError};
@@ -42,16 +42,29 @@ const RUNNING_MAX: usize = 256;
 /// A blob that somebody wants, and from where.
 #[derive(Clone)]
 pub struct Wanted {
-    /// The registry it belongs to.
-    pub site: Arc<Site>,
-    /// The repository that was proved to hold it.
-    pub repository: Repository,
     /// Which blob.
     pub digest: Digest,
     /// Its size in bytes, where a manifest told it.
     pub size: Option<u64>,
+    /// Where it can be read besides from other nodes; nothing: from them alone.
+    pub whence: Option<Whence>,
+}
+
+/// Where a blob can be read, by whom.
+#[derive(Clone)]
+pub struct Whence {
+    /// The registry it belongs to.
+    pub site: Arc<Site>,
+    /// The repository that was proved to hold it.
+    pub repository: Repository,
     /// What opens the repository.
     pub credential: Credential,
+}
+
+impl Wanted {
+    fn label(&self) -> RegistryLabel {
+        self.whence.as_ref().map_or_else(RegistryLabel::other, |whence| whence.site.label.clone())
+    }
 }
 
 /// Why a blob did not come.
@@ -74,6 +87,9 @@ pub enum PullError {
         /// What the manifest says.
         wanted: u64,
     },
+    /// It was to come from other nodes, and they did not give it.
+    #[error("the other nodes did not give the blob")]
+    Others,
     /// Nobody wants it any more.
     #[error("nobody wants the blob any more")]
     Abandoned,
@@ -92,6 +108,7 @@ impl PullError {
             Self::Origin(_) => "origin_failed",
             Self::Store(_) => "store_failed",
             Self::NoLength | Self::OtherLength { .. } => "bad_length",
+            Self::Others => "others_failed",
             Self::Abandoned => "abandoned",
             Self::Unreadable => "unreadable",
             Self::Busy => "busy",
@@ -131,6 +148,8 @@ struct Inner {
     settings: fetch::Settings,
     linger: Duration,
     running: Mutex<HashMap<Digest, Arc<Pull>>>,
+    /// Pulls that were ever begun.
+    begun: AtomicU64,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -181,16 +200,30 @@ impl Pulls {
             },
             linger: config.mirror.linger.0,
             running: Mutex::default(),
+            begun: AtomicU64::new(0),
             tasks: TaskTracker::new(),
             stop,
         }))
     }
 
+    /// The other nodes, if there may be any.
+    pub fn swarm(&self) -> Option<&SwarmHandle> {
+        self.0.swarm.as_ref()
+    }
+
     /// The blob if it is here, else the running pull of it, else a new one. Waits for the first
     /// bytes, so that a failure before them is still an error and not a broken body.
     pub async fn join(&self, wanted: Wanted) -> Result<Joined, PullError> {
+        match self.join_once(&wanted).await {
+            // It ran for another node that goes, without a registry; this one has it.
+            Err(PullError::Others) if wanted.whence.is_some() => self.join_once(&wanted).await,
+            joined => joined,
+        }
+    }
+
+    async fn join_once(&self, wanted: &Wanted) -> Result<Joined, PullError> {
         let pull = loop {
-            match self.enter(&wanted)? {
+            match self.enter(wanted)? {
                 // It came just now; if it cannot be opened, asking again would not help either.
                 Entered::Here => {
                     let blob = self.0.store.look_up(&wanted.digest).await;
@@ -214,6 +247,16 @@ impl Pulls {
             }
         };
         Reader::wait_for_first_byte(ingest, pull, state).await
+    }
+
+    /// Brings a blob here that nobody on this node asks for, from other nodes alone, if there is room for
+    /// it that nothing else uses: who has it goes.
+    pub async fn take(&self, digest: Digest, size: u64) -> Result<(), PullError> {
+        self.0.store.has_room(size)?;
+        match self.join(Wanted { digest, size: Some(size), whence: None }).await? {
+            Joined::Complete(_) => Ok(()),
+            Joined::Running(reader) => reader.to_end(self.0.settings.patience).await,
+        }
     }
 
     /// Whether blobs come from other nodes too.
@@ -254,11 +297,12 @@ impl Pulls {
         });
         let interest = Interest::new(&pull);
         running.insert(digest, pull.clone());
-        self.0.tasks.spawn(self.clone().run(pull, wanted.clone()));
+        let turn = self.0.begun.fetch_add(1, Ordering::Relaxed) + 1;
+        self.0.tasks.spawn(self.clone().run(pull, wanted.clone(), turn));
         Ok(Entered::Pull(interest))
     }
 
-    async fn run(self, pull: Arc<Pull>, wanted: Wanted) {
+    async fn run(self, pull: Arc<Pull>, wanted: Wanted, turn: u64) {
         let started = Instant::now();
         let account = Arc::new(Account::new(pull.activity.clone()));
         let mut leave = Leave { pulls: &self, pull: &pull, digest: wanted.digest, last: None };
@@ -273,6 +317,7 @@ impl Pulls {
             metrics: self.0.metrics.clone(),
             settings: self.0.settings,
             wanted: wanted.clone(),
+            turn,
             pull: pull.clone(),
             account: account.clone(),
         };
@@ -305,13 +350,16 @@ impl Pulls {
     /// The one line of a pull: what came, from where, how fast.
     fn log(&self, wanted: &Wanted, outcome: &Result<Blob, PullError>, account: &Account, took: Duration) {
         let label = outcome.as_ref().map_or_else(PullError::outcome, |_| "complete");
-        let registry = wanted.site.label.clone();
-        self.0.metrics.pulls.get_or_create(&PullLabels { registry, outcome: label }).inc();
+        self.0.metrics.pulls.get_or_create(&PullLabels { registry: wanted.label(), outcome: label }).inc();
         let seconds = took.as_secs_f64();
         let (origin_bytes, peer_bytes) = (account.origin_bytes(), account.peer_bytes());
         let resumed_bytes = account.resumed_bytes();
         let first_byte_seconds = account.first_byte().map(|first| first.as_secs_f64());
-        let (registry, repository, digest) = (wanted.site.registry(), &wanted.repository, wanted.digest);
+        let digest = wanted.digest;
+        let (registry, repository) = match &wanted.whence {
+            Some(Whence { site, repository, .. }) => (site.registry().to_string(), repository.to_string()),
+            None => ("none".to_owned(), "none".to_owned()),
+        };
         match outcome {
             Ok(blob) => {
                 info!(%registry, %repository, %digest, bytes = blob.size(), origin_bytes, peer_bytes, resumed_bytes, seconds,

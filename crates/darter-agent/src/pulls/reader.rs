@@ -91,6 +91,20 @@ impl Reader {
         self.ingest.file()
     }
 
+    /// Waits until all of the blob is here. Bytes that come slowly are waited for as long as others come.
+    pub async fn to_end(mut self, patience: Duration) -> Result<(), PullError> {
+        let mut reached = 0;
+        while reached < self.size() {
+            match self.progress_past(reached, patience).await {
+                Progress::Readable(end) => reached = end,
+                // The pull has its own deadlines; whoever reads has theirs.
+                Progress::Stalled => {}
+                Progress::Failed(_) => return Err(PullError::Abandoned),
+            }
+        }
+        Ok(())
+    }
+
     /// Waits until bytes past `offset` can be read, or no more will come, or nothing came for
     /// `patience`: neither these bytes nor others of the blob, which comes out of order.
     pub async fn progress_past(&mut self, offset: u64, patience: Duration) -> Progress {

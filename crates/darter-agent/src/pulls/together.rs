@@ -18,7 +18,7 @@ use tokio::task::{AbortHandle, JoinSet};
 use tracing::{debug, info, warn};
 
 use super::fetch::{self, Job};
-use super::{PullError, State};
+use super::{PullError, State, Whence};
 use crate::log::chain;
 use crate::metrics::{ReasonLabels, Source};
 use crate::origin::{Origin, OriginError, Whom};
@@ -52,6 +52,11 @@ pub(super) async fn fetch(job: &Job, swarm: &SwarmHandle, ended: impl Future<Out
             return Err(PullError::Abandoned);
         }
     };
+    if job.wanted.whence.is_none() {
+        debug!(digest = %job.wanted.digest, reason = alone, "the other nodes did not give a blob");
+        target.put_away().await;
+        return Err(PullError::Others);
+    }
     warn!(digest = %job.wanted.digest, reason = alone, "the other nodes are of no help with a blob; reading the origin");
     job.metrics.swarm_fallbacks.get_or_create(&ReasonLabels { reason: alone }).inc();
     let vouched = target.coming.get().cloned();
@@ -85,7 +90,7 @@ const WRONG: &str = "wrong_digest";
 struct Target {
     job: Job,
     layout: Layout,
-    origin: Origin,
+    origin: Option<(Origin, Whence)>,
     swarm: SwarmHandle,
     /// Made when the first bytes are here: a manifest may lie about the size, and must not be able to
     /// empty the cache with it.
@@ -104,7 +109,7 @@ impl Target {
             layout,
             // One for all of the blob: where others come to stand before the registry meanwhile, this
             // ends on what it began with.
-            origin: job.wanted.site.origin().of(Whom::Anyone),
+            origin: job.wanted.whence.clone().map(|whence| (whence.site.origin().of(Whom::Anyone), whence)),
             swarm: swarm.clone(),
             ingest: OnceCell::new(),
             coming: std::sync::OnceLock::new(),
@@ -168,7 +173,7 @@ async fn run(job: &Job, swarm: &SwarmHandle, target: &Arc<Target>) -> Result<Blo
     };
     let resumed: u64 = have.iter().map(|piece| target.layout.piece(piece).len()).sum();
     job.account.resumed(resumed);
-    let wish = swarm.want(job.wanted.digest, target.layout, have).await;
+    let wish = swarm.want(job.wanted.digest, target.layout, have, (job.turn, target.origin.is_some())).await;
     target.coming.get_or_init(|| wish.coming().clone());
     if let Some(ingest) = target.ingest.get() {
         wish.coming().is_in(ingest.reader().file().clone());
@@ -248,6 +253,8 @@ impl Together<'_> {
             tokio::select! {
                 order = self.wish.order() => match order {
                     Some(order) => self.carry_out(order),
+                    // The store had its last byte before this heard of it, and has told the swarm.
+                    None if self.target.job.store.holds(&self.target.job.wanted.digest) => return Ok(()),
                     None => return Err(Ended::Alone("no_orders")),
                 },
                 Ok(opened) = &mut opened, if notices.is_none() => notices = Some(opened),
@@ -381,12 +388,12 @@ impl Target {
 
     /// A span from the origin, into the ingest.
     async fn import(&self, span: Span) -> Result<(), ImportEnd> {
-        let wanted = &self.job.wanted;
-        let mut stream = self
-            .origin
-            .blob(&wanted.repository, &wanted.digest, Some(span), &wanted.credential)
-            .await
-            .map_err(ImportEnd::Origin)?;
+        let Some((origin, Whence { repository, credential, .. })) = &self.origin else {
+            return Err(ImportEnd::Pull(PullError::Others));
+        };
+        let digest = &self.job.wanted.digest;
+        let opened = origin.blob(repository, digest, Some(span), credential).await;
+        let mut stream = opened.map_err(ImportEnd::Origin)?;
         let size = self.layout.size();
         if let Some(told) = stream.size.filter(|told| *told != size) {
             return Err(ImportEnd::Pull(PullError::OtherLength { told, wanted: size }));

@@ -12,7 +12,8 @@ use super::state::StoreError;
 /// Where they are, and which.
 pub(super) type Victims = Vec<(Shelf, Digest)>;
 
-/// Gives a slot to an ingest, and marks who has to leave for it. `Full` changes nothing.
+/// Gives a slot to an ingest, and marks who has to leave for it. `Full` changes nothing, nor does the wait
+/// for room that is being made.
 pub(super) fn admit(
     index: &mut Index,
     digest: &Digest,
@@ -25,7 +26,13 @@ pub(super) fn admit(
         return Ok((begun, Vec::new()));
     }
     let excess = index.bytes().saturating_sub(limits.capacity(index));
-    match index.victims(excess, index.excess_slots()) {
+    // What leaves for others already need not be made room for twice.
+    let lacking = excess.saturating_sub(index.leaving_bytes());
+    if excess > 0 && lacking == 0 {
+        index.take(digest);
+        return Ok((Begin::Wait, Vec::new()));
+    }
+    match index.victims(lacking, index.excess_slots()) {
         Ok(victims) => Ok((begun, leave_all(index, victims))),
         Err(_) => {
             index.take(digest);

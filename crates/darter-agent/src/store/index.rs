@@ -286,9 +286,13 @@ impl Index {
 
     /// Bytes that eviction could free.
     pub(super) fn evictable_bytes(&self) -> u64 {
-        let leaving = self.slots.values().filter(|slot| matches!(slot, Slot::Leaving { .. }));
         let evictable = self.evictable().chain(self.pinned_past_share());
-        leaving.map(Slot::size).chain(evictable.map(|(_, slot)| slot.size())).sum()
+        self.leaving_bytes() + evictable.map(|(_, slot)| slot.size()).sum::<u64>()
+    }
+
+    /// Bytes that are being removed, and count until they are gone.
+    pub(super) fn leaving_bytes(&self) -> u64 {
+        self.slots.values().filter(|slot| matches!(slot, Slot::Leaving { .. })).map(Slot::size).sum()
     }
 
     fn evictable(&self) -> impl Iterator<Item = (&Digest, &Slot)> {

@@ -7,10 +7,10 @@ use darter_core::Digest;
 use darter_core::pieces::{Bitfield, Layout};
 use tokio::sync::mpsc;
 
-use super::Store;
 use super::blob::Blob;
 use super::disk::Shelf;
 use super::record::{Claim, Record};
+use super::{Store, StoreError};
 
 /// A piece of an ingest that can be read from its file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,6 +76,23 @@ impl Store {
         drop(index);
         blobs.sort_unstable();
         blobs
+    }
+
+    /// The same, what was used last first.
+    pub fn blobs_by_use(&self) -> Vec<Digest> {
+        let index = super::lock(&self.shared.index);
+        let mut blobs: Vec<_> = index.blobs().map(|(digest, entry)| (entry.used, *digest)).collect();
+        drop(index);
+        blobs.sort_unstable_by(|one, other| other.cmp(one));
+        blobs.into_iter().map(|(_, digest)| digest).collect()
+    }
+
+    /// Whether so many bytes fit without anything leaving for them.
+    pub fn has_room(&self, size: u64) -> Result<(), StoreError> {
+        self.may_take(size)?;
+        let index = super::lock(&self.shared.index);
+        let is_free = index.bytes().saturating_add(size) <= index.limit_bytes;
+        if is_free { Ok(()) } else { Err(StoreError::Full { size, source: None }) }
     }
 
     /// Whether an interrupted ingest of a blob is here, which then needs no room made for it.

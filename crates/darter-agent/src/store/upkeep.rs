@@ -161,7 +161,9 @@ fn make_room(shared: &Shared) -> Result<Limits, DiskError> {
     let (over_limit, over_free) = shared.change(|index| {
         index.pin_limit_bytes = shared.settings.pin_share.of(limits.capacity(index));
         let bound = |cap: u64, index: &mut super::Index| {
-            let victims = index.victims(index.bytes().saturating_sub(cap), 0).unwrap_or_else(|all| all);
+            let victims = index
+                .victims(index.bytes().saturating_sub(index.leaving_bytes()).saturating_sub(cap), 0)
+                .unwrap_or_else(|all| all);
             leave_all(index, victims)
         };
         let by_free = limits.by_free(index);

@@ -4,12 +4,13 @@
 //! whom to serve, the control plane what to say to whom.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::Arc;
 use std::time::Duration;
 
 use darter_core::Digest;
 use darter_core::pieces::Layout;
-use darter_core::swarm::{Action, Event, Limits, PeerId, RequestId, Swarm, Time, Zone};
+use darter_core::swarm::{Action, Event, Limits, Message, PeerId, RequestId, Swarm, Time, Zone};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
@@ -19,6 +20,7 @@ use super::coming::Coming;
 use super::control::{ControlEvent, ControlHandle};
 use super::exchange::Client;
 use super::handle::{Ending, Endings, Input, Order, Reply, Slot, SwarmHandle};
+use super::wire::TAKES;
 use crate::store::Store;
 
 /// Words of pulls and of the exchange that were not taken yet. Then whoever speaks waits.
@@ -47,6 +49,10 @@ pub(super) struct Driver {
     /// Requests of peers that the core decides on right now.
     asked: BTreeMap<RequestId, (Digest, oneshot::Sender<Reply>)>,
     requests: u64,
+    /// Blobs to take over, and where their size is told.
+    takes: mpsc::Sender<(Digest, u64)>,
+    /// Cancelled when everything that others could take is theirs.
+    left: CancellationToken,
 }
 
 impl Driver {
@@ -55,10 +61,11 @@ impl Driver {
         zone: Zone,
         client: Arc<Client>,
         endings: Arc<Endings>,
-        seed: u64,
+        takes: mpsc::Sender<(Digest, u64)>,
+        left: CancellationToken,
     ) -> Self {
         Self {
-            core: Swarm::new(control.me(), zone, Limits::default(), seed),
+            core: Swarm::new(control.me(), zone, Limits::default(), seed()),
             control,
             client,
             endings,
@@ -66,6 +73,8 @@ impl Driver {
             wanted: HashMap::new(),
             asked: BTreeMap::new(),
             requests: 0,
+            takes,
+            left,
         }
     }
 
@@ -140,18 +149,18 @@ impl Driver {
         // A wish that was taken back before this one was made must not end it.
         self.take_endings();
         match input {
-            Input::Want { id, blob, have, coming, orders } => {
+            Input::Want { id, blob, have, place: (turn, can_import), coming, orders } => {
                 if self.wanted.contains_key(&blob) {
-                    // Its orders end at once, and its pull goes to the origin by itself.
-                    warn!(%blob, "a blob is wanted twice");
+                    // Its orders end at once, and it goes to the origin by itself: a manifest that two
+                    // repositories have, say, each of which proves its own access.
+                    debug!(%blob, "a blob is wanted twice");
                     return;
                 }
                 let layout = coming.layout();
                 self.wanted.insert(blob, Wanted { id, coming, orders });
                 // Where it was here and went a moment ago, that is told late.
                 self.handle(Event::Gone(blob));
-                // Whether this node may read the origin is found out by trying: it has proved its access.
-                self.handle(Event::Want { blob, layout, have, can_import: true });
+                self.handle(Event::Want { blob, layout, have, can_import, turn });
             }
             Input::Report { id, blob, event } => {
                 if self.wanted.get(&blob).is_some_and(|wanted| wanted.id == id) {
@@ -187,6 +196,10 @@ impl Driver {
     fn act(&mut self, action: Action) -> Option<Event> {
         trace!(?action);
         match action {
+            // Of an earlier version: as if it had no room.
+            Action::Send { to, blob, message: Message::Take { .. } } if !self.control.can(to, TAKES) => {
+                return Some(Event::Message { from: to, blob, message: Message::TakeEnd { is_kept: false } });
+            }
             Action::Send { to, blob, message } => self.control.send(to, blob, message),
             Action::Fetch { blob, piece, peer } => return self.order(blob, Order::Fetch { piece, peer }),
             Action::CancelFetch { blob, piece, peer } => return self.order(blob, Order::Cancel { piece, peer }),
@@ -208,6 +221,12 @@ impl Driver {
                 }
             }
             Action::Ban { peer, period } => self.ban(peer, period),
+            Action::Take { blob, size } => {
+                if self.takes.try_send((blob, size)).is_err() {
+                    return Some(Event::NotTaken(blob));
+                }
+            }
+            Action::Left => self.left.cancel(),
         }
         None
     }
@@ -230,6 +249,11 @@ impl Driver {
         self.control.ban(peer, period);
         self.client.forget(peer);
     }
+}
+
+/// Choices by lot differ from node to node, and from start to start.
+fn seed() -> u64 {
+    RandomState::new().build_hasher().finish()
 }
 
 /// What of the store others may have: told at the start, and whenever something comes or goes.

@@ -26,6 +26,9 @@ const ORDERS: usize = 1024;
 /// Long before, somebody else is asked for the same piece too.
 const PATIENCE: Duration = Duration::from_secs(3);
 
+/// A wish among others: its turn, the lowest first, and whether this node may read the origin for it.
+pub type Place = (u64, bool);
+
 /// What a pull is told to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Order {
@@ -57,7 +60,7 @@ pub enum Order {
 /// What the driver hears from the rest of the agent.
 pub(super) enum Input {
     /// A pull wishes for a blob.
-    Want { id: u64, blob: Digest, have: Bitfield, coming: Arc<Coming>, orders: mpsc::Sender<Order> },
+    Want { id: u64, blob: Digest, have: Bitfield, place: Place, coming: Arc<Coming>, orders: mpsc::Sender<Order> },
     /// What became of an order.
     Report { id: u64, blob: Digest, event: Event },
     /// Something about no wish in particular.
@@ -153,19 +156,24 @@ impl SwarmHandle {
         let _ = tokio::time::timeout_at(self.0.settled_by, standing.wait_for(is_settled)).await;
     }
 
+    /// Whether there is no other member now.
+    pub fn is_alone(&self) -> bool {
+        self.0.control.standing().borrow().peers == 0
+    }
+
     /// Whether any other node is connected.
     pub fn has_members(&self) -> bool {
         self.0.control.standing().borrow().peers > 0
     }
 
     /// Wishes for a blob. `have` are the pieces that are here already.
-    pub async fn want(&self, blob: Digest, layout: Layout, have: Bitfield) -> Wish {
+    pub async fn want(&self, blob: Digest, layout: Layout, have: Bitfield, place: Place) -> Wish {
         let id = self.0.wishes.fetch_add(1, Ordering::Relaxed);
         let coming = Arc::new(Coming::new(layout));
         let (sender, orders) = mpsc::channel(ORDERS);
         // Made before the word is given: a wish that is dropped on the way is taken back all the same.
         let wish = Wish { id, blob, proven: None, coming: coming.clone(), orders, swarm: self.clone() };
-        self.tell(Input::Want { id, blob, have, coming, orders: sender }).await;
+        self.tell(Input::Want { id, blob, have, place, coming, orders: sender }).await;
         wish
     }
 
@@ -177,6 +185,21 @@ impl SwarmHandle {
     /// A blob is gone.
     pub async fn gone(&self, blob: Digest) {
         self.tell(Input::Event(Event::Gone(blob))).await;
+    }
+
+    /// This node is to go: what is here goes to others in this order, as far as nobody else has it.
+    pub(super) async fn leave(&self, blobs: Vec<Digest>) {
+        self.tell(Input::Event(Event::Leave(blobs))).await;
+    }
+
+    /// It goes now: no upload begins any more.
+    pub(super) async fn withdraw(&self) {
+        self.tell(Input::Event(Event::Withdraw)).await;
+    }
+
+    /// What `Takes` asked for does not come.
+    pub(super) async fn not_taken(&self, blob: Digest) {
+        self.tell(Input::Event(Event::NotTaken(blob))).await;
     }
 
     /// A peer vouched for bytes that the origin does not have.

@@ -1,6 +1,5 @@
 //! The swarm as a part of the agent: from its configuration to its events.
 
-use std::hash::{BuildHasher, Hasher, RandomState};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -10,9 +9,10 @@ use std::time::Duration;
 use darter_core::Digest;
 use darter_core::swarm::Zone;
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::info;
+use tracing::{debug, info};
 
 use super::control::{Control, ControlError, ControlEvent, Limits, Setup, Standing};
 use super::discovery::{Discovery, ServicePort, ServiceWatch};
@@ -23,12 +23,22 @@ use super::identity::{Identity, IdentityError};
 use super::key::{self, KeyError};
 use super::shelf::{Others, Shelf};
 use crate::config::{self, Config};
+use crate::log::chain;
 use crate::metrics::Metrics;
+use crate::pulls::Pulls;
 use crate::store::Store;
 
 /// Nodes that boot together find each other in this time; whoever waits longer for others makes
 /// containerd wait.
 const SETTLE: Duration = Duration::from_secs(2);
+
+/// What a node that goes has for handing over what only it has: kubelet and a spot notice leave more, and
+/// the registry has it all anyway.
+const HANDOVER: Duration = Duration::from_secs(5);
+/// How long a stop takes after `stop` at most: a handover that runs, and then uploads (`Limits::drain`).
+pub const STOP: Duration = Duration::from_secs(11);
+/// Blobs to take over that wait for their task: more than the core asks for at a time.
+const TAKES: usize = 16;
 
 /// Why the swarm cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -67,6 +77,8 @@ pub struct SwarmPart {
     inbox: mpsc::Receiver<Input>,
     server: Server<Shelf>,
     store: Store,
+    takes: mpsc::Receiver<(Digest, u64)>,
+    left: CancellationToken,
     handle: SwarmHandle,
 }
 
@@ -112,7 +124,9 @@ impl SwarmPart {
         let server = Server::bind(swarm.exchange_listen, gate, Arc::new(shelf), limits.clone(), metrics.clone())?;
         let client = Arc::new(Client::new(Some(shown.clone()), Arc::new(others()), limits, metrics.clone()));
         let endings = Arc::new(Endings::default());
-        let driver = Driver::new(words.clone(), zone, client.clone(), endings.clone(), seed());
+        let (take, takes) = mpsc::channel(TAKES);
+        let left = CancellationToken::new();
+        let driver = Driver::new(words.clone(), zone, client.clone(), endings.clone(), take, left.clone());
         info!(peer = %words.me(), address = %words.address(), key = %key.fingerprint(), "this node is in a swarm");
         let handle = SwarmHandle(Arc::new(Shared {
             control: words,
@@ -124,7 +138,7 @@ impl SwarmPart {
             settled_by: Instant::now() + SETTLE,
             expects_others: !wants_peers || !swarm.peers.is_empty(),
         }));
-        Ok(Some(Self { control, events, driver, inbox, server, store: store.clone(), handle }))
+        Ok(Some(Self { control, events, driver, inbox, server, store: store.clone(), takes, left, handle }))
     }
 
     /// What the rest of the agent has of it.
@@ -142,20 +156,60 @@ impl SwarmPart {
         self.handle.0.control.standing()
     }
 
-    /// Until `stop`. Then uploads get a while to end.
-    pub async fn run(self, stop: CancellationToken) {
-        let Self { control, events, driver, inbox, server, store, handle } = self;
-        let announcing = stop.clone();
-        // Uploads that run need the driver no more than to give their slots back.
-        tokio::join!(server.run(stop.clone()), control.run(stop.clone()), driver.run(events, inbox, stop), async {
-            announcing.run_until_cancelled(announce(store, handle)).await
-        },);
+    /// Until `stop`. From `leaving` on, what only this node has goes to others; after `stop` no upload
+    /// begins, and those that run get a while to end. Only then the connections end: with them, others
+    /// would break off what they fetch here.
+    pub async fn run(self, pulls: Pulls, leaving: CancellationToken, stop: CancellationToken) {
+        let Self { control, events, driver, inbox, server, store, takes, left, handle } = self;
+        let (serving, connected) = (CancellationToken::new(), CancellationToken::new());
+        let leave = async {
+            leaving.cancelled().await;
+            let deadline = Instant::now() + HANDOVER;
+            handle.leave(store.blobs_by_use()).await;
+            if tokio::time::timeout_at(deadline, left.cancelled()).await.is_err() {
+                info!("not all blobs that only this node has are with others; the registry still has them");
+            }
+            stop.cancelled().await;
+            handle.withdraw().await;
+            serving.cancel();
+        };
+        let serve = async {
+            server.run(serving.clone()).await;
+            connected.cancel();
+        };
+        tokio::join!(
+            leave,
+            serve,
+            control.run(connected.clone()),
+            driver.run(events, inbox, connected.clone()),
+            stop.run_until_cancelled(announce(store.clone(), handle.clone())),
+            stop.run_until_cancelled(take_over(takes, pulls, handle.clone())),
+        );
     }
 }
 
-/// Choices by lot differ from node to node, and from start to start.
-fn seed() -> u64 {
-    RandomState::new().build_hasher().finish()
+/// Takes blobs over from nodes that go.
+async fn take_over(mut takes: mpsc::Receiver<(Digest, u64)>, pulls: Pulls, swarm: SwarmHandle) {
+    let mut running = JoinSet::new();
+    loop {
+        tokio::select! {
+            Some((blob, size)) = takes.recv() => {
+                let (pulls, swarm) = (pulls.clone(), swarm.clone());
+                // As many at a time as the core has asked for.
+                running.spawn(async move {
+                    match pulls.take(blob, size).await {
+                        Ok(()) => info!(digest = %blob, bytes = size, "took a blob over from a node that goes"),
+                        Err(error) => {
+                            debug!(digest = %blob, error = %chain(&error), "did not take a blob over");
+                            swarm.not_taken(blob).await;
+                        }
+                    }
+                });
+            }
+            Some(_) = running.join_next() => {}
+            else => return,
+        }
+    }
 }
 
 /// The Service to watch, if one is configured.

@@ -18,10 +18,10 @@ use darter_core::pieces::Layout;
 use darter_core::swarm::{Join, Lease, LeaseEnd, Message};
 
 use self::checks::{
-    bitfield, digest, duration, indices, peer, peers, small, unbitfield, unduration, unindices, unpeers,
+    bitfield, digest, duration, indices, peer, peers, size, small, unbitfield, unduration, unindices, unpeers,
 };
 
-pub use self::hello::{Hello, decode_peers, encode_peers};
+pub use self::hello::{Hello, TAKES, decode_peers, encode_peers};
 
 /// Pieces of one blob: 8 TiB in pieces of 8 MiB, twenty times the largest model.
 pub const PIECES_MAX: u64 = 1 << 20;
@@ -119,6 +119,8 @@ pub fn encode(blob: &Digest, message: &Message) -> Result<v1::BlobMessage, WireE
         Message::NoNeed => Body::NoNeed(v1::NoNeed {}),
         Message::Holds { size } => Body::Holds(v1::Holds { size_bytes: *size }),
         Message::Leave => Body::Leave(v1::Leave {}),
+        Message::Take { size } => Body::Take(v1::Take { size_bytes: *size }),
+        Message::TakeEnd { is_kept } => Body::TakeEnd(v1::TakeEnd { is_kept: *is_kept }),
     };
     Ok(v1::BlobMessage { blob: blob.as_bytes().to_vec(), body: Some(body) })
 }
@@ -164,13 +166,10 @@ pub fn decode(message: v1::BlobMessage) -> Result<(Digest, Message), WireError> 
         },
         Body::Slot(v1::Slot {}) => Message::Slot,
         Body::NoNeed(v1::NoNeed {}) => Message::NoNeed,
-        Body::Holds(v1::Holds { size_bytes: size }) => match Layout::new(size).pieces() {
-            pieces if pieces > PIECES_MAX => {
-                return Err(WireError::TooMuch { field: "holds.size_bytes", found: pieces, max: PIECES_MAX });
-            }
-            _ => Message::Holds { size },
-        },
+        Body::Holds(v1::Holds { size_bytes }) => Message::Holds { size: size("holds.size_bytes", size_bytes)? },
         Body::Leave(v1::Leave {}) => Message::Leave,
+        Body::Take(v1::Take { size_bytes }) => Message::Take { size: size("take.size_bytes", size_bytes)? },
+        Body::TakeEnd(v1::TakeEnd { is_kept }) => Message::TakeEnd { is_kept },
     };
     Ok((blob, message))
 }

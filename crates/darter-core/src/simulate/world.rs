@@ -256,7 +256,7 @@ impl<'a> World<'a> {
         for (at, (blob, layout)) in self.blobs.clone().into_iter().enumerate() {
             if self.scenario.wants(n, at) && !self.nodes[n as usize].has_no_room {
                 let have = self.nodes[n as usize].ingests[at].have.clone();
-                self.tell(n, Event::Want { blob, layout, have, can_import: true });
+                self.tell(n, Event::Want { blob, layout, have, can_import: true, turn: 0 });
             }
         }
     }
@@ -319,6 +319,8 @@ impl<'a> World<'a> {
                 self.refuse(u32::try_from(place).unwrap_or(u32::MAX), reason);
             }
             Action::Ban { .. } => self.outcome.bans += 1,
+            // No node goes here but by a fault.
+            Action::Take { .. } | Action::Left => {}
         }
     }
 
@@ -368,7 +370,7 @@ impl<'a> World<'a> {
 }
 
 /// Names of messages, as `kind` counts them.
-const KINDS: [&str; 12] = [
+const KINDS: [&str; 14] = [
     "join",
     "welcome",
     "lease",
@@ -381,6 +383,8 @@ const KINDS: [&str; 12] = [
     "no-need",
     "holds",
     "leave",
+    "take",
+    "take-end",
 ];
 
 const fn kind(message: &Message) -> usize {
@@ -397,5 +401,7 @@ const fn kind(message: &Message) -> usize {
         Message::NoNeed => 9,
         Message::Holds { .. } => 10,
         Message::Leave => 11,
+        Message::Take { .. } => 12,
+        Message::TakeEnd { .. } => 13,
     }
 }

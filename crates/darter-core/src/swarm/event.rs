@@ -34,6 +34,8 @@ pub enum Event {
         have: Bitfield,
         /// Whether this node has a credential that opens it at the origin.
         can_import: bool,
+        /// Blobs of a lower turn come first: containerd unpacks layers in the order of their image.
+        turn: u64,
     },
     /// Nobody on this node wants it any more, or it cannot be stored.
     Unwant(Digest),
@@ -82,6 +84,12 @@ pub enum Event {
         /// Why.
         reason: ImportFailure,
     },
+    /// The agent is to stop: what is here and nowhere else goes to others, in this order.
+    Leave(Vec<Digest>),
+    /// It stops now: uploads that run may end, and none begins.
+    Withdraw,
+    /// What `Action::Take` asked for does not come: there is no room for it, or nobody gave it.
+    NotTaken(Digest),
     /// A blob turned out wrong, and this peer is the one that vouched for the wrong bytes.
     Lied(PeerId),
     /// A peer asks for a piece on the data plane.
@@ -142,6 +150,16 @@ pub enum Action {
         /// Index after the last piece.
         end: u32,
     },
+    /// Want a blob that nobody on this node asked for, as far as there is room that nothing needs: who
+    /// has it goes. Never from the origin.
+    Take {
+        /// Which.
+        blob: Digest,
+        /// Its size in bytes.
+        size: u64,
+    },
+    /// Whatever of this node's others could take, they have: it may go.
+    Left,
     /// Answer a piece request with the piece.
     Serve(RequestId),
     /// Answer a piece request with a refusal.
@@ -257,6 +275,16 @@ pub enum Message {
     },
     /// To neighbours and coordinator: I have nothing of this blob to give any more.
     Leave,
+    /// To the coordinator: I have this blob, and go. Unless others have it, take it.
+    Take {
+        /// Its size in bytes.
+        size: u64,
+    },
+    /// The answer, once it is known.
+    TakeEnd {
+        /// Whether somebody else has the blob whole.
+        is_kept: bool,
+    },
 }
 
 /// A wish for a blob.

@@ -29,6 +29,8 @@ impl Swarm {
                     download.drop_neighbour(&from, &mut self.node.cx(now, out));
                 }
             }
+            Message::Take { size } => self.asked_to_take(now, from, blob, size, out),
+            Message::TakeEnd { is_kept } => self.take_ended(from, &blob, is_kept, out),
             Message::Slot => self.offered(now, from, blob, out),
             Message::NoNeed => self.node.slots.not_needed(&from, &blob),
             Message::Hello { have, wants_answer } => self.heard_hello(now, from, blob, have, wants_answer, out),
@@ -114,7 +116,7 @@ impl Swarm {
 /// Who names another size than those before is wrong, or they were; sha256 tells neither. Somebody who
 /// wants the blob is believed over what others said who do not; the one that is not heard goes to the
 /// next in rank, in the end to itself.
-fn coordinate<'a>(
+pub(super) fn coordinate<'a>(
     coordinated: &'a mut BTreeMap<Digest, Coordinator>,
     blob: Digest,
     size: u64,

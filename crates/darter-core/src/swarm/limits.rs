@@ -61,6 +61,8 @@ pub struct Limits {
     /// Blobs that one node coordinates; beyond, the oldest is forgotten. What it wants and holds is
     /// bounded by whoever wants and holds it.
     pub blobs_max: usize,
+    /// Blobs at a time that a node which goes asks others to take, and that one takes for others.
+    pub takes_max: usize,
     /// One corrupt piece, or a broken promise: no connection for this long.
     pub ban_first: Duration,
     /// Three strikes within their half-life.
@@ -97,6 +99,7 @@ impl Default for Limits {
             missing_patience: Duration::from_millis(50),
             missing_max: 64,
             blobs_max: 16_384,
+            takes_max: 8,
             ban_first: Duration::from_secs(60),
             ban_last: Duration::from_secs(3600),
             strike_half_life: Duration::from_secs(600),

@@ -3,7 +3,8 @@
 //! Sans-IO: `Swarm::handle` takes an event and the time and returns actions; the agent carries them
 //! out, and the simulator plays thousands of the same machines against each other. `download` is one
 //! blob on its way here, `coordinator` the soft state about a blob that this node coordinates,
-//! `slots` what it serves, `hearing` what other nodes say; `attest`, `target` and `token` are texts of the data plane. Not here: bytes,
+//! `slots` what it serves, `handover` what of it outlives the node, `hearing` what other
+//! nodes say; `attest`, `target` and `token` are texts of the data plane. Not here: bytes,
 //! connections, hashes, how the messages look on the wire.
 
 pub mod attest;
@@ -14,6 +15,7 @@ mod complaints;
 mod coordinator;
 mod download;
 mod event;
+mod handover;
 mod hearing;
 mod invariants;
 mod leases;
@@ -41,6 +43,7 @@ pub use time::Time;
 
 use self::coordinator::Coordinator;
 use self::download::Download;
+use self::handover::Handover;
 use self::peer::Dice;
 use self::slots::Slots;
 use self::strikes::Strikes;
@@ -54,12 +57,13 @@ const HOLDS_TOLD: usize = 2;
 #[derive(Debug)]
 pub struct Swarm {
     node: Node,
-    /// Blobs on their way here, and in the order in which they were wanted.
+    /// Blobs on their way here, and by their turns.
     downloads: BTreeMap<Digest, Download>,
-    order: Vec<Digest>,
+    order: Vec<(u64, Digest)>,
     /// Blobs that are here whole.
     held: BTreeMap<Digest, Layout>,
     coordinated: BTreeMap<Digest, Coordinator>,
+    handover: Handover,
 }
 
 /// What belongs to no blob.
@@ -159,6 +163,7 @@ impl Swarm {
             order: Vec::new(),
             held: BTreeMap::new(),
             coordinated: BTreeMap::new(),
+            handover: Handover::default(),
         }
     }
 
@@ -207,16 +212,29 @@ impl Swarm {
                 for coordinator in self.coordinated.values_mut() {
                     coordinator.left(&peer, &mut self.node.cx(now, out));
                 }
+                self.lost_taker(&peer, out);
             }
             Event::Message { from, blob, message } => self.heard(now, from, blob, message, out),
-            Event::Want { blob, layout, have, can_import } => self.want(now, blob, layout, have, can_import, out),
+            Event::Want { blob, layout, have, can_import, turn } => {
+                if self.want(now, blob, layout, have, can_import, out) {
+                    let at = self.order.partition_point(|(other, _)| *other <= turn);
+                    self.order.insert(at, (turn, blob));
+                }
+            }
             Event::Unwant(blob) => {
-                self.order.retain(|other| *other != blob);
+                self.order.retain(|(_, other)| *other != blob);
                 if let Some(mut download) = self.downloads.remove(&blob) {
                     download.leave(&mut self.node.cx(now, out));
                 }
+                self.taken(&blob, false, out);
             }
-            Event::Proven { blob, layout } => self.proven(now, blob, layout, out),
+            Event::Proven { blob, layout } => {
+                self.proven(now, blob, layout, out);
+                self.taken(&blob, true, out);
+            }
+            Event::Leave(blobs) => self.leave(blobs, out),
+            Event::Withdraw => self.handover.is_withdrawn = true,
+            Event::NotTaken(blob) => self.taken(&blob, false, out),
             Event::Gone(blob) => {
                 if self.held.remove(&blob).is_some() {
                     for id in self.node.members.ranked(&blob).into_iter().take(HOLDS_TOLD) {
@@ -274,6 +292,7 @@ impl Swarm {
         self.node.limits.in_flight.saturating_sub(asked)
     }
 
+    /// Whether it is news.
     fn want(
         &mut self,
         now: Time,
@@ -282,17 +301,17 @@ impl Swarm {
         have: Bitfield,
         can_import: bool,
         out: &mut Vec<Action>,
-    ) {
+    ) -> bool {
         if self.downloads.contains_key(&blob) || have.len() != layout.pieces() {
-            return;
+            return false;
         }
         let download = Download::new(blob, layout, have, can_import, &mut self.node.cx(now, out));
         self.downloads.insert(blob, download);
-        self.order.push(blob);
+        true
     }
 
     fn proven(&mut self, now: Time, blob: Digest, layout: Layout, out: &mut Vec<Action>) {
-        self.order.retain(|other| *other != blob);
+        self.order.retain(|(_, other)| *other != blob);
         let mut told = self.node.members.ranked(&blob);
         told.truncate(HOLDS_TOLD);
         if let Some(mut download) = self.downloads.remove(&blob) {
@@ -347,6 +366,7 @@ impl Swarm {
         let index = u64::from(piece);
         let is_here = self.held.get(blob).is_some_and(|layout| index < layout.pieces())
             || self.downloads.get(blob).is_some_and(|download| download.have.has(index));
+        let is_here = is_here && !self.handover.is_withdrawn;
         let Node { slots, limits, .. } = &mut self.node;
         out.push(if !is_here {
             Action::Refuse { request, reason: Refusal::NotHere }
@@ -369,7 +389,7 @@ impl Swarm {
     /// Asks for pieces as far as the node's requests in flight allow, first blob first.
     fn fill(&mut self, now: Time, out: &mut Vec<Action>) {
         let mut room = self.room();
-        for blob in &self.order {
+        for (_, blob) in &self.order {
             if let Some(download) = self.downloads.get_mut(blob) {
                 room -= download.fill(room, &mut self.node.cx(now, out)).min(room);
             }

@@ -35,9 +35,13 @@ fn blob_ranked(first: &[u8]) -> Digest {
 }
 
 fn want(swarm: &mut Swarm, blob: Digest, size: u64) -> Vec<Action> {
+    want_in_turn(swarm, blob, size, 0)
+}
+
+fn want_in_turn(swarm: &mut Swarm, blob: Digest, size: u64, turn: u64) -> Vec<Action> {
     let layout = Layout::new(size);
     let have = Bitfield::new(layout.pieces());
-    swarm.handle(at(1), Event::Want { blob, layout, have, can_import: true })
+    swarm.handle(at(1), Event::Want { blob, layout, have, can_import: true, turn })
 }
 
 fn heard(swarm: &mut Swarm, time: Time, from: u8, blob: Digest, message: Message) -> Vec<Action> {
@@ -112,6 +116,36 @@ fn who_wants_a_blob_is_believed_over_a_wrong_size_that_somebody_told_before() {
     };
     assert!(welcomed(&heard(&mut swarm, at(2), 2, blob, join(8 * MIB)), 2));
     assert!(!welcomed(&heard(&mut swarm, at(3), 4, blob, join(9 * MIB)), 4), "while others want it");
+}
+
+#[test]
+fn layers_are_asked_for_in_their_turn_whatever_the_order_of_the_wishes() {
+    let mut swarm = node(1..=4);
+    swarm.node.limits.in_flight = 0;
+    let blobs: Vec<Digest> = (0..100_u32).map(|n| Digest::of(&n.to_le_bytes())).collect();
+    let others = members_of(2..=4);
+    let mut layers: Vec<Digest> =
+        blobs.into_iter().filter(|blob| members_of(1..=4).ranked(blob)[0] == others.ranked(blob)[0]).collect();
+    layers.truncate(4);
+    for (turn, blob) in [3, 1, 2, 0].map(|turn: u8| (turn, layers[usize::from(turn)])) {
+        want_in_turn(&mut swarm, blob, 8 * MIB, turn.into());
+    }
+    for blob in layers.iter().rev() {
+        let hello = Message::Hello { have: Bitfield::full(8), wants_answer: false };
+        assert_eq!(heard(&mut swarm, at(2), 3, *blob, hello), []);
+    }
+    swarm.node.limits.in_flight = 6;
+    let actions = swarm.handle(at(3), Event::Tick);
+    let asked: Vec<Digest> = actions
+        .iter()
+        .filter_map(|action| match action {
+            Action::Fetch { blob, .. } => Some(*blob),
+            _ => None,
+        })
+        .collect();
+    // Two at a time of one neighbour, for each layer; the last one waits.
+    let [first, second, third, _] = layers[..] else { panic!("{layers:?}") };
+    assert_eq!(asked, [first, first, second, second, third, third]);
 }
 
 #[test]

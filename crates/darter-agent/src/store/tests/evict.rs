@@ -1,5 +1,7 @@
 //! Room: what may be used, who leaves for whom, and who never does.
 
+use std::time::Duration;
+
 use super::*;
 
 fn evictions(store: &Store, reason: &str) -> u64 {
@@ -26,6 +28,24 @@ async fn the_longest_unused_blob_leaves_for_an_ingest() {
     // What left is gone from the disk too.
     assert!(!store.shared.disk.data(Shelf::Blobs, &digests[1]).exists());
     assert!(!store.shared.disk.record(Shelf::Blobs, &digests[1]).exists());
+}
+
+#[tokio::test]
+async fn an_ingest_waits_for_room_that_is_being_made_and_nobody_leaves_for_it_twice() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open_with(dir.path(), &settings(4 * MIB)).await;
+    let stays = store_blob(&store, &seeded(55, MIB)).await;
+    let leaves = store_blob(&store, &seeded(56, 3 * MIB)).await;
+    lock(&store.shared.index).leave(&leaves);
+    let wanted = Digest::of(&seeded(57, 2 * MIB));
+    let ingest = store.ingest(&wanted, 2 * MIB);
+    tokio::pin!(ingest);
+    let waited = tokio::time::timeout(Duration::from_millis(50), &mut ingest).await;
+    assert!(waited.is_err(), "the room is not there yet");
+    store.shared.remove(Shelf::Blobs, &[leaves]);
+    let ingest = tokio::time::timeout(Duration::from_secs(5), ingest).await;
+    assert!(ingest.is_ok_and(|ingest| ingest.is_ok()));
+    assert_eq!(holds(&store, &[stays, leaves]), [true, false]);
 }
 
 #[tokio::test]
@@ -66,7 +86,7 @@ async fn pinned_open_and_running_ones_stay_and_parked_ingests_leave_first() {
 }
 
 fn in_an_hour() -> SystemTime {
-    SystemTime::now() + std::time::Duration::from_secs(3600)
+    SystemTime::now() + Duration::from_secs(3600)
 }
 
 async fn upkeep_pass(store: &Store) {

@@ -20,6 +20,8 @@ pub(super) struct Route {
     /// Where its blob exchange listens.
     pub(super) exchange: SocketAddr,
     pub(super) zone: Zone,
+    /// What it can do beyond the protocol's version.
+    pub(super) features: u64,
 }
 
 /// All members, and those that were.
@@ -111,7 +113,7 @@ mod tests {
 
     fn route() -> Option<Route> {
         let exchange = "10.0.0.1:4003".parse().unwrap();
-        Some(Route { queue: mpsc::channel(1).0, exchange, zone: Zone(0) })
+        Some(Route { queue: mpsc::channel(1).0, exchange, zone: Zone(0), features: 0 })
     }
 
     #[test]

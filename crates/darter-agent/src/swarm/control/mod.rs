@@ -174,6 +174,11 @@ impl ControlHandle {
         self.directory.route(&peer).map(|route| (route.exchange, route.zone))
     }
 
+    /// Whether a member can do something that not every version can.
+    pub fn can(&self, peer: PeerId, feature: u64) -> bool {
+        self.directory.route(&peer).is_some_and(|route| route.features & feature == feature)
+    }
+
     /// Whether what a peer attests counts: it is a member or was one, and is not banned.
     pub fn is_trusted(&self, peer: PeerId) -> bool {
         self.directory.is_trusted(&peer)

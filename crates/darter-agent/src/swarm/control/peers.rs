@@ -40,7 +40,8 @@ impl Session {
     /// How the peer is reached, once it is a member.
     pub(super) fn route(&self) -> Option<Route> {
         let (hello, queue) = self.hello.as_ref().zip(self.queue.clone())?;
-        Some(Route { queue, exchange: SocketAddr::new(self.ip, hello.exchange_port), zone: hello.zone })
+        let exchange = SocketAddr::new(self.ip, hello.exchange_port);
+        Some(Route { queue, exchange, zone: hello.zone, features: hello.features })
     }
 
     /// Where the peer's control plane listens.

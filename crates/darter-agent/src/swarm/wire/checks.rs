@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use darter_api::v1;
 use darter_core::Digest;
-use darter_core::pieces::Bitfield;
+use darter_core::pieces::{Bitfield, Layout};
 use darter_core::swarm::PeerId;
 
 use super::{DURATION_MAX, INDICES_MAX, PEERS_MAX, PIECES_MAX, WireError};
@@ -44,6 +44,15 @@ pub(super) fn indices(field: &'static str, list: Vec<u32>) -> Result<Vec<u32>, W
 pub(super) fn unindices(field: &'static str, list: &[u32]) -> Result<Vec<u32>, WireError> {
     bounded(field, list.len(), INDICES_MAX)?;
     Ok(list.to_vec())
+}
+
+/// The size of a blob that is not cut into too many pieces.
+pub(super) fn size(field: &'static str, size: u64) -> Result<u64, WireError> {
+    let pieces = Layout::new(size).pieces();
+    if pieces > PIECES_MAX {
+        return Err(WireError::TooMuch { field, found: pieces, max: PIECES_MAX });
+    }
+    Ok(size)
 }
 
 pub(super) fn small(field: &'static str, number: u32) -> Result<u8, WireError> {

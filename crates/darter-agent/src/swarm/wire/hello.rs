@@ -10,6 +10,10 @@ use super::{PEERS_MAX, WireError};
 /// A version for people; longer ones are somebody's joke.
 const VERSION_MAX: usize = 64;
 
+/// The feature of whoever knows `Take` and `TakeEnd`. Others take a kind of message that they do not know
+/// for a broken peer.
+pub const TAKES: u64 = 1;
+
 /// Who speaks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Hello {

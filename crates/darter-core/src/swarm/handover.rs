@@ -1,0 +1,251 @@
+//! A node that goes: what it has and nobody else goes to others before.
+//!
+//! It asks the coordinator of each blob, the one that was used last first, a few at a time. A coordinator
+//! that knows somebody else who has the blob says so at once; else it takes the blob itself, from the
+//! node that goes, without anybody on its own node asking for it. What it has no room for, the next in
+//! rank is asked to take. Not here: how long the agent waits for all that, and how much room there is.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use super::Swarm;
+use super::event::{Action, Message};
+use super::hearing::coordinate;
+use super::peer::PeerId;
+use super::time::Time;
+use crate::Digest;
+
+/// Both sides of it, at one node.
+#[derive(Debug, Default)]
+pub(super) struct Handover {
+    /// What this node did not speak of yet. Nothing: it stays.
+    leaving: Option<VecDeque<Digest>>,
+    /// Who was asked about each blob; the last one has not answered yet.
+    asked: BTreeMap<Digest, Vec<PeerId>>,
+    /// `Action::Left` is said once.
+    has_left: bool,
+    /// No upload begins any more.
+    pub(super) is_withdrawn: bool,
+    /// What this node takes for others that go.
+    takes: BTreeMap<Digest, PeerId>,
+}
+
+impl Swarm {
+    /// This node is to go, and has these blobs.
+    pub(super) fn leave(&mut self, blobs: Vec<Digest>, out: &mut Vec<Action>) {
+        self.handover.leaving = Some(blobs.into());
+        self.hand_over(out);
+    }
+
+    fn hand_over(&mut self, out: &mut Vec<Action>) {
+        while self.handover.asked.len() < self.node.limits.takes_max {
+            let Some(blob) = self.handover.leaving.as_mut().and_then(VecDeque::pop_front) else { break };
+            self.ask_to_take(blob, Vec::new(), out);
+        }
+        let is_done = self.handover.leaving.as_ref().is_some_and(VecDeque::is_empty) && self.handover.asked.is_empty();
+        if is_done && !self.handover.has_left {
+            self.handover.has_left = true;
+            out.push(Action::Left);
+        }
+    }
+
+    /// Asks the best ranked that was not asked yet. Where all were, the blob is lost with this node.
+    fn ask_to_take(&mut self, blob: Digest, mut asked: Vec<PeerId>, out: &mut Vec<Action>) {
+        let me = self.node.me;
+        let Some(size) = self.held.get(&blob).map(|layout| layout.size()) else { return };
+        if self.is_held_by_others(&blob, &me) {
+            return;
+        }
+        let ranked = self.node.members.ranked(&blob);
+        if let Some(next) = ranked.into_iter().find(|id| *id != me && !asked.contains(id)) {
+            asked.push(next);
+            self.handover.asked.insert(blob, asked);
+            out.push(Action::Send { to: next, blob, message: Message::Take { size } });
+        }
+    }
+
+    /// Whether somebody but this node and `leaver` has the blob, as far as this node coordinates it.
+    fn is_held_by_others(&self, blob: &Digest, leaver: &PeerId) -> bool {
+        let is_other = |id: &PeerId| *id != self.node.me && id != leaver && self.node.members.get(id).is_some();
+        self.coordinated.get(blob).is_some_and(|state| {
+            let complete = state.interested.iter().filter(|(_, node)| node.is_complete).map(|(id, _)| id);
+            state.holders.keys().chain(complete).any(is_other)
+        })
+    }
+
+    /// Somebody goes who has the blob.
+    pub(super) fn asked_to_take(&mut self, now: Time, from: PeerId, blob: Digest, size: u64, out: &mut Vec<Action>) {
+        let answer = |is_kept| Action::Send { to: from, blob, message: Message::TakeEnd { is_kept } };
+        if self.held.contains_key(&blob) || self.is_held_by_others(&blob, &from) {
+            // Who goes too has nothing to keep it in.
+            return out.push(answer(self.handover.leaving.is_none() || self.is_held_by_others(&blob, &from)));
+        }
+        let is_busy = match self.handover.takes.get(&blob) {
+            Some(other) => *other != from,
+            None => self.handover.takes.len() >= self.node.limits.takes_max,
+        };
+        if self.handover.leaving.is_some() || is_busy || size == 0 {
+            return out.push(answer(false));
+        }
+        // Its word that it has the blob may have been lost, or come before this node coordinated it.
+        if let Some(state) = coordinate(&mut self.coordinated, blob, size, from, &self.node) {
+            state.holds(from, &mut self.node.cx(now, out));
+        }
+        let is_new = self.handover.takes.insert(blob, from).is_none();
+        if is_new && !self.downloads.contains_key(&blob) {
+            out.push(Action::Take { blob, size });
+        }
+    }
+
+    /// What this node was asked to take is here, or does not come.
+    pub(super) fn taken(&mut self, blob: &Digest, is_kept: bool, out: &mut Vec<Action>) {
+        if let Some(to) = self.handover.takes.remove(blob) {
+            out.push(Action::Send { to, blob: *blob, message: Message::TakeEnd { is_kept } });
+        }
+    }
+
+    /// Somebody answers who was asked to take a blob.
+    pub(super) fn take_ended(&mut self, from: PeerId, blob: &Digest, is_kept: bool, out: &mut Vec<Action>) {
+        if self.handover.asked.get(blob).and_then(|asked| asked.last()) != Some(&from) {
+            return;
+        }
+        let asked = self.handover.asked.remove(blob).unwrap_or_default();
+        if !is_kept {
+            self.ask_to_take(*blob, asked, out);
+        }
+        self.hand_over(out);
+    }
+
+    /// A peer is gone: it takes nothing any more, and needs no answer.
+    pub(super) fn lost_taker(&mut self, peer: &PeerId, out: &mut Vec<Action>) {
+        self.handover.takes.retain(|_, leaver| leaver != peer);
+        let lost: Vec<Digest> =
+            self.handover.asked.iter().filter(|(_, asked)| asked.last() == Some(peer)).map(|(blob, _)| *blob).collect();
+        for blob in lost {
+            self.take_ended(*peer, &blob, false, out);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Event, Limits, Member, Members, Zone};
+    use super::*;
+    use crate::pieces::Layout;
+
+    const SIZE: u64 = 3 * 1024 * 1024;
+
+    fn peer(n: u8) -> PeerId {
+        PeerId::from_bytes([n; 32])
+    }
+
+    /// Node `me` of three.
+    fn node(me: u8) -> Swarm {
+        let mut swarm = Swarm::new(peer(me), Zone::default(), Limits::default(), 7);
+        let members = (1..=3).map(|n| Member { id: peer(n), zone: Zone::default() }).collect();
+        swarm.handle(Time::ZERO, Event::Members(Members::new(members)));
+        swarm
+    }
+
+    /// A blob whose ranking is this.
+    fn ranked(order: [u8; 3]) -> Digest {
+        let members = node(1).node.members;
+        let wanted = order.map(peer).to_vec();
+        (0..10_000_u32).map(|n| Digest::of(&n.to_le_bytes())).find(|blob| members.ranked(blob) == wanted).unwrap()
+    }
+
+    fn proven(swarm: &mut Swarm, blob: Digest) {
+        swarm.handle(Time::ZERO, Event::Proven { blob, layout: Layout::new(SIZE) });
+    }
+
+    fn heard(swarm: &mut Swarm, from: u8, blob: Digest, message: Message) -> Vec<Action> {
+        swarm.handle(Time::ZERO, Event::Message { from: peer(from), blob, message })
+    }
+
+    fn send(to: u8, blob: Digest, message: Message) -> Action {
+        Action::Send { to: peer(to), blob, message }
+    }
+
+    const TAKE: Message = Message::Take { size: SIZE };
+
+    fn end(is_kept: bool) -> Message {
+        Message::TakeEnd { is_kept }
+    }
+
+    #[test]
+    fn who_goes_asks_in_the_order_of_rank_until_somebody_keeps_the_blob() {
+        let blob = ranked([2, 1, 3]);
+        let mut swarm = node(1);
+        proven(&mut swarm, blob);
+        assert_eq!(swarm.handle(Time::ZERO, Event::Leave(vec![blob])), [send(2, blob, TAKE)]);
+        assert_eq!(heard(&mut swarm, 3, blob, end(true)), [], "who was not asked");
+        assert_eq!(heard(&mut swarm, 2, blob, end(false)), [send(3, blob, TAKE)]);
+        assert_eq!(heard(&mut swarm, 3, blob, end(true)), [Action::Left]);
+    }
+
+    #[test]
+    fn a_taker_that_dies_is_replaced_and_without_any_the_node_goes() {
+        let blob = ranked([2, 1, 3]);
+        let mut swarm = node(1);
+        proven(&mut swarm, blob);
+        swarm.handle(Time::ZERO, Event::Leave(vec![blob]));
+        assert_eq!(swarm.handle(Time::ZERO, Event::PeerLost(peer(2))), [send(3, blob, TAKE)]);
+        assert_eq!(swarm.handle(Time::ZERO, Event::PeerLost(peer(3))), [Action::Left]);
+        assert_eq!(node(1).handle(Time::ZERO, Event::Leave(Vec::new())), [Action::Left]);
+    }
+
+    #[test]
+    fn what_others_have_is_not_handed_over() {
+        let blob = ranked([1, 2, 3]);
+        let mut swarm = node(1);
+        proven(&mut swarm, blob);
+        heard(&mut swarm, 3, blob, Message::Holds { size: SIZE });
+        assert_eq!(swarm.handle(Time::ZERO, Event::Leave(vec![blob])), [Action::Left]);
+        // The same where another node is the one that knows.
+        let mut coordinator = node(1);
+        heard(&mut coordinator, 3, blob, Message::Holds { size: SIZE });
+        assert_eq!(heard(&mut coordinator, 2, blob, TAKE), [send(2, blob, end(true))]);
+        assert!(heard(&mut coordinator, 3, blob, TAKE).contains(&Action::Take { blob, size: SIZE }), "the only one");
+    }
+
+    #[test]
+    fn a_taker_answers_when_the_blob_is_here_or_does_not_come() {
+        let [first, second] = [ranked([1, 2, 3]), ranked([1, 3, 2])];
+        let mut swarm = node(1);
+        for blob in [first, second] {
+            assert_eq!(heard(&mut swarm, 2, blob, TAKE), [Action::Take { blob, size: SIZE }]);
+        }
+        let layout = Layout::new(SIZE);
+        let proven = swarm.handle(Time::ZERO, Event::Proven { blob: first, layout });
+        assert!(proven.contains(&send(2, first, end(true))), "{proven:?}");
+        assert_eq!(swarm.handle(Time::ZERO, Event::NotTaken(second)), [send(2, second, end(false))]);
+    }
+
+    #[test]
+    fn no_more_is_taken_than_is_bounded_and_nothing_by_who_goes_itself() {
+        let mut swarm = node(1);
+        let most = u32::try_from(swarm.node.limits.takes_max).unwrap();
+        let blob = |n: u32| Digest::of(&n.to_be_bytes());
+        for n in 0..most {
+            assert_eq!(heard(&mut swarm, 2, blob(n), TAKE), [Action::Take { blob: blob(n), size: SIZE }]);
+        }
+        assert_eq!(heard(&mut swarm, 2, blob(most), TAKE), [send(2, blob(most), end(false))]);
+        let mut swarm = node(1);
+        proven(&mut swarm, blob(0));
+        swarm.handle(Time::ZERO, Event::Leave(vec![blob(0)]));
+        for n in 0..2 {
+            assert_eq!(heard(&mut swarm, 2, blob(n), TAKE), [send(2, blob(n), end(false))]);
+        }
+    }
+
+    #[test]
+    fn who_has_withdrawn_begins_no_upload() {
+        let blob = ranked([1, 2, 3]);
+        let mut swarm = node(1);
+        proven(&mut swarm, blob);
+        let asked = |n| Event::Asked { from: peer(2), blob, piece: 0, request: super::super::RequestId(n) };
+        assert_eq!(swarm.handle(Time::ZERO, asked(1)), [Action::Serve(super::super::RequestId(1))]);
+        swarm.handle(Time::ZERO, Event::Withdraw);
+        let refused = swarm.handle(Time::ZERO, asked(2));
+        assert!(matches!(refused[..], [Action::Refuse { .. }]), "{refused:?}");
+    }
+}
