@@ -132,6 +132,7 @@ async fn a_node_that_loses_its_power_is_missed_by_nobody() -> Result<()> {
     last(pulls)?;
     let log = swarm.ecr().log();
     let copies = Copies::of_blob(&log, &pushed.image.layers[0]);
-    ensure!(copies.least == 1 && copies.sent - copies.size <= 32 * MIB, "{copies}");
+    // Four by themselves would read four; on a busy machine a survivor may look dead, too.
+    ensure!(copies.least == 1 && copies.average() < 2.0, "{copies}");
     Ok(())
 }
