@@ -15,6 +15,12 @@ const ADOPTED_MAX: usize = 64;
 /// Who is slower than this many times gets hardly a lease anyway.
 const WEIGHT_MAX: u32 = 64;
 
+/// Pieces over which the pace is smoothed: those of all leases come in bursts.
+const PACE_OVER: u32 = 16;
+
+/// A lease is late that shows nothing while each of the others shows so many pieces.
+const LATE: u32 = 4;
+
 #[derive(Debug)]
 pub(super) struct Table {
     segments: Vec<Segment>,
@@ -23,8 +29,12 @@ pub(super) struct Table {
     running: BTreeMap<u32, Running>,
     /// Nodes that may own more, those first that owned least.
     ready: BTreeSet<Turn>,
-    /// How long owners wait from piece to piece, smoothed.
+    /// How long it takes from one piece to the next, whoever reads it, smoothed.
     pace: Duration,
+    /// When the last piece came, or the first lease of a time without any was given.
+    moved: Time,
+    /// Pieces that came in all.
+    arrivals: u64,
     /// The shortest time that an owner's uploads take.
     fastest: Duration,
 }
@@ -42,6 +52,10 @@ struct Running {
     owner: PeerId,
     from: Option<PeerId>,
     touched: Time,
+    /// `arrivals` at that time.
+    seen: u64,
+    /// How many leases ran then, this one included: its turn may come after that of each.
+    among: usize,
 }
 
 /// Whose turn it is: fewest leases now, fewest in all for the uplink it has, then a fixed shuffle.
@@ -67,6 +81,8 @@ impl Table {
             running: BTreeMap::new(),
             ready: BTreeSet::new(),
             pace: Duration::ZERO,
+            moved: Time::ZERO,
+            arrivals: 0,
             fastest: Duration::MAX,
         }
     }
@@ -87,7 +103,10 @@ impl Table {
         for segment in leased.iter().take(ADOPTED_MAX) {
             if self.segments.get(*segment as usize) == Some(&Segment::Free) {
                 self.segments[*segment as usize] = Segment::Leased;
-                self.running.insert(*segment, Running { owner, from: None, touched: now });
+                self.running.insert(
+                    *segment,
+                    Running { owner, from: None, touched: now, seen: self.arrivals, among: self.running.len() + 1 },
+                );
                 adopted = adopted.saturating_add(1);
             }
         }
@@ -147,20 +166,27 @@ impl Table {
     }
 
     pub(super) fn lease(&mut self, segment: u32, owner: PeerId, from: Option<PeerId>, now: Time) {
+        if self.running.is_empty() {
+            self.moved = now;
+        }
         self.segments[segment as usize] = Segment::Leased;
-        self.running.insert(segment, Running { owner, from, touched: now });
+        self.running
+            .insert(segment, Running { owner, from, touched: now, seen: self.arrivals, among: self.running.len() + 1 });
         self.skip_taken();
     }
 
     /// An owner got a piece. Where it reads the segment, if it is its own.
     pub(super) fn touch(&mut self, segment: u32, owner: &PeerId, now: Time) -> Option<Option<PeerId>> {
+        let among = self.running.len();
         let running = self.running.get_mut(&segment).filter(|running| running.owner == *owner)?;
-        let gap = now.since(running.touched);
-        running.touched = now;
+        self.arrivals += 1;
+        (running.touched, running.seen, running.among) = (now, self.arrivals, among);
         let from = running.from;
         // The last segment may be a few bytes, which say nothing of how long the others take.
         if segment as usize + 1 < self.segments.len() {
-            self.pace = if self.pace.is_zero() { gap } else { (self.pace * 3 + gap) / 4 };
+            let gap = now.since(self.moved);
+            self.pace = if self.pace.is_zero() { gap } else { (self.pace * (PACE_OVER - 1) + gap) / PACE_OVER };
+            self.moved = now;
         }
         Some(from)
     }
@@ -201,7 +227,7 @@ impl Table {
 
     /// Frees what a dead peer read, or what was read from it: (owner, source) of each.
     pub(super) fn free_leases_of(&mut self, peer: &PeerId) -> Vec<(PeerId, Option<PeerId>)> {
-        self.free_where(|running| running.owner == *peer || running.from == Some(*peer))
+        self.free_where(|_, running| running.owner == *peer || running.from == Some(*peer))
     }
 
     /// What a peer read is worth nothing: it has to be read again.
@@ -213,20 +239,29 @@ impl Table {
         }
     }
 
-    /// How long a lease may show nothing: some pieces' time, since a dead owner holds up everybody. Before
-    /// one came nobody knows how slow the source is: many first pieces may share a thin link.
-    fn patience(&self, least: Duration) -> Duration {
-        if self.pace.is_zero() { least * 2 } else { least.max(self.pace * 4) }
+    /// When a lease is late. All share the source: who shows nothing while each of the others showed some
+    /// pieces is dead, or as good as dead, and holds up everybody. Where the others show nothing either,
+    /// the source may be slow.
+    fn late_at(&self, running: &Running, least: Duration) -> Time {
+        let leases = u32::try_from(self.running.len().max(running.among)).unwrap_or(u32::MAX);
+        let is_outrun = self.arrivals - running.seen >= u64::from(leases.saturating_mul(LATE));
+        let slow = self.pace.saturating_mul(leases).saturating_mul(LATE);
+        running.touched + if is_outrun { least } else { slow.max(least * 2) }
     }
 
-    pub(super) fn free_overdue(&mut self, now: Time, patience: Duration) -> Vec<(PeerId, Option<PeerId>)> {
-        let patience = self.patience(patience);
-        self.free_where(|running| now.since(running.touched) >= patience)
+    pub(super) fn free_overdue(&mut self, now: Time, least: Duration) -> Vec<(PeerId, Option<PeerId>)> {
+        let late = self.running.iter().filter(|(_, running)| self.late_at(running, least) <= now);
+        let late: BTreeSet<u32> = late.map(|(segment, _)| *segment).collect();
+        self.free_where(|segment, _| late.contains(&segment))
     }
 
-    fn free_where(&mut self, is_over: impl Fn(&Running) -> bool) -> Vec<(PeerId, Option<PeerId>)> {
-        let over: Vec<u32> =
-            self.running.iter().filter(|(_, running)| is_over(running)).map(|(segment, _)| *segment).collect();
+    fn free_where(&mut self, is_over: impl Fn(u32, &Running) -> bool) -> Vec<(PeerId, Option<PeerId>)> {
+        let over: Vec<u32> = self
+            .running
+            .iter()
+            .filter(|(segment, running)| is_over(**segment, running))
+            .map(|(segment, _)| *segment)
+            .collect();
         over.into_iter()
             .filter_map(|segment| {
                 let running = self.running.remove(&segment)?;
@@ -236,9 +271,9 @@ impl Table {
             .collect()
     }
 
-    pub(super) fn deadline(&self, patience: Duration) -> Time {
-        let patience = self.patience(patience);
-        self.running.values().map(|running| running.touched + patience).min().unwrap_or(Time::NEVER)
+    /// When the next lease is late, unless it shows something before.
+    pub(super) fn deadline(&self, least: Duration) -> Time {
+        self.running.values().map(|running| self.late_at(running, least)).min().unwrap_or(Time::NEVER)
     }
 
     /// Owner and source of each lease that runs.

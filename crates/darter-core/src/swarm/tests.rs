@@ -254,28 +254,77 @@ fn a_last_segment_of_a_few_bytes_does_not_make_the_others_look_late() {
     assert!(note(swarm.handle(at(9100), Event::Tick)).len() > before, "in the end it is");
 }
 
-#[test]
-fn a_dead_owner_holds_up_the_others_for_some_pieces_and_not_for_some_segments() {
+/// A coordinator of a blob of 64 MiB that two nodes want, and the leases that it gave.
+fn two_owners() -> (Swarm, Digest, Vec<(PeerId, u32)>) {
     let blob = blob_ranked(&[1]);
     let mut swarm = node(1..=4);
-    let size = 64 * MIB;
-    let join = || {
-        let have = Bitfield::new(Layout::new(size).pieces());
-        Message::Join(Join { size, have, leased: Vec::new(), can_import: true, neighbours: Vec::new() })
+    let leases = [2, 3].into_iter().flat_map(|other| {
+        let have = Bitfield::new(Layout::new(64 * MIB).pieces());
+        let join = Join { size: 64 * MIB, have, leased: Vec::new(), can_import: true, neighbours: Vec::new() };
+        leases(&heard(&mut swarm, at(5000), other, blob, Message::Join(join)))
+    });
+    let leases = leases.collect();
+    (swarm, blob, leases)
+}
+
+fn leases(actions: &[Action]) -> Vec<(PeerId, u32)> {
+    let lease = |action: &Action| match action {
+        Action::Send { to, message: Message::Lease(lease), .. } => Some((*to, lease.segment)),
+        _ => None,
     };
-    for other in [2, 3] {
-        heard(&mut swarm, at(5000), other, blob, join());
+    actions.iter().filter_map(lease).collect()
+}
+
+/// The nodes of `living` get a piece of each of their segments in turn, one piece in all each `every`
+/// milliseconds, until `end`. Which leases were given again meanwhile.
+fn read(
+    swarm: &mut Swarm,
+    blob: Digest,
+    given: &mut Vec<(PeerId, u32)>,
+    living: &[u8],
+    every: fn(u64) -> u64,
+    end: u64,
+) {
+    // Pieces read of each segment, and when the last one was.
+    let mut read = BTreeMap::<u32, (u64, u32)>::new();
+    let mut time = 5000;
+    while time < end {
+        time += every(time);
+        let is_open = |(owner, segment): &&(PeerId, u32)| {
+            living.iter().any(|n| peer(*n) == *owner) && read.get(segment).is_none_or(|(_, pieces)| *pieces < 8)
+        };
+        let next = given.iter().filter(is_open).min_by_key(|(_, segment)| read.get(segment).map(|(last, _)| *last));
+        let Some((owner, segment)) = next.copied() else { return };
+        let (last, pieces) = read.entry(segment).or_insert((time, 0));
+        let mut said = vec![Message::Released { piece: segment * 8 + *pieces }];
+        (*last, *pieces) = (time, *pieces + 1);
+        if *pieces == 8 {
+            said.push(Message::LeaseEnd { segment, end: LeaseEnd::Done, upload_time: Duration::ZERO });
+        }
+        for message in said {
+            given.extend(leases(&swarm.handle(at(time), Event::Message { from: owner, blob, message })));
+        }
+        given.extend(leases(&swarm.handle(at(time), Event::Tick)));
     }
-    // One of them reads a piece in 600 ms, for a whole segment; the other never says a word.
-    let owner = |swarm: &Swarm, segment| {
-        swarm.coordinated[&blob].tables.values().find_map(|table| table.owner(segment)).unwrap()
-    };
-    let (alive, silent) = (owner(&swarm, 0), (1..6).find(|n| owner(&swarm, *n) != owner(&swarm, 0)).unwrap());
-    let dead = owner(&swarm, silent);
-    for piece in 0..5 {
-        let time = at(5600 + 600 * u64::from(piece));
-        swarm.handle(time, Event::Message { from: alive, blob, message: Message::Released { piece } });
-        swarm.handle(time, Event::Tick);
-    }
-    assert_ne!(owner(&swarm, silent), dead, "3 s and five pieces later, before the segment is whole");
+}
+
+#[test]
+fn a_dead_owner_holds_up_the_others_for_some_pieces_and_not_for_some_segments() {
+    let (mut swarm, blob, mut given) = two_owners();
+    let first: Vec<u32> = given.iter().filter(|(owner, _)| *owner == peer(3)).map(|(_, segment)| *segment).collect();
+    assert_eq!(first.len(), 2);
+    // A whole segment takes its owner 6 s at the least.
+    read(&mut swarm, blob, &mut given, &[2], |_| 80, 9000);
+    let again = first.iter().filter(|segment| given.contains(&(peer(2), **segment))).count();
+    assert_eq!(again, 2, "{given:?}");
+}
+
+#[test]
+fn owners_that_share_a_thin_link_are_late_with_nothing() {
+    let (mut swarm, blob, mut given) = two_owners();
+    // It becomes ten times slower while they read: with eight leases each shows a piece in 3.2 s.
+    read(&mut swarm, blob, &mut given, &[2, 3], |time| if time < 5600 { 40 } else { 400 }, 25_000);
+    let mut segments: Vec<u32> = given.iter().map(|(_, segment)| *segment).collect();
+    segments.sort_unstable();
+    assert_eq!(segments, (0..8).collect::<Vec<_>>(), "each is given once");
 }
