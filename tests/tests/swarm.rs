@@ -6,11 +6,14 @@ use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use darter_core::Digest;
 use darter_tests::agent::{Agent, Options};
+use darter_tests::fake_ecr::Auth;
 use darter_tests::net::{Place, Port};
 use darter_tests::process;
 use darter_tests::scratch::Scratch;
-use darter_tests::tools;
+use darter_tests::stage::{MIB, Pair, eventually};
+use darter_tests::tools::{self, Need, can_run};
 use serde_json::Value;
 use toml_edit::Array;
 
@@ -118,5 +121,39 @@ async fn without_a_key_nothing_listens() -> Result<()> {
     let (state, reason) = check(&agent).await?;
     ensure!(state == "ok" && reason.contains("swarm.key_file"), "{state}: {reason}");
     ensure!(!agent.dir().join("data/identity.key").exists(), "a node that is in no swarm needs no name");
+    Ok(())
+}
+
+#[tokio::test]
+async fn who_comes_back_to_a_blob_that_was_just_left_goes_on_where_it_stopped() -> Result<()> {
+    if !can_run("who_comes_back_to_a_blob_that_was_just_left_goes_on_where_it_stopped", &[Need::Darter]) {
+        return Ok(());
+    }
+    let dir = Scratch::new()?;
+    let file = dir.join("swarm.key");
+    fs::write(&file, key().await?)?;
+    let ports = [Place::Host.port()?, Place::Host.port()?];
+    let [control, exchange] = [&ports[0], &ports[1]].map(|port| format!("127.0.0.1:{}", port.number()));
+    let change = move |options: Options| {
+        let options = options.set("mirror.prefetch", "off").set("mirror.linger", "1ms");
+        let options = options.set("swarm.key_file", file.display().to_string());
+        options.set("swarm.listen", control.as_str()).set("swarm.exchange_listen", exchange.as_str())
+    };
+    let pair = Pair::with(&[40 * MIB], Auth::Public, &[("access", "public".into())], change).await?;
+    pair.read_manifests().await?;
+    pair.ecr.set_rate(Some(16 * MIB), None);
+    let layer = pair.layer();
+    let path = format!("blobs/{}", layer.digest());
+    for time in 1..=5_u32 {
+        let answer = pair.open(&path, &[]).await?;
+        ensure!(answer.exchange.status == Some(200), "{:?} the {time}th time\n{}", answer.exchange, pair.agent.log());
+        drop(answer);
+        let left =
+            async || Ok(pair.metric("darter_pulls_total", &[("outcome", "abandoned")]).await? == f64::from(time));
+        eventually("the pull stops", left).await?;
+    }
+    pair.ecr.set_rate(None, None);
+    let answer = pair.get(&path).await?;
+    ensure!(answer.status == 200 && Digest::of(&answer.body) == layer.digest(), "it came wrong: {}", answer.status);
     Ok(())
 }

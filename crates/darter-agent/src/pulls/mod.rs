@@ -261,7 +261,7 @@ impl Pulls {
 
     /// Whether blobs come from other nodes too.
     pub fn have_company(&self) -> bool {
-        self.0.swarm.as_ref().is_some_and(SwarmHandle::has_members)
+        self.0.swarm.as_ref().is_some_and(|swarm| !swarm.is_alone())
     }
 
     /// Waits until all pulls have ended after `stop`.

@@ -37,19 +37,18 @@ pub(super) async fn fetch(job: &Job, swarm: &SwarmHandle, ended: impl Future<Out
     let Some(size) = job.wanted.size.filter(|size| *size > 0) else { return fetch::fetch(job, None, ended).await };
     job.store.may_take(size)?;
     let target = Arc::new(Target::new(job, swarm, Layout::new(size)));
-    let together = async {
-        swarm.settled().await;
-        run(job, swarm, &target).await
+    let settled = tokio::select! {
+        () = swarm.settled() => Ok(()),
+        () = &mut ended => Err(PullError::Abandoned),
     };
-    let alone = tokio::select! {
-        result = together => match result {
-            Ok(blob) => return Ok(blob),
-            Err(Ended::Pull(error)) => return Err(error),
-            Err(Ended::Alone(reason)) => reason,
-        },
-        () = &mut ended => {
+    settled?;
+    let alone = match run(job, swarm, &target, ended.as_mut()).await {
+        Ok(blob) => return Ok(blob),
+        Err(Ended::Alone(reason)) => reason,
+        // Once this returns, what has arrived is put away for the next pull.
+        Err(Ended::Pull(error)) => {
             target.put_away().await;
-            return Err(PullError::Abandoned);
+            return Err(error);
         }
     };
     if job.wanted.whence.is_none() {
@@ -154,7 +153,12 @@ impl Target {
     }
 }
 
-async fn run(job: &Job, swarm: &SwarmHandle, target: &Arc<Target>) -> Result<Blob, Ended> {
+async fn run(
+    job: &Job,
+    swarm: &SwarmHandle,
+    target: &Arc<Target>,
+    ended: impl Future<Output = ()>,
+) -> Result<Blob, Ended> {
     let (listener, opened) = oneshot::channel();
     *lock(&target.opened) = Some(listener);
     let have = if job.store.is_begun(&job.wanted.digest, target.layout.size()) {
@@ -187,8 +191,11 @@ async fn run(job: &Job, swarm: &SwarmHandle, target: &Arc<Target>) -> Result<Blo
         fetches: HashMap::new(),
         failures: 0,
     };
-    let outcome = pull.run(opened).await;
-    // None of them may write any more, or hold the ingest.
+    let outcome = tokio::select! {
+        outcome = pull.run(opened) => outcome,
+        () = ended => Err(Ended::Pull(PullError::Abandoned)),
+    };
+    // None of them may write any more, or hold the ingest: the next pull would find it in use.
     pull.tasks.shutdown().await;
     outcome?;
     let finished = match target.ingest.get() {

@@ -161,11 +161,6 @@ impl SwarmHandle {
         self.0.control.standing().borrow().peers == 0
     }
 
-    /// Whether any other node is connected.
-    pub fn has_members(&self) -> bool {
-        self.0.control.standing().borrow().peers > 0
-    }
-
     /// Wishes for a blob. `have` are the pieces that are here already.
     pub async fn want(&self, blob: Digest, layout: Layout, have: Bitfield, place: Place) -> Wish {
         let id = self.0.wishes.fetch_add(1, Ordering::Relaxed);
