@@ -3,10 +3,14 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use darter_tests::agent::Options;
 use darter_tests::cluster::swarm::Swarm;
-use darter_tests::cluster::{Copies, Plan, last};
+use darter_tests::cluster::{Copies, Plan, Pushed, Seat, last};
+use darter_tests::fake_ecr::{Fault, Kind, Rule};
 use darter_tests::stage::{MIB, bytes, eventually};
 use darter_tests::tools::{Need, Release, can_run};
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 
 const NEEDS: [Need; 2] = [Need::Containerd(Release::V2), Need::Darter];
 
@@ -33,6 +37,23 @@ async fn four_nodes_at_once_read_the_origin_exactly_once() -> Result<()> {
     let (peers, origin) = (told("peer").await?, told("origin").await?);
     let share = origin / (peers + origin);
     ensure!((0.2..0.4).contains(&share), "{origin} bytes from the registry, {peers} from peers");
+    Ok(())
+}
+
+#[tokio::test]
+async fn containerd_waits_for_a_first_byte_that_others_overtake() -> Result<()> {
+    if !can_run("containerd_waits_for_a_first_byte_that_others_overtake", &NEEDS) {
+        return Ok(());
+    }
+    let impatient = |_: &Seat, options: Options| options.set("mirror.answer_within", "500ms").set("mirror.stall", "2s");
+    let swarm = Swarm::start(Plan::new(2, 80, 1), impatient).await?;
+    let pushed = swarm.push(6, &[64 * MIB]).await?;
+    // Whoever reads the first bytes gets none for twice as long as a body may stand still.
+    let layer = pushed.image.layers[0].digest();
+    swarm.ecr().inject(Rule::on(Kind::Object).digest(layer).first_bytes(), Fault::Delay(Duration::from_secs(4)));
+    last(swarm.pull_on(&[0], &pushed).await)?;
+    let copies = Copies::of_blob(&swarm.ecr().log(), &pushed.image.layers[0]);
+    ensure!(copies.ensure_exactly(1).is_ok(), "{copies}\n{}", turns_to_the_registry(&swarm));
     Ok(())
 }
 
@@ -108,33 +129,88 @@ async fn a_node_that_loses_its_power_is_missed_by_nobody() -> Result<()> {
     if !can_run("a_node_that_loses_its_power_is_missed_by_nobody", &NEEDS) {
         return Ok(());
     }
-    let swarm = Swarm::start(Plan::new(4, 100, 1), |_, options| {
-        options.set("log.level", "info,darter_agent::swarm=trace,darter_agent::pulls=debug")
-    })
-    .await?;
+    let swarm = start_four().await?;
     let pushed = swarm.push(4, &[96 * MIB]).await?;
     let size = pushed.image.layer_bytes();
-    let fault = async {
+    let victim = async {
         let agent = swarm.node(3).running_agent().context("an agent is gone")?;
         eventually("it reads the registry", async || {
             Ok(agent.metrics().await?.sum("darter_origin_bytes_total", &[]) > bytes(size) / 16.0)
         })
         .await?;
+        Ok(3)
+    };
+    without_power(&swarm, &pushed, victim).await
+}
+
+#[tokio::test]
+async fn the_first_bytes_of_a_node_without_power_come_from_another() -> Result<()> {
+    if !can_run("the_first_bytes_of_a_node_without_power_come_from_another", &NEEDS) {
+        return Ok(());
+    }
+    let swarm = start_four().await?;
+    let pushed = swarm.push(5, &[96 * MIB]).await?;
+    let order = format!("Import {{ blob: {}, segment: 0,", pushed.image.layers[0].digest());
+    let victim = async {
+        let mut victim = None;
+        eventually("somebody is to read the first segment", async || {
+            victim = (0..swarm.len()).find(|node| swarm.story(*node).contains(&order));
+            Ok(victim.is_some())
+        })
+        .await?;
+        victim.context("nobody reads")
+    };
+    without_power(&swarm, &pushed, victim).await
+}
+
+async fn start_four() -> Result<Swarm> {
+    Swarm::start(Plan::new(4, 100, 1), |_, options| {
+        options.set("log.level", "info,darter_agent::swarm=trace,darter_agent::pulls=debug")
+    })
+    .await
+}
+
+/// All pull, and one of them is gone without a word as soon as it is known which.
+async fn without_power(swarm: &Swarm, pushed: &Pushed, victim: impl Future<Output = Result<usize>>) -> Result<()> {
+    let fault = async {
+        let victim = victim.await?;
         // The cable first: nobody hears a FIN.
-        swarm.network().unplug(3)?;
-        swarm.kill_agent(3)
+        swarm.network().unplug(victim)?;
+        swarm.kill_agent(victim)?;
+        anyhow::Ok(victim)
     };
-    let fourth = async {
-        // What becomes of it without a network is of no interest.
-        swarm.pull_on(&[3], &pushed).await;
-        std::future::pending::<()>().await;
-    };
-    let living = async { tokio::join!(swarm.pull_on(&[0, 1, 2], &pushed), fault) };
-    let (pulls, fault) = tokio::select! { done = living => done, () = fourth => unreachable!("it waits for ever") };
-    fault?;
-    last(pulls)?;
-    let log = swarm.ecr().log();
-    let copies = Copies::of_blob(&log, &pushed.image.layers[0]);
-    ensure!(copies.least == 1 && copies.sent - copies.size <= 32 * MIB, "{copies}");
+    tokio::pin!(fault);
+    let mut pulls: FuturesUnordered<_> =
+        (0..swarm.len()).map(|node| async move { swarm.pull_on(&[node], pushed).await }).collect();
+    let (mut gone, mut done) = (None, Vec::new());
+    while gone.is_none() || done.len() + 1 < swarm.len() {
+        tokio::select! {
+            victim = &mut fault, if gone.is_none() => gone = Some(victim?),
+            Some(pull) = pulls.next() => done.extend(pull),
+        }
+        // What becomes of a pull without a network is of no interest.
+        done.retain(|pull| Some(pull.node) != gone);
+    }
+    last(done)?;
+    let copies = Copies::of_blob(&swarm.ecr().log(), &pushed.image.layers[0]);
+    // The pieces that it had read and not yet given to anybody are read again: a segment for each lease.
+    let is_missed_by_nobody = copies.least == 1 && copies.sent - copies.size <= 32 * MIB;
+    ensure!(is_missed_by_nobody, "{copies}\n{}", turns_to_the_registry(swarm));
+    let alone = swarm.sum("darter_swarm_fallbacks_total", &[]).await?;
+    ensure!(alone == 0.0, "{alone} blobs were read alone\n{}", turns_to_the_registry(swarm));
     Ok(())
+}
+
+/// What agents say of pulls that went on without them, or without each other.
+fn turns_to_the_registry(swarm: &Swarm) -> String {
+    let tells = |line: &&str| {
+        ["WARN", "goes to the registry", "of no help", "handed over", "pulled a blob"]
+            .iter()
+            .any(|word| line.contains(word))
+    };
+    let told = |node: usize| {
+        let log = swarm.node(node).agent().map(darter_tests::agent::Agent::log).unwrap_or_default();
+        log.lines().filter(tells).map(|line| format!("node {node}: {line}\n")).collect::<String>()
+    };
+    (0..swarm.len()).map(told).collect()
 }

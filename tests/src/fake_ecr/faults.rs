@@ -36,6 +36,7 @@ pub struct Rule {
     kind: Option<Kind>,
     digest: Option<Digest>,
     path: Option<String>,
+    first_bytes: bool,
     skip: u32,
     times: u32,
 }
@@ -43,12 +44,12 @@ pub struct Rule {
 impl Rule {
     /// The next request of this kind.
     pub const fn on(kind: Kind) -> Self {
-        Self { kind: Some(kind), digest: None, path: None, skip: 0, times: 1 }
+        Self { kind: Some(kind), digest: None, path: None, first_bytes: false, skip: 0, times: 1 }
     }
 
     /// The next request of any kind.
     pub const fn any() -> Self {
-        Self { kind: None, digest: None, path: None, skip: 0, times: 1 }
+        Self { kind: None, digest: None, path: None, first_bytes: false, skip: 0, times: 1 }
     }
 
     /// Only for this manifest or blob.
@@ -60,6 +61,12 @@ impl Rule {
     /// Only where the path has this in it.
     pub fn path(mut self, part: &str) -> Self {
         self.path = Some(part.to_owned());
+        self
+    }
+
+    /// Only where a range is asked for that begins with the first byte.
+    pub const fn first_bytes(mut self) -> Self {
+        self.first_bytes = true;
         self
     }
 
@@ -80,8 +87,10 @@ impl Rule {
         self
     }
 
-    fn matches(&self, kind: Kind, digest: Option<Digest>, path: &str) -> bool {
-        self.kind.is_none_or(|wanted| wanted == kind)
+    fn matches(&self, kind: Kind, digest: Option<Digest>, path: &str, range: &str) -> bool {
+        let is_there = !self.first_bytes || range.starts_with("bytes=0-");
+        is_there
+            && self.kind.is_none_or(|wanted| wanted == kind)
             && self.digest.is_none_or(|wanted| Some(wanted) == digest)
             && self.path.as_ref().is_none_or(|part| path.contains(part))
     }
@@ -101,9 +110,9 @@ impl Faults {
     }
 
     /// What goes wrong with this request: the first rule that fits, which is used up by it.
-    pub(super) fn take(&mut self, kind: Kind, digest: Option<Digest>, path: &str) -> Option<Fault> {
+    pub(super) fn take(&mut self, kind: Kind, digest: Option<Digest>, path: &str, range: &str) -> Option<Fault> {
         for (rule, fault) in &mut self.0 {
-            if rule.times == 0 || !rule.matches(kind, digest, path) {
+            if rule.times == 0 || !rule.matches(kind, digest, path, range) {
                 continue;
             }
             if rule.skip > 0 {
@@ -167,7 +176,7 @@ mod tests {
         let (digest, other) = (Digest::of(b"a"), Digest::of(b"b"));
         let mut faults = Faults::default();
         faults.add(Rule::on(Kind::Object).digest(digest).after(1).times(2), Fault::Status(503, None));
-        let mut hit = |kind, digest| faults.take(kind, Some(digest), "/x").is_some();
+        let mut hit = |kind, digest| faults.take(kind, Some(digest), "/x", "").is_some();
         assert!(!hit(Kind::Object, other));
         assert!(!hit(Kind::Blob, digest));
         let row: Vec<bool> = (0..4).map(|_| hit(Kind::Object, digest)).collect();

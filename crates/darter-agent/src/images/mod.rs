@@ -407,9 +407,9 @@ impl Images {
         self.0.store.given(blob, Instant::now());
     }
 
-    /// Whether blobs come from other nodes too.
-    pub fn have_company(&self) -> bool {
-        self.0.pulls.have_company()
+    /// When something of a blob came last that is on its way here, from other nodes too; nothing: it is not.
+    pub fn came_last(&self, digest: &Digest) -> Option<Instant> {
+        self.0.pulls.came_last(digest).filter(|_| self.0.pulls.have_company())
     }
 
     /// Drops a blob that could not be read to its end.

@@ -8,7 +8,7 @@ use darter_core::access::Place;
 use darter_core::oci::{self, Call, Code, OciError, Request};
 use darter_core::range::{ByteRange, Span};
 use darter_core::{Digest, Reference, Repository};
-use tokio::time::timeout;
+use tokio::time::timeout_at;
 use tracing::{debug, info};
 
 use super::answer::{Answer, Body};
@@ -26,6 +26,9 @@ use crate::sites::{Site, Sites};
 
 /// What blobs are called: nothing that a client acts on, and never to be unpacked on the way.
 const OCTET_STREAM: &str = "application/octet-stream";
+
+/// containerd 2.3 and later give a host up that sends no headers for 30 s.
+const FIRST_BYTE_MAX: Duration = Duration::from_secs(25);
 
 /// A request, as far as it was understood: what the metrics name.
 pub(super) struct Counted {
@@ -76,8 +79,9 @@ impl Routes {
         &self.chunks
     }
 
-    /// The answer to a request. Always within `answer_within`, or `stall` where other nodes are asked for a
-    /// blob: containerd before 2.3 would wait for ever. While `stopping` only what no other host would be asked for is looked for.
+    /// The answer to a request. Always within `answer_within`, or where other nodes are asked for a blob
+    /// within `stall` of its last byte that came and `FIRST_BYTE_MAX`: containerd before 2.3 would wait for
+    /// ever. While `stopping` only what no other host would be asked for is looked for.
     pub(super) async fn answer(&self, head: &Head, stopping: bool) -> (Counted, Answer) {
         let started = Instant::now();
         self.seen.note(head.user_agent.as_deref());
@@ -99,14 +103,31 @@ impl Routes {
     }
 
     async fn in_time(&self, head: &Head, call: &Call, site: Option<&Arc<Site>>) -> Answer {
-        // The first piece of a blob comes when another node has read it, which on a thin link takes as
-        // long as a body may stand still: containerd at the registry would read what the others read.
-        let is_shared = call.request.kind() == "blob" && self.images.have_company();
-        let within = if is_shared { self.patience.pull.max(self.answer_within) } else { self.answer_within };
-        timeout(within, self.route(head, call, site)).await.unwrap_or_else(|_| {
-            info!(target = %head.target, ?within, "no answer in time: containerd goes to the registry");
-            Answer::error(&OciError::not_here(&call.request, "darter: no answer from the origin in time"))
-        })
+        let started = Instant::now();
+        let mut within = self.answer_within;
+        let route = self.route(head, call, site);
+        tokio::pin!(route);
+        loop {
+            if let Ok(answer) = timeout_at((started + within).into(), &mut route).await {
+                return answer;
+            }
+            match self.worth_waiting(&call.request, started) {
+                Some(longer) if longer > within => within = longer,
+                _ => break,
+            }
+        }
+        info!(target = %head.target, ?within, "no answer in time: containerd goes to the registry");
+        Answer::error(&OciError::not_here(&call.request, "darter: no answer from the origin in time"))
+    }
+
+    /// How long after `started` there may still be an answer. The first piece of a blob comes when
+    /// another node has read it, and where that one dies, when the next has: it is waited for as the rest
+    /// of a body is, since containerd at the registry would read what the others read.
+    fn worth_waiting(&self, request: &Request, started: Instant) -> Option<Duration> {
+        let Request::Blob { digest, .. } = request else { return None };
+        let came = self.images.came_last(digest)?.max(started);
+        let longer = came.saturating_duration_since(started) + self.patience.pull;
+        Some(longer.min(FIRST_BYTE_MAX.max(self.patience.pull)))
     }
 
     fn understand(&self, head: &Head) -> Result<(Call, Option<Arc<Site>>), OciError> {

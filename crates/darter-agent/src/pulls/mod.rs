@@ -264,6 +264,11 @@ impl Pulls {
         self.0.swarm.as_ref().is_some_and(|swarm| !swarm.is_alone())
     }
 
+    /// When something of a running pull came last; at first when it began.
+    pub fn came_last(&self, digest: &Digest) -> Option<Instant> {
+        lock(&self.0.running).get(digest).map(|pull| pull.activity.last())
+    }
+
     /// Waits until all pulls have ended after `stop`.
     pub async fn drained(&self) {
         self.0.tasks.close();
