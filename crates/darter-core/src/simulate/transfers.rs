@@ -78,7 +78,8 @@ impl World<'_> {
         self.tell(transfer.from, Event::Served(RequestId(u64::from(place))));
         if matches!(transfer.state, TransferState::Asked | TransferState::Running) {
             self.forget(transfer.to, place);
-            self.fetch_failed(&transfer, FetchFailure::Broken);
+            let is_stalled = self.nodes[transfer.from as usize].is_stalled;
+            self.fetch_failed(&transfer, if is_stalled { FetchFailure::Stalled } else { FetchFailure::Broken });
         }
     }
 
@@ -95,7 +96,7 @@ impl World<'_> {
         if transfer.serial == serial && is_open && self.nodes[transfer.from as usize].paused_until > self.now {
             self.transfers.at(place).state = TransferState::Broken;
             self.forget(transfer.to, place);
-            self.fetch_failed(&transfer, FetchFailure::Broken);
+            self.fetch_failed(&transfer, FetchFailure::Stalled);
         }
     }
 

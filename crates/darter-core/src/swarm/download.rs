@@ -64,6 +64,8 @@ pub(super) struct Request {
     pub(super) is_hedged: bool,
     /// Somebody else is asked for it too at this time.
     pub(super) hedge_at: Time,
+    /// From then on it is not counted on: whoever was asked may be dead.
+    pub(super) late_at: Time,
 }
 
 impl Download {
@@ -225,7 +227,7 @@ impl Download {
                 }
                 true
             }
-            FetchFailure::Broken => neighbour.failed(cx.now),
+            FetchFailure::Broken | FetchFailure::Stalled => neighbour.failed(cx.now),
             FetchFailure::Corrupt => {
                 let segments = vec![segment_of(self.layout, u64::from(piece))];
                 cx.send(coordinator, self.blob, Message::Missing { segments, without: vec![peer] });
@@ -234,6 +236,9 @@ impl Download {
         };
         if !keep {
             self.drop_neighbour(&peer, cx);
+        } else if reason == FetchFailure::Stalled {
+            // It stays a neighbour: it may hear us well, and need what we have.
+            self.lost_source(&peer, cx);
         }
         self.work_leases(cx);
     }
@@ -285,8 +290,9 @@ impl Download {
     pub(super) fn ask(&mut self, piece: u32, at: usize, is_hedged: bool, cx: &mut Cx<'_>) {
         self.neighbours[at].asked();
         let peer = self.neighbours[at].id;
-        let hedge_at = if is_hedged { Time::NEVER } else { cx.now + self.patience(at, cx.limits) };
-        self.requests.push(Request { piece, peer, since: cx.now, is_hedged, hedge_at });
+        let late_at = cx.now + self.patience(at, cx.limits);
+        let hedge_at = if is_hedged { Time::NEVER } else { late_at };
+        self.requests.push(Request { piece, peer, since: cx.now, is_hedged, hedge_at, late_at });
         self.progress = cx.now;
         cx.out.push(Action::Fetch { blob: self.blob, piece, peer });
     }

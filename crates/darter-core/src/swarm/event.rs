@@ -196,8 +196,10 @@ pub enum Refusal {
 pub enum FetchFailure {
     /// It said so.
     Refused(Refusal),
-    /// It could not be reached, broke off or stalled.
+    /// It could not be reached, or broke off.
     Broken,
+    /// Nothing came for as long as one waits: it is dead, or as good as dead.
+    Stalled,
     /// What it sent does not match the attested hash.
     Corrupt,
 }

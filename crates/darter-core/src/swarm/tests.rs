@@ -328,3 +328,51 @@ fn owners_that_share_a_thin_link_are_late_with_nothing() {
     segments.sort_unstable();
     assert_eq!(segments, (0..8).collect::<Vec<_>>(), "each is given once");
 }
+
+/// Lets time pass until an action is one that is looked for: when that is, and nothing by `until`.
+fn wait_for(swarm: &mut Swarm, until: Time, wanted: impl Fn(&Action) -> bool) -> Option<Time> {
+    let mut now = Time::ZERO;
+    loop {
+        now = swarm.deadline(now).max(now + Duration::from_millis(1));
+        if now > until {
+            return None;
+        }
+        if swarm.handle(now, Event::Tick).iter().any(&wanted) {
+            return Some(now);
+        }
+    }
+}
+
+#[test]
+fn a_coordinator_that_died_in_silence_is_noticed_though_it_owes_a_piece() {
+    let blob = blob_ranked(&[2, 3, 4]);
+    let mut swarm = node(1..=4);
+    want(&mut swarm, blob, MIB);
+    heard(&mut swarm, Time::ZERO, 2, blob, Message::Welcome { neighbours: vec![peer(2)], interested: 2 });
+    let hello = Message::Hello { have: Bitfield::full(1), wants_answer: false };
+    let asked = heard(&mut swarm, Time::ZERO, 2, blob, hello);
+    assert_eq!(asked, [Action::Fetch { blob, piece: 0, peer: peer(2) }]);
+    let joins_backup =
+        |action: &Action| matches!(action, Action::Send { to, message: Message::Join(_), .. } if *to == peer(3));
+    let noticed = wait_for(&mut swarm, at(10_000), joins_backup).unwrap();
+    let limits = Limits::default();
+    let expected = limits.lease_patience + limits.join_patience * (limits.join_tries + 1);
+    assert!(noticed.since(Time::ZERO) <= expected, "{noticed:?}");
+}
+
+#[test]
+fn a_source_that_stalls_is_given_up_at_once_and_one_that_breaks_off_is_not() {
+    for (reason, is_given_up) in [(FetchFailure::Stalled, true), (FetchFailure::Broken, false)] {
+        let blob = blob_ranked(&[2]);
+        let mut swarm = node(1..=4);
+        want(&mut swarm, blob, MIB);
+        let lease = Message::Lease(Lease { segment: 0, from: Some(peer(3)), is_whole: true, interested: 2 });
+        assert_eq!(heard(&mut swarm, at(2), 2, blob, lease), [Action::Fetch { blob, piece: 0, peer: peer(3) }]);
+        let actions = swarm.handle(at(3), Event::FetchFailed { blob, piece: 0, peer: peer(3), reason });
+        let ends = |action: &Action| {
+            let is_end = |message: &Message| matches!(message, Message::LeaseEnd { end: LeaseEnd::Broken, .. });
+            matches!(action, Action::Send { message, .. } if is_end(message))
+        };
+        assert_eq!(actions.iter().any(ends), is_given_up, "{reason:?}: {actions:?}");
+    }
+}

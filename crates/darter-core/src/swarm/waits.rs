@@ -24,17 +24,21 @@ impl Download {
         }
         self.hedge(cx);
         self.is_dry = false;
-        let is_stuck = self.requests.is_empty() && cx.now >= self.missing_at(cx.limits);
+        let is_stuck = cx.now >= self.missing_at(cx.limits);
         if is_stuck && !self.is_complete() {
             self.progress = cx.now;
         }
         if is_stuck && !self.is_complete() && !self.leases.is_importing() {
-            self.neighbours.iter_mut().for_each(Neighbour::may_be_free);
-            // A coordinator that has forgotten us does not answer what follows.
+            // A coordinator that has forgotten us does not answer what follows, nor does one that is dead.
             if cx.now.since(self.refilled) > cx.limits.join_patience {
                 self.refilled = cx.now;
                 self.join(cx);
             }
+            // What is late may come yet.
+            if !self.requests.is_empty() {
+                return;
+            }
+            self.neighbours.iter_mut().for_each(Neighbour::may_be_free);
             // What a neighbour has comes when that has a slot free; unless it never does.
             let is_late = cx.now.since(self.came) >= self.slot_patience(cx.limits);
             let open = self.open.iter().filter(|piece| is_late || !self.can_be_had(*piece));
@@ -50,11 +54,14 @@ impl Download {
         }
     }
 
-    /// When so long nothing could be asked for that the coordinator should know.
+    /// When so long nothing could be asked for, and nothing is on its way, that the coordinator should know.
+    /// Requests that are late are as good as none: a peer that died in silence answers none of them, and
+    /// may be the coordinator itself.
     fn missing_at(&self, limits: &Limits) -> Time {
         // On a link whose rate nobody knows yet the first piece may take long.
         let patience = self.median.map_or(limits.join_patience, |piece_time| piece_time * 4);
-        self.progress + limits.missing_patience.max(patience)
+        let late_at = self.requests.iter().map(|request| request.late_at).max().unwrap_or(Time::ZERO);
+        (self.progress + limits.missing_patience.max(patience)).max(late_at)
     }
 
     /// How long no piece at all may come from neighbours that have some and are busy.
@@ -72,9 +79,7 @@ impl Download {
         if self.is_complete() {
             return at;
         }
-        if self.requests.is_empty() {
-            at = at.min(self.missing_at(limits));
-        }
+        at = at.min(self.missing_at(limits));
         if self.requests.len() < limits.in_flight {
             let waits = self.neighbours.iter().map(|neighbour| neighbour.not_before);
             at = at.min(waits.filter(|wait| *wait > self.ticked).min().unwrap_or(Time::NEVER));

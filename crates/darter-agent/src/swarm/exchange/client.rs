@@ -135,12 +135,14 @@ impl FetchError {
     }
 
     /// What the state machine is told.
-    pub const fn failure(&self) -> FetchFailure {
+    pub fn failure(&self) -> FetchFailure {
         match self {
             Self::Busy(after) => FetchFailure::Refused(Refusal::Busy(*after)),
             // It may have met an importer that was gone before this node came: what that one vouched for is
             // of no use here until somebody has proved the blob.
             Self::NotHere | Self::Corrupt(Corrupt::Importer) => FetchFailure::Refused(Refusal::NotHere),
+            Self::Broken(Broken::Stalled(_)) => FetchFailure::Stalled,
+            Self::Broken(Broken::Dial(error)) if error.kind() == io::ErrorKind::TimedOut => FetchFailure::Stalled,
             Self::Broken(_) => FetchFailure::Broken,
             Self::Corrupt(Corrupt::Bytes | Corrupt::Signature) => FetchFailure::Corrupt,
         }
