@@ -40,6 +40,9 @@ pub struct Hello {
     /// Its list of peers is not complete by itself.
     #[prost(bool, tag = "6")]
     pub wants_peers: bool,
+    /// It keeps a copy of what the others pull, and wants to hear of all of it.
+    #[prost(bool, tag = "7")]
+    pub is_seed: bool,
 }
 /// Where members listen that the speaker is connected to.
 #[derive(Clone, PartialEq, ::prost::Message)]

@@ -101,6 +101,9 @@ fn check_swarm(config: &Config) -> Result<(), Fault> {
         })?;
     }
     if swarm.key_file.is_none() {
+        require(!config.seed.enabled, "seed.enabled", || {
+            "has no meaning without swarm.key_file: a seed keeps what other nodes pull".to_owned()
+        })?;
         return require(dns.is_none() && service.is_none() && peers.is_empty(), "swarm.key_file", || {
             "must be set where swarm.dns, swarm.service or swarm.peers are: without a key there is no swarm".to_owned()
         });

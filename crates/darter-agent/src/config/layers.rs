@@ -284,6 +284,7 @@ mod partial {
         admin: Option<Section<full::Admin>>,
         origin: Option<Section<full::Origin>>,
         swarm: Option<Section<full::Swarm>>,
+        seed: Option<Section<full::Seed>>,
         aws: Option<Section<full::Aws>>,
         registry: Option<Vec<full::RegistryConfig>>,
     }

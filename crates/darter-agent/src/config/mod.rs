@@ -38,6 +38,7 @@ pub struct Config {
     pub admin: Admin,
     pub origin: Origin,
     pub swarm: Swarm,
+    pub seed: Seed,
     pub aws: Aws,
     #[serde(default, rename = "registry", skip_serializing_if = "Vec::is_empty")]
     pub registries: Vec<RegistryConfig>,
@@ -215,6 +216,12 @@ pub struct Swarm {
     #[serde(with = "optional")]
     pub zone: Option<String>,
     pub max_members: usize,
+}
+
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Seed {
+    pub enabled: bool,
 }
 
 #[derive(Debug, Clone, Deserialize, Serialize)]

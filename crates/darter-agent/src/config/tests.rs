@@ -93,6 +93,8 @@ fn a_swarm_that_cannot_work_is_named_with_its_line() {
     assert!(error.starts_with("darter.toml:3: swarm.dns"), "{error}");
     let error = refused("[swarm]\nkey_file = \"/k\"\nmax_members = 1\n");
     assert!(error.starts_with("darter.toml:3: swarm.max_members"), "{error}");
+    let error = refused("[seed]\nenabled = true\n");
+    assert!(error.starts_with("darter.toml:2: seed.enabled") && error.contains("swarm.key_file"), "{error}");
     let error = refused("[swarm]\ndns = \"darter.gpu.svc\"\n");
     assert!(error.contains("swarm.key_file") && error.contains("without a key"), "{error}");
     assert!(file("[swarm]\nkey_file = \"/k\"\ndns = \"darter.gpu.svc\"\npeers = [\"[::1]:4002\"]\n").is_ok());

@@ -39,6 +39,9 @@ pub use reader::{Progress, Reader};
 // at once. Past this something is wrong: answer 404 and let containerd go around us.
 const RUNNING_MAX: usize = 256;
 
+/// Turns from this on come last.
+const LAST: u64 = 1 << 63;
+
 /// A blob that somebody wants, and from where.
 #[derive(Clone)]
 pub struct Wanted {
@@ -253,6 +256,15 @@ impl Pulls {
     /// it that nothing else uses: who has it goes.
     pub async fn take(&self, digest: Digest, size: u64) -> Result<(), PullError> {
         self.0.store.has_room(size)?;
+        self.bring(digest, size).await
+    }
+
+    /// The same for a copy that is kept for others: what this node used least leaves for it.
+    pub async fn keep(&self, digest: Digest, size: u64) -> Result<(), PullError> {
+        self.bring(digest, size).await
+    }
+
+    async fn bring(&self, digest: Digest, size: u64) -> Result<(), PullError> {
         match self.join(Wanted { digest, size: Some(size), whence: None }).await? {
             Joined::Complete(_) => Ok(()),
             Joined::Running(reader) => reader.to_end(self.0.settings.patience).await,
@@ -302,7 +314,9 @@ impl Pulls {
         });
         let interest = Interest::new(&pull);
         running.insert(digest, pull.clone());
-        let turn = self.0.begun.fetch_add(1, Ordering::Relaxed) + 1;
+        let begun = self.0.begun.fetch_add(1, Ordering::Relaxed) + 1;
+        // What nobody here waits for comes after everything that somebody waits for.
+        let turn = if wanted.whence.is_some() { begun } else { begun | LAST };
         self.0.tasks.spawn(self.clone().run(pull, wanted.clone(), turn));
         Ok(Entered::Pull(interest))
     }

@@ -87,6 +87,13 @@ impl Store {
         blobs.into_iter().map(|(_, digest)| digest).collect()
     }
 
+    /// A blob was of use to somebody, though not here.
+    pub fn used(&self, digest: &Digest) {
+        if let Some(entry) = super::lock(&self.shared.index).blob(digest) {
+            entry.used = std::time::SystemTime::now();
+        }
+    }
+
     /// Whether so many bytes fit without anything leaving for them.
     pub fn has_room(&self, size: u64) -> Result<(), StoreError> {
         self.may_take(size)?;

@@ -49,10 +49,33 @@ pub(super) struct Driver {
     /// Requests of peers that the core decides on right now.
     asked: BTreeMap<RequestId, (Digest, oneshot::Sender<Reply>)>,
     requests: u64,
-    /// Blobs to take over, and where their size is told.
-    takes: mpsc::Sender<(Digest, u64)>,
+    house: House,
+}
+
+/// What the driver has of this node besides the network.
+pub(super) struct House {
+    pub(super) store: Store,
+    /// Blobs to bring here that nobody on this node asks for.
+    pub(super) errands: mpsc::Sender<Errand>,
     /// Cancelled when everything that others could take is theirs.
-    left: CancellationToken,
+    pub(super) left: CancellationToken,
+}
+
+/// A blob to bring here from other nodes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Errand {
+    pub(super) blob: Digest,
+    /// In bytes.
+    pub(super) size: u64,
+    pub(super) why: Why,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Why {
+    /// Where there is room that nothing else needs.
+    ItsHolderGoes,
+    /// This node is a seed.
+    ToKeep,
 }
 
 impl Driver {
@@ -61,8 +84,7 @@ impl Driver {
         zone: Zone,
         client: Arc<Client>,
         endings: Arc<Endings>,
-        takes: mpsc::Sender<(Digest, u64)>,
-        left: CancellationToken,
+        house: House,
     ) -> Self {
         Self {
             core: Swarm::new(control.me(), zone, Limits::default(), seed()),
@@ -73,8 +95,7 @@ impl Driver {
             wanted: HashMap::new(),
             asked: BTreeMap::new(),
             requests: 0,
-            takes,
-            left,
+            house,
         }
     }
 
@@ -221,14 +242,16 @@ impl Driver {
                 }
             }
             Action::Ban { peer, period } => self.ban(peer, period),
-            Action::Take { blob, size } => {
-                if self.takes.try_send((blob, size)).is_err() {
-                    return Some(Event::NotTaken(blob));
-                }
-            }
-            Action::Left => self.left.cancel(),
+            Action::Take { blob, size } => return self.send_out(Errand { blob, size, why: Why::ItsHolderGoes }),
+            Action::Keep { blob, size } => return self.send_out(Errand { blob, size, why: Why::ToKeep }),
+            Action::Used(blob) => self.house.store.used(&blob),
+            Action::Left => self.house.left.cancel(),
         }
         None
+    }
+
+    fn send_out(&self, errand: Errand) -> Option<Event> {
+        self.house.errands.try_send(errand).err().map(|_| Event::NotTaken(errand.blob))
     }
 
     fn order(&mut self, blob: Digest, order: Order) -> Option<Event> {

@@ -16,7 +16,7 @@ use tracing::{debug, info};
 
 use super::control::{Control, ControlError, ControlEvent, Limits, Setup, Standing};
 use super::discovery::{Discovery, ServicePort, ServiceWatch};
-use super::driver::{Driver, INBOX, announce};
+use super::driver::{Driver, Errand, House, INBOX, Why, announce};
 use super::exchange::{self, Client, Gate, Server};
 use super::handle::{Endings, Input, Shared, SwarmHandle};
 use super::identity::{Identity, IdentityError};
@@ -37,8 +37,8 @@ const SETTLE: Duration = Duration::from_secs(2);
 const HANDOVER: Duration = Duration::from_secs(5);
 /// How long a stop takes after `stop` at most: a handover that runs, and then uploads (`Limits::drain`).
 pub const STOP: Duration = Duration::from_secs(11);
-/// Blobs to take over that wait for their task: more than the core asks for at a time.
-const TAKES: usize = 16;
+/// Blobs to bring here unasked that wait for their task: more than the core orders at a time.
+const ERRANDS: usize = 16;
 
 /// Why the swarm cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -77,7 +77,7 @@ pub struct SwarmPart {
     inbox: mpsc::Receiver<Input>,
     server: Server<Shelf>,
     store: Store,
-    takes: mpsc::Receiver<(Digest, u64)>,
+    errands: mpsc::Receiver<Errand>,
     left: CancellationToken,
     handle: SwarmHandle,
 }
@@ -112,6 +112,7 @@ impl SwarmPart {
             key,
             max_members: swarm.max_members,
             wants_peers,
+            is_seed: config.seed.enabled,
             version: version.to_owned(),
             limits: Limits::default(),
         };
@@ -124,9 +125,10 @@ impl SwarmPart {
         let server = Server::bind(swarm.exchange_listen, gate, Arc::new(shelf), limits.clone(), metrics.clone())?;
         let client = Arc::new(Client::new(Some(shown.clone()), Arc::new(others()), limits, metrics.clone()));
         let endings = Arc::new(Endings::default());
-        let (take, takes) = mpsc::channel(TAKES);
+        let (errand, errands) = mpsc::channel(ERRANDS);
         let left = CancellationToken::new();
-        let driver = Driver::new(words.clone(), zone, client.clone(), endings.clone(), take, left.clone());
+        let house = House { store: store.clone(), errands: errand, left: left.clone() };
+        let driver = Driver::new(words.clone(), zone, client.clone(), endings.clone(), house);
         info!(peer = %words.me(), address = %words.address(), key = %key.fingerprint(), "this node is in a swarm");
         let handle = SwarmHandle(Arc::new(Shared {
             control: words,
@@ -138,7 +140,7 @@ impl SwarmPart {
             settled_by: Instant::now() + SETTLE,
             expects_others: !wants_peers || !swarm.peers.is_empty(),
         }));
-        Ok(Some(Self { control, events, driver, inbox, server, store: store.clone(), takes, left, handle }))
+        Ok(Some(Self { control, events, driver, inbox, server, store: store.clone(), errands, left, handle }))
     }
 
     /// What the rest of the agent has of it.
@@ -160,7 +162,7 @@ impl SwarmPart {
     /// begins, and those that run get a while to end. Only then the connections end: with them, others
     /// would break off what they fetch here.
     pub async fn run(self, pulls: Pulls, leaving: CancellationToken, stop: CancellationToken) {
-        let Self { control, events, driver, inbox, server, store, takes, left, handle } = self;
+        let Self { control, events, driver, inbox, server, store, errands, left, handle } = self;
         let (serving, connected) = (CancellationToken::new(), CancellationToken::new());
         let leave = async {
             leaving.cancelled().await;
@@ -183,24 +185,29 @@ impl SwarmPart {
             control.run(connected.clone()),
             driver.run(events, inbox, connected.clone()),
             stop.run_until_cancelled(announce(store.clone(), handle.clone())),
-            stop.run_until_cancelled(take_over(takes, pulls, handle.clone())),
+            stop.run_until_cancelled(run_errands(errands, pulls, handle.clone())),
         );
     }
 }
 
-/// Takes blobs over from nodes that go.
-async fn take_over(mut takes: mpsc::Receiver<(Digest, u64)>, pulls: Pulls, swarm: SwarmHandle) {
+/// Brings blobs here that nobody on this node asks for.
+async fn run_errands(mut errands: mpsc::Receiver<Errand>, pulls: Pulls, swarm: SwarmHandle) {
     let mut running = JoinSet::new();
     loop {
         tokio::select! {
-            Some((blob, size)) = takes.recv() => {
+            Some(errand) = errands.recv() => {
                 let (pulls, swarm) = (pulls.clone(), swarm.clone());
-                // As many at a time as the core has asked for.
+                // As many at a time as the core has ordered.
                 running.spawn(async move {
-                    match pulls.take(blob, size).await {
-                        Ok(()) => info!(digest = %blob, bytes = size, "took a blob over from a node that goes"),
+                    let Errand { blob, size, why } = errand;
+                    let outcome = match why {
+                        Why::ItsHolderGoes => pulls.take(blob, size).await,
+                        Why::ToKeep => pulls.keep(blob, size).await,
+                    };
+                    match outcome {
+                        Ok(()) => info!(digest = %blob, bytes = size, ?why, "took a blob from other nodes"),
                         Err(error) => {
-                            debug!(digest = %blob, error = %chain(&error), "did not take a blob over");
+                            debug!(digest = %blob, ?why, error = %chain(&error), "did not take a blob");
                             swarm.not_taken(blob).await;
                         }
                     }

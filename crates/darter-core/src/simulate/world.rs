@@ -144,7 +144,8 @@ impl<'a> World<'a> {
         let block = scenario.layout.piece_size() / u64::from(scenario.blocks);
         let count = scenario.nodes + scenario.holders;
         let zone = |n: u32| Zone(u64::from(n % scenario.zones.max(1)));
-        let ids: Vec<Member> = (0..count).map(|n| Member { id: peer(n, scenario.seed), zone: zone(n) }).collect();
+        let ids: Vec<Member> =
+            (0..count).map(|n| Member { id: peer(n, scenario.seed), zone: zone(n), is_seed: false }).collect();
         let seed = |n: u64| scenario.seed.wrapping_mul(1_000_003) ^ n;
         let name = |n: u64| match n {
             0 => Digest::of(&scenario.seed.to_le_bytes()),
@@ -319,8 +320,8 @@ impl<'a> World<'a> {
                 self.refuse(u32::try_from(place).unwrap_or(u32::MAX), reason);
             }
             Action::Ban { .. } => self.outcome.bans += 1,
-            // No node goes here but by a fault.
-            Action::Take { .. } | Action::Left => {}
+            // No node goes here but by a fault, and none is a seed.
+            Action::Take { .. } | Action::Keep { .. } | Action::Used(_) | Action::Left => {}
         }
     }
 

@@ -324,9 +324,13 @@ impl Coordinator {
         // its share one by one, as fast as what it reads arrives.
         let share = self.budget.limit(cx.now).div_ceil(self.count().max(1)).min(self.imported);
         let cap = cx.limits.leases_per_owner.saturating_add(u8::try_from(share).unwrap_or(u8::MAX));
+        // Nobody is to wait for a seed, whom the others serve last.
+        let is_incomplete = |id: &&PeerId| self.interested.get(id).is_some_and(|node| !node.is_complete);
+        let seeds_too = cx.members.seeds().iter().filter(is_incomplete).count() == self.incomplete;
         let fits = |id: &PeerId, late_too: bool| {
             let may = |node: &Interested| (from.is_some() || node.can_import) && (late_too || !node.is_late);
-            self.complaints.is_trusted(id) && self.interested.get(id).is_some_and(may)
+            let is_in_turn = seeds_too || !cx.members.is_seed(id);
+            is_in_turn && self.complaints.is_trusted(id) && self.interested.get(id).is_some_and(may)
         };
         let in_time = table.owner_for(cap, |id| fits(id, false));
         let owner = in_time.or_else(|| table.owner_for(cap, |id| fits(id, true)))?;

@@ -88,7 +88,7 @@ pub enum Event {
     Leave(Vec<Digest>),
     /// It stops now: uploads that run may end, and none begins.
     Withdraw,
-    /// What `Action::Take` asked for does not come: there is no room for it, or nobody gave it.
+    /// What `Action::Take` or `Action::Keep` asked for does not come: there is no room for it, or nobody gave it.
     NotTaken(Digest),
     /// A blob turned out wrong, and this peer is the one that vouched for the wrong bytes.
     Lied(PeerId),
@@ -158,6 +158,16 @@ pub enum Action {
         /// Its size in bytes.
         size: u64,
     },
+    /// Want a blob that others pulled, in the background, and make room for it as for any other: this
+    /// node is a seed. Never from the origin. `Event::NotTaken` where it does not come.
+    Keep {
+        /// Which.
+        blob: Digest,
+        /// Its size in bytes.
+        size: u64,
+    },
+    /// Somebody else pulled a blob that is here: this node, a seed, parts with others before it.
+    Used(Digest),
     /// Whatever of this node's others could take, they have: it may go.
     Left,
     /// Answer a piece request with the piece.

@@ -3,7 +3,7 @@
 //! It asks the coordinator of each blob, the one that was used last first, a few at a time. A coordinator
 //! that knows somebody else who has the blob says so at once; else it takes the blob itself, from the
 //! node that goes, without anybody on its own node asking for it. What it has no room for, the next in
-//! rank is asked to take. Not here: how long the agent waits for all that, and how much room there is.
+//! rank is asked to take. Where there are seeds, they are asked before all: they stay. Not here: how long the agent waits for all that, and how much room there is.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -11,6 +11,7 @@ use super::Swarm;
 use super::event::{Action, Message};
 use super::hearing::coordinate;
 use super::peer::PeerId;
+use super::seed;
 use super::time::Time;
 use crate::Digest;
 
@@ -55,8 +56,9 @@ impl Swarm {
         if self.is_held_by_others(&blob, &me) {
             return;
         }
-        let ranked = self.node.members.ranked(&blob);
-        if let Some(next) = ranked.into_iter().find(|id| *id != me && !asked.contains(id)) {
+        let members = &self.node.members;
+        let mut takers = seed::told(members, &blob).into_iter().chain(members.ranked(&blob));
+        if let Some(next) = takers.find(|id| *id != me && !asked.contains(id)) {
             asked.push(next);
             self.handover.asked.insert(blob, asked);
             out.push(Action::Send { to: next, blob, message: Message::Take { size } });
@@ -141,7 +143,7 @@ mod tests {
     /// Node `me` of three.
     fn node(me: u8) -> Swarm {
         let mut swarm = Swarm::new(peer(me), Zone::default(), Limits::default(), 7);
-        let members = (1..=3).map(|n| Member { id: peer(n), zone: Zone::default() }).collect();
+        let members = (1..=3).map(|n| Member { id: peer(n), zone: Zone::default(), is_seed: false }).collect();
         swarm.handle(Time::ZERO, Event::Members(Members::new(members)));
         swarm
     }

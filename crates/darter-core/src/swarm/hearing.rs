@@ -20,6 +20,7 @@ impl Swarm {
                 if let Some(coordinator) = coordinate(&mut self.coordinated, blob, size, from, &self.node) {
                     coordinator.holds(from, &mut self.node.cx(now, out));
                 }
+                self.heard_of_holder(now, from, blob, size, out);
             }
             Message::Leave => {
                 if let Some(coordinator) = self.coordinated.get_mut(&blob) {

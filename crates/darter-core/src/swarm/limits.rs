@@ -63,6 +63,16 @@ pub struct Limits {
     pub blobs_max: usize,
     /// Blobs at a time that a node which goes asks others to take, and that one takes for others.
     pub takes_max: usize,
+    /// A seed takes a blob of which nobody spoke for so long: those that pull it now come first.
+    pub seed_quiet: Duration,
+    /// Blobs that a seed takes at a time.
+    pub seed_takes: usize,
+    /// Blobs that a seed remembers to take.
+    pub seed_wanted_max: usize,
+    /// After this many failures it waits until somebody speaks of the blob again.
+    pub seed_tries: u8,
+    /// A seed that is refused for the sake of others asks again after this.
+    pub seed_pause: Duration,
     /// One corrupt piece, or a broken promise: no connection for this long.
     pub ban_first: Duration,
     /// Three strikes within their half-life.
@@ -100,6 +110,11 @@ impl Default for Limits {
             missing_max: 64,
             blobs_max: 16_384,
             takes_max: 8,
+            seed_quiet: Duration::from_secs(5),
+            seed_takes: 2,
+            seed_wanted_max: 16_384,
+            seed_tries: 8,
+            seed_pause: Duration::from_millis(200),
             ban_first: Duration::from_secs(60),
             ban_last: Duration::from_secs(3600),
             strike_half_life: Duration::from_secs(600),

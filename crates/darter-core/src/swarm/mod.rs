@@ -24,6 +24,7 @@ mod neighbour;
 mod owner;
 mod peer;
 mod seat;
+mod seed;
 mod slots;
 mod strikes;
 pub mod target;
@@ -45,13 +46,11 @@ use self::coordinator::Coordinator;
 use self::download::Download;
 use self::handover::Handover;
 use self::peer::Dice;
+use self::seed::Seed;
 use self::slots::Slots;
 use self::strikes::Strikes;
 use crate::Digest;
 use crate::pieces::{Bitfield, Layout};
-
-/// How many of the ranked know who holds a blob: its coordinator, and the first backup.
-const HOLDS_TOLD: usize = 2;
 
 /// The part of one node in the swarm.
 #[derive(Debug)]
@@ -64,6 +63,7 @@ pub struct Swarm {
     held: BTreeMap<Digest, Layout>,
     coordinated: BTreeMap<Digest, Coordinator>,
     handover: Handover,
+    seed: Seed,
 }
 
 /// What belongs to no blob.
@@ -164,6 +164,7 @@ impl Swarm {
             held: BTreeMap::new(),
             coordinated: BTreeMap::new(),
             handover: Handover::default(),
+            seed: Seed::default(),
         }
     }
 
@@ -194,7 +195,8 @@ impl Swarm {
         let downloads = self.downloads.values().map(|download| download.deadline(&self.node.limits));
         let coordinated = self.coordinated.values().map(|coordinator| coordinator.deadline(now, &self.node.limits));
         let settled = Some(self.node.settled_at).filter(|at| *at > now && !self.coordinated.is_empty());
-        downloads.chain(coordinated).chain(settled).min().unwrap_or(Time::NEVER).min(self.node.slots.deadline())
+        let others = [self.node.slots.deadline(), self.seed.deadline(&self.node.limits)];
+        downloads.chain(coordinated).chain(settled).chain(others).min().unwrap_or(Time::NEVER)
     }
 
     fn dispatch(&mut self, now: Time, event: Event, out: &mut Vec<Action>) {
@@ -231,13 +233,17 @@ impl Swarm {
             Event::Proven { blob, layout } => {
                 self.proven(now, blob, layout, out);
                 self.taken(&blob, true, out);
+                self.seed.is_here(&blob);
             }
             Event::Leave(blobs) => self.leave(blobs, out),
             Event::Withdraw => self.handover.is_withdrawn = true,
-            Event::NotTaken(blob) => self.taken(&blob, false, out),
+            Event::NotTaken(blob) => {
+                self.taken(&blob, false, out);
+                self.seed.failed(now, &blob, &self.node.limits);
+            }
             Event::Gone(blob) => {
                 if self.held.remove(&blob).is_some() {
-                    for id in self.node.members.ranked(&blob).into_iter().take(HOLDS_TOLD) {
+                    for id in told_of_holders(&self.node.members, &blob) {
                         out.push(Action::Send { to: id, blob, message: Message::Leave });
                     }
                 }
@@ -276,6 +282,7 @@ impl Swarm {
                 for coordinator in self.coordinated.values_mut() {
                     coordinator.tick(&mut self.node.cx(now, out));
                 }
+                self.seed.tick(now, &self.node.limits, out);
             }
         }
     }
@@ -312,8 +319,7 @@ impl Swarm {
 
     fn proven(&mut self, now: Time, blob: Digest, layout: Layout, out: &mut Vec<Action>) {
         self.order.retain(|(_, other)| *other != blob);
-        let mut told = self.node.members.ranked(&blob);
-        told.truncate(HOLDS_TOLD);
+        let mut told = told_of_holders(&self.node.members, &blob);
         if let Some(mut download) = self.downloads.remove(&blob) {
             let cx = &mut self.node.cx(now, out);
             // The word about the last pieces may come later than that about the whole.
@@ -335,9 +341,9 @@ impl Swarm {
     /// because its coordinator died.
     fn tell_new_coordinators(&self, before: &Members, out: &mut Vec<Action>) {
         for (blob, layout) in &self.held {
-            let known = before.ranked(blob);
-            for to in self.node.members.ranked(blob).into_iter().take(HOLDS_TOLD) {
-                if !known.iter().take(HOLDS_TOLD).any(|id| *id == to) {
+            let known = told_of_holders(before, blob);
+            for to in told_of_holders(&self.node.members, blob) {
+                if !known.contains(&to) {
                     out.push(Action::Send { to, blob: *blob, message: Message::Holds { size: layout.size() } });
                 }
             }
@@ -367,9 +373,12 @@ impl Swarm {
         let is_here = self.held.get(blob).is_some_and(|layout| index < layout.pieces())
             || self.downloads.get(blob).is_some_and(|download| download.have.has(index));
         let is_here = is_here && !self.handover.is_withdrawn;
-        let Node { slots, limits, .. } = &mut self.node;
+        let Node { slots, limits, members, .. } = &mut self.node;
         out.push(if !is_here {
             Action::Refuse { request, reason: Refusal::NotHere }
+        } else if members.is_seed(&from) && !slots.are_at_leisure(now, limits) {
+            // It keeps copies for later, and whoever else asks wants them now.
+            Action::Refuse { request, reason: Refusal::Busy(limits.seed_pause) }
         } else if let Err(wait) = slots.take(now, request, from, *blob, limits) {
             Action::Refuse { request, reason: Refusal::Busy(wait) }
         } else {
@@ -395,4 +404,19 @@ impl Swarm {
             }
         }
     }
+}
+
+/// How many of the ranked know who holds a blob: its coordinator, and the first backup.
+const HOLDS_TOLD: usize = 2;
+
+/// Who is to know that a blob is held, each once: those that may be asked for it, and those that keep it.
+fn told_of_holders(members: &Members, blob: &Digest) -> Vec<PeerId> {
+    let mut told = members.ranked(blob);
+    told.truncate(HOLDS_TOLD);
+    for seed in seed::told(members, blob) {
+        if !told.contains(&seed) {
+            told.push(seed);
+        }
+    }
+    told
 }

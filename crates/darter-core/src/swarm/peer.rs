@@ -64,12 +64,17 @@ pub struct Member {
     pub id: PeerId,
     /// Where.
     pub zone: Zone,
+    /// Whether it keeps a copy of what the others pull.
+    pub is_seed: bool,
 }
 
 /// All agents that are thought to be alive, as one snapshot. Cheap to clone: 1,000 members are
 /// shared by everything that looks at them.
 #[derive(Debug, Clone, Default)]
-pub struct Members(Arc<[Member]>);
+pub struct Members {
+    all: Arc<[Member]>,
+    seeds: Arc<[PeerId]>,
+}
 
 /// How many of the best ranked are remembered: the coordinator, and those that follow it when it dies.
 const COORDINATORS: usize = 3;
@@ -79,33 +84,44 @@ impl Members {
     pub fn new(mut members: Vec<Member>) -> Self {
         members.sort_by_key(|member| member.id);
         members.dedup_by_key(|member| member.id);
-        Self(members.into())
+        let seeds = members.iter().filter(|member| member.is_seed).map(|member| member.id).collect();
+        Self { all: members.into(), seeds }
     }
 
     /// The members by ascending `PeerId`.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = &Member> {
-        self.0.iter()
+        self.all.iter()
+    }
+
+    /// The seeds among them, by ascending `PeerId`.
+    pub fn seeds(&self) -> &[PeerId] {
+        &self.seeds
+    }
+
+    /// Whether this is a member that keeps a copy of what the others pull.
+    pub fn is_seed(&self, id: &PeerId) -> bool {
+        self.seeds.binary_search(id).is_ok()
     }
 
     /// Number of members.
     pub fn len(&self) -> usize {
-        self.0.len()
+        self.all.len()
     }
 
     /// Whether nobody is there.
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.all.is_empty()
     }
 
     /// The member with this name.
     pub fn get(&self, id: &PeerId) -> Option<&Member> {
-        self.0.binary_search_by_key(id, |member| member.id).ok().map(|at| &self.0[at])
+        self.all.binary_search_by_key(id, |member| member.id).ok().map(|at| &self.all[at])
     }
 
     /// The best ranked members for `blob`: its coordinator first, then its backups.
     pub fn ranked(&self, blob: &Digest) -> Vec<PeerId> {
         let mut best: Vec<(u64, PeerId)> = Vec::with_capacity(COORDINATORS + 1);
-        for member in self.0.iter() {
+        for member in self.all.iter() {
             let entry = (score(blob, &member.id), member.id);
             if best.len() == COORDINATORS && entry <= best[COORDINATORS - 1] {
                 continue;
@@ -176,7 +192,7 @@ mod tests {
     }
 
     fn members(ids: impl IntoIterator<Item = u16>) -> Members {
-        Members::new(ids.into_iter().map(|n| Member { id: peer(n), zone: Zone::default() }).collect())
+        Members::new(ids.into_iter().map(|n| Member { id: peer(n), zone: Zone::default(), is_seed: false }).collect())
     }
 
     proptest! {

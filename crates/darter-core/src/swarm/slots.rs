@@ -97,6 +97,11 @@ impl Slots {
         limits.slots.saturating_sub(u8::try_from(self.running.len() + kept).unwrap_or(u8::MAX))
     }
 
+    /// Whether an upload more takes nothing from anybody: half of the slots are free, and nobody waits.
+    pub(super) fn are_at_leisure(&self, now: Time, limits: &Limits) -> bool {
+        self.waiting.is_empty() && self.free(now, limits) * 2 >= limits.slots
+    }
+
     /// When a slot that is kept for somebody who does not come may be given to another.
     pub(super) fn deadline(&self) -> Time {
         if self.waiting.is_empty() { Time::NEVER } else { self.kept.values().min().copied().unwrap_or(Time::NEVER) }

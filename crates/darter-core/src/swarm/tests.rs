@@ -21,7 +21,7 @@ fn node(members: impl IntoIterator<Item = u8>) -> Swarm {
 }
 
 fn members_of(ids: impl IntoIterator<Item = u8>) -> Members {
-    Members::new(ids.into_iter().map(|n| Member { id: peer(n), zone: Zone::default() }).collect())
+    Members::new(ids.into_iter().map(|n| Member { id: peer(n), zone: Zone::default(), is_seed: false }).collect())
 }
 
 /// A blob whose ranking among nodes 1 to 4 begins with these.

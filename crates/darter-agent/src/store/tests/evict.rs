@@ -31,6 +31,16 @@ async fn the_longest_unused_blob_leaves_for_an_ingest() {
 }
 
 #[tokio::test]
+async fn what_is_of_use_to_others_stays_as_if_it_were_used_here() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open_with(dir.path(), &settings(2 * MIB)).await;
+    let mut digests = [store_blob(&store, &seeded(60, MIB)).await, store_blob(&store, &seeded(61, MIB)).await].to_vec();
+    store.used(&digests[0]);
+    digests.push(store_blob(&store, &seeded(62, MIB)).await);
+    assert_eq!(holds(&store, &digests), [true, false, true]);
+}
+
+#[tokio::test]
 async fn an_ingest_waits_for_room_that_is_being_made_and_nobody_leaves_for_it_twice() {
     let dir = tempfile::tempdir().unwrap();
     let store = open_with(dir.path(), &settings(4 * MIB)).await;

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use darter_core::swarm::PeerId;
+use darter_core::swarm::{Member, PeerId};
 use futures_util::StreamExt;
 use libp2p::core::transport::TransportError;
 use libp2p::swarm::dial_opts::DialOpts;
@@ -90,7 +90,9 @@ impl Control {
             control_port: address.port(),
             exchange_port: setup.exchange_port,
             wants_peers: setup.wants_peers,
+            is_seed: setup.is_seed,
         };
+        let me = Member { id: identity.id(), zone: setup.zone, is_seed: setup.is_seed };
         let directory = Arc::new(Directory::new(setup.max_members));
         let (order, orders) = mpsc::channel(ORDERS);
         let (reporting, reports) = mpsc::channel(REPORTS);
@@ -109,7 +111,7 @@ impl Control {
             swarm,
             discovery: Some(discovery),
             addresses: Addresses::new(setup.max_members),
-            peers: Peers::new(identity.id(), setup.zone),
+            peers: Peers::new(me),
             dials: HashMap::new(),
             bans: BTreeMap::new(),
             tasks: JoinSet::new(),

@@ -51,6 +51,8 @@ pub struct Setup {
     pub max_members: usize,
     /// Whether to ask peers for others: a list of some names is not everybody.
     pub wants_peers: bool,
+    /// Whether this node keeps a copy of what the others pull.
+    pub is_seed: bool,
     /// darter's version.
     pub version: String,
     /// Waits.

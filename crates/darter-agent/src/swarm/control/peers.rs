@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
-use darter_core::swarm::{Member, Members, PeerId, Zone};
+use darter_core::swarm::{Member, Members, PeerId};
 use libp2p::swarm::ConnectionId;
 use tokio::sync::mpsc;
 
@@ -58,8 +58,8 @@ pub(super) struct Peers {
 }
 
 impl Peers {
-    pub(super) const fn new(me: PeerId, zone: Zone) -> Self {
-        Self { me: Member { id: me, zone }, sessions: BTreeMap::new() }
+    pub(super) const fn new(me: Member) -> Self {
+        Self { me, sessions: BTreeMap::new() }
     }
 
     pub(super) fn insert(&mut self, id: ConnectionId, session: Session) {
@@ -115,9 +115,11 @@ impl Peers {
     /// This node and everybody it is connected to.
     pub(super) fn members(&self) -> Members {
         let complete = self.sessions.values().filter(|session| session.is_complete());
-        let others = complete
-            .filter_map(|session| session.hello.as_ref().map(|hello| Member { id: session.peer, zone: hello.zone }));
-        Members::new(std::iter::once(self.me).chain(others).collect())
+        let member = |session: &Session| {
+            let Hello { zone, is_seed, .. } = session.hello.as_ref()?;
+            Some(Member { id: session.peer, zone: *zone, is_seed: *is_seed })
+        };
+        Members::new(std::iter::once(self.me).chain(complete.filter_map(member)).collect())
     }
 
     /// Where members listen, except one.
@@ -134,6 +136,8 @@ impl Peers {
 mod tests {
     use std::time::Duration;
 
+    use darter_core::swarm::Zone;
+
     use super::*;
 
     const ME: u8 = 5;
@@ -145,7 +149,8 @@ mod tests {
     fn session(n: u8, is_ours: bool, is_complete: bool) -> Session {
         let version = "0".to_owned();
         let (zone, control_port, exchange_port) = (Zone(u64::from(n)), 4002, 4003);
-        let hello = Hello { version, features: 0, zone, control_port, exchange_port, wants_peers: false };
+        let (features, wants_peers, is_seed) = (0, false, n == 9);
+        let hello = Hello { version, features, zone, control_port, exchange_port, wants_peers, is_seed };
         Session {
             peer: peer(n),
             name: libp2p::PeerId::random(),
@@ -159,7 +164,7 @@ mod tests {
     }
 
     fn peers(sessions: impl IntoIterator<Item = Session>) -> Peers {
-        let mut peers = Peers::new(peer(ME), Zone(1));
+        let mut peers = Peers::new(Member { id: peer(ME), zone: Zone(1), is_seed: false });
         for (session, id) in sessions.into_iter().zip(0..) {
             peers.insert(ConnectionId::new_unchecked(id), session);
         }
@@ -187,6 +192,7 @@ mod tests {
         assert!(peers.surplus(peer(9)).is_empty() && peers.best(peer(7)).is_none());
         let ids: Vec<_> = peers.members().iter().map(|member| member.id).collect();
         assert_eq!(ids, [peer(ME), peer(9)]);
+        assert_eq!(peers.members().seeds(), [peer(9)], "it said so");
         assert_eq!(peers.addresses(peer(1)), ["10.0.0.9:4002".parse().unwrap()]);
         assert!(peers.addresses(peer(9)).is_empty());
         assert_eq!(peers.silent(Instant::now() + Duration::from_secs(1)).len(), 2);

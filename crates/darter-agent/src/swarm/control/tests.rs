@@ -41,6 +41,7 @@ fn setup() -> Setup {
         key: key(1),
         max_members: 100,
         wants_peers: true,
+        is_seed: false,
         version: "0.0.0".to_owned(),
         limits: Limits { handshake: Duration::from_secs(1), hello: Duration::from_secs(1), ..Limits::default() },
     }
@@ -138,8 +139,11 @@ async fn a_member_tells_its_zone_and_a_lone_node_is_its_own_swarm() {
     assert_eq!(a.stands(|_| true).await, Standing::default());
     let b = start(Setup { zone: Zone(99), ..setup() }, &[a.control.address()]).await;
     let ControlEvent::Members(members) = a.next().await else { panic!("a member came") };
-    let (me, id) = (Member { id: a.control.me(), zone: Zone(7) }, b.control.me());
-    assert_eq!((members.get(&id), members.get(&me.id)), (Some(&Member { id, zone: Zone(99) }), Some(&me)));
+    let (me, id) = (Member { id: a.control.me(), zone: Zone(7), is_seed: false }, b.control.me());
+    assert_eq!(
+        (members.get(&id), members.get(&me.id)),
+        (Some(&Member { id, zone: Zone(99), is_seed: false }), Some(&me))
+    );
     b.stop.cancel();
     b.running.await.unwrap();
     assert!(matches!(a.next().await, ControlEvent::Members(members) if members.len() == 1));

@@ -29,6 +29,8 @@ pub struct Hello {
     pub exchange_port: u16,
     /// Whether it wants to hear of other members.
     pub wants_peers: bool,
+    /// Whether it keeps a copy of what the others pull.
+    pub is_seed: bool,
 }
 
 impl Hello {
@@ -41,6 +43,7 @@ impl Hello {
             control_port: self.control_port.into(),
             exchange_port: self.exchange_port.into(),
             wants_peers: self.wants_peers,
+            is_seed: self.is_seed,
         };
         v1::Frame { kind: Some(v1::frame::Kind::Hello(hello)) }
     }
@@ -59,6 +62,7 @@ impl Hello {
             control_port: port("hello.control_port", hello.control_port)?,
             exchange_port: port("hello.exchange_port", hello.exchange_port)?,
             wants_peers: hello.wants_peers,
+            is_seed: hello.is_seed,
         })
     }
 }
@@ -113,7 +117,8 @@ mod tests {
 
     fn hello() -> Hello {
         let version = "0.1.0".to_owned();
-        Hello { version, features: 5, zone: Zone(9), control_port: 4002, exchange_port: 4003, wants_peers: true }
+        let (control_port, exchange_port) = (4002, 4003);
+        Hello { version, features: 5, zone: Zone(9), control_port, exchange_port, wants_peers: true, is_seed: true }
     }
 
     #[test]

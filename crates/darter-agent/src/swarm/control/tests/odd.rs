@@ -69,7 +69,8 @@ impl Odd {
 fn hello() -> Vec<u8> {
     let version = "odd".to_owned();
     let (zone, control_port, exchange_port) = (Zone(1), 1, 1);
-    let hello = Hello { version, features: u64::MAX, zone, control_port, exchange_port, wants_peers: false };
+    let (features, wants_peers, is_seed) = (u64::MAX, false, false);
+    let hello = Hello { version, features, zone, control_port, exchange_port, wants_peers, is_seed };
     let mut bytes = Vec::new();
     assert!(crate::swarm::frame::append(&mut bytes, &hello.encode()));
     bytes
