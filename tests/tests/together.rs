@@ -41,6 +41,29 @@ async fn four_nodes_at_once_read_the_origin_exactly_once() -> Result<()> {
 }
 
 #[tokio::test]
+async fn many_small_layers_are_read_once_and_no_node_goes_on_alone() -> Result<()> {
+    if !can_run("many_small_layers_are_read_once_and_no_node_goes_on_alone", &NEEDS) {
+        return Ok(());
+    }
+    // The first node has a start, and with it every layer first: the others must not all wait for it.
+    let swarm = Swarm::start(Plan::new(4, 200, 1), |_, options| options).await?;
+    let pushed = swarm.push(7, &[MIB - 1536; 100]).await?;
+    let others = async {
+        eventually("the first has some", async || {
+            let agent = swarm.node(0).running_agent().context("an agent is gone")?;
+            Ok(agent.metrics().await?.sum("darter_origin_bytes_total", &[]) > bytes(4 * MIB))
+        })
+        .await?;
+        anyhow::Ok(swarm.pull_on(&[1, 2, 3], &pushed).await)
+    };
+    let (first, others) = tokio::join!(swarm.pull_on(&[0], &pushed), others);
+    last(first)?;
+    last(others?)?;
+    swarm.ensure_peaceful().await?;
+    swarm.copies(&pushed).ensure_exactly(1).with_context(|| turns_to_the_registry(&swarm))
+}
+
+#[tokio::test]
 async fn containerd_waits_for_a_first_byte_that_others_overtake() -> Result<()> {
     if !can_run("containerd_waits_for_a_first_byte_that_others_overtake", &NEEDS) {
         return Ok(());

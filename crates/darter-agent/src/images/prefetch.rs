@@ -27,8 +27,9 @@ use crate::pulls::{Joined, Wanted, Whence};
 const IMAGES_MAX: usize = 16;
 
 /// Layers of one image on their way at once in a swarm, in bytes: with more, the later ones would take
-/// the link from the first, which containerd unpacks meanwhile. One reader of a segment has 8 MiB.
-const AHEAD_BYTES: u64 = 64 * 1024 * 1024;
+/// the link from the first, which containerd unpacks meanwhile, and a node that is ahead of the others
+/// would hold more leases than it can read in time. Of a large layer it has two segments of 8 MiB.
+const AHEAD_BYTES: u64 = 16 * 1024 * 1024;
 
 /// Layers of all images beyond `prefetch_layers` of each: half of the ingests that the store has at
 /// once, so that it never refuses a layer that containerd asks for.
@@ -223,8 +224,9 @@ mod tests {
     #[test]
     fn small_layers_are_wished_for_all_at_once_and_large_ones_a_few_at_a_time() {
         let room = |places| Room { layers: 3, more: Arc::new(Semaphore::new(places)) };
-        assert_eq!(at_once(&room(AHEAD_MAX), MIB), 3 + AHEAD_MAX);
-        assert_eq!(at_once(&room(AHEAD_MAX), 8 * MIB), 8);
+        assert_eq!(at_once(&room(AHEAD_MAX), MIB / 8), 3 + AHEAD_MAX);
+        assert_eq!(at_once(&room(AHEAD_MAX), MIB), 16);
+        assert_eq!(at_once(&room(AHEAD_MAX), 2 * MIB), 8);
         assert_eq!(at_once(&room(AHEAD_MAX), 1024 * MIB), 3);
         assert_eq!(at_once(&room(0), MIB), 3, "a node by itself");
     }

@@ -151,6 +151,8 @@ struct Inner {
     settings: fetch::Settings,
     linger: Duration,
     running: Mutex<HashMap<Digest, Arc<Pull>>>,
+    /// When anything of any pull came last.
+    activity: Activity,
     /// Pulls that were ever begun.
     begun: AtomicU64,
     tasks: TaskTracker,
@@ -203,6 +205,7 @@ impl Pulls {
             },
             linger: config.mirror.linger.0,
             running: Mutex::default(),
+            activity: Activity::default(),
             begun: AtomicU64::new(0),
             tasks: TaskTracker::new(),
             stop,
@@ -276,9 +279,11 @@ impl Pulls {
         self.0.swarm.as_ref().is_some_and(|swarm| !swarm.is_alone())
     }
 
-    /// When something of a running pull came last; at first when it began.
+    /// When something of a running pull came last, or while it may wait for its turn, of another one; at
+    /// first when it began.
     pub fn came_last(&self, digest: &Digest) -> Option<Instant> {
-        lock(&self.0.running).get(digest).map(|pull| pull.activity.last())
+        let own = lock(&self.0.running).get(digest).map(|pull| pull.activity.last())?;
+        Some(self.0.activity.last().max(own))
     }
 
     /// Waits until all pulls have ended after `stop`.
@@ -323,7 +328,7 @@ impl Pulls {
 
     async fn run(self, pull: Arc<Pull>, wanted: Wanted, turn: u64) {
         let started = Instant::now();
-        let account = Arc::new(Account::new(pull.activity.clone()));
+        let account = Arc::new(Account::new(pull.activity.clone(), self.0.activity.clone()));
         let mut leave = Leave { pulls: &self, pull: &pull, digest: wanted.digest, last: None };
         let ended = async {
             tokio::select! {

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use darter_core::pieces::{Bitfield, Layout};
@@ -29,6 +29,10 @@ use crate::swarm::handle::{Fetcher, Order, SwarmHandle, Wish};
 
 /// What an origin that throttles without naming a time is left alone for.
 const THROTTLED: Duration = Duration::from_secs(1);
+
+/// How many times its patience a blob waits for its first bytes while others of this node come: a node
+/// wishes for more small layers than it asks for at a time.
+const TURN: u32 = 4;
 
 /// Brings the blob here, until `ended`.
 pub(super) async fn fetch(job: &Job, swarm: &SwarmHandle, ended: impl Future<Output = ()>) -> Result<Blob, PullError> {
@@ -256,7 +260,7 @@ impl Together<'_> {
         let mut notices = None;
         let patience = self.target.job.settings.patience;
         while self.missing.count() > 0 {
-            let quiet_until = self.target.job.account.activity().last() + patience;
+            let quiet_until = || self.target.job.account.last_in_turn(patience * TURN) + patience;
             tokio::select! {
                 order = self.wish.order() => match order {
                     Some(order) => self.carry_out(order),
@@ -275,7 +279,12 @@ impl Together<'_> {
                     Err(error) if error.is_cancelled() => {}
                     Err(_) => return Err(Ended::Alone("panic")),
                 },
-                () = tokio::time::sleep_until(quiet_until.into()) => return Err(Ended::Alone("stalled")),
+                // Bytes that came meanwhile woke nobody here.
+                () = tokio::time::sleep_until(quiet_until().into()) => {
+                    if quiet_until() <= Instant::now() {
+                        return Err(Ended::Alone("stalled"));
+                    }
+                }
             }
         }
         Ok(())

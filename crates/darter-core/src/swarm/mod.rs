@@ -276,7 +276,11 @@ impl Swarm {
             Event::Served(request) => self.node.slots.give_back(now, request),
             Event::Tick => {
                 self.node.slots.tick(now);
+                let is_full = self.room() == 0;
                 for download in self.downloads.values_mut() {
+                    if is_full {
+                        download.waits_in_turn(now);
+                    }
                     download.tick(&mut self.node.cx(now, out));
                 }
                 for coordinator in self.coordinated.values_mut() {
@@ -398,13 +402,33 @@ impl Swarm {
     /// Asks for pieces as far as the node's requests in flight allow, first blob first.
     fn fill(&mut self, now: Time, out: &mut Vec<Action>) {
         let mut room = self.room();
-        for (_, blob) in &self.order {
-            if let Some(download) = self.downloads.get_mut(blob) {
+        for blob in self.in_turn() {
+            if let Some(download) = self.downloads.get_mut(&blob) {
                 room -= download.fill(room, &mut self.node.cx(now, out)).min(room);
+                if room == 0 {
+                    download.waits_in_turn(now);
+                }
             }
         }
     }
+
+    /// Blobs in the order in which pieces of them are asked for. After the first few, which containerd
+    /// waits for, small ones come in an order of this node's own: if all nodes took them in the same one,
+    /// all would wait for whoever has them first, and have nothing for each other.
+    fn in_turn(&self) -> Vec<Digest> {
+        let mut blobs: Vec<Digest> = self.order.iter().map(|(_, blob)| *blob).collect();
+        let is_small = |blob: &Digest| self.downloads.get(blob).is_some_and(|download| download.layout.segments() == 1);
+        if let Some(later) = blobs.get_mut(IN_ORDER..) {
+            for run in later.chunk_by_mut(|one, next| is_small(one) && is_small(next)) {
+                run.sort_by_cached_key(|blob| score(blob, &self.node.me));
+            }
+        }
+        blobs
+    }
 }
+
+/// containerd downloads so many layers of an image at a time, the first ones first.
+const IN_ORDER: usize = 3;
 
 /// How many of the ranked know who holds a blob: its coordinator, and the first backup.
 const HOLDS_TOLD: usize = 2;

@@ -376,3 +376,54 @@ fn a_source_that_stalls_is_given_up_at_once_and_one_that_breaks_off_is_not() {
         assert_eq!(actions.iter().any(ends), is_given_up, "{reason:?}: {actions:?}");
     }
 }
+
+#[test]
+fn a_blob_that_waits_for_its_turn_blames_nobody_who_has_it() {
+    let mut swarm = node(1..=4);
+    let busy = swarm.node.limits.in_flight;
+    // One blob has all requests, and its pieces come; the other is at a neighbour too.
+    let blobs = [blob_ranked(&[2, 3]), blob_ranked(&[3, 2])];
+    for (turn, (blob, size)) in (0..).zip(blobs.into_iter().zip([4096 * MIB, MIB])) {
+        want_in_turn(&mut swarm, blob, size, turn);
+        let coordinator = if turn == 0 { 2 } else { 3 };
+        let neighbours = vec![peer(2), peer(3), peer(4)];
+        heard(&mut swarm, at(1), coordinator, blob, Message::Welcome { neighbours, interested: 4 });
+        for from in 2..=4 {
+            let have = Bitfield::full(Layout::new(size).pieces());
+            heard(&mut swarm, at(1), from, blob, Message::Hello { have, wants_answer: false });
+        }
+    }
+    let mut asked: Vec<(u32, PeerId)> = Vec::new();
+    for second in 1..=10 {
+        let [first, second_blob] = blobs;
+        for (piece, peer) in std::mem::take(&mut asked) {
+            swarm.handle(at(second * 1000), Event::Fetched { blob: first, piece, peer });
+        }
+        let actions = swarm.handle(at(second * 1000 + 900), Event::Tick);
+        let complains = |action: &Action| matches!(action, Action::Send { blob, message: Message::Missing { .. }, .. } if *blob == second_blob);
+        assert!(!actions.iter().any(complains), "after {second} s: {actions:?}");
+        let download = &swarm.downloads[&first];
+        asked.extend(download.requests.iter().map(|request| (request.piece, request.peer)));
+        assert_eq!(asked.len(), busy, "the first has all of them");
+    }
+}
+
+#[test]
+fn small_blobs_after_the_first_few_come_in_an_order_of_each_nodes_own() {
+    let order = |me: u8| {
+        let mut swarm = Swarm::new(peer(me), Zone::default(), Limits::default(), 7);
+        let blob = |n: u64| Digest::of(&n.to_le_bytes());
+        // One that is large lies between them, and keeps its place.
+        for n in 0..24 {
+            want_in_turn(&mut swarm, blob(n), if n == 12 { 100 * MIB } else { MIB }, n);
+        }
+        let turns = swarm.in_turn().into_iter().map(|other| (0..24).find(|n| blob(*n) == other).unwrap());
+        turns.collect::<Vec<u64>>()
+    };
+    let (one, other) = (order(1), order(2));
+    for order in [&one, &other] {
+        assert_eq!((&order[..3], order[12]), (&[0, 1, 2][..], 12), "{order:?}");
+        assert!(order[3..12].iter().all(|n| *n < 12) && order[13..].iter().all(|n| *n > 12), "{order:?}");
+    }
+    assert_ne!(one, other);
+}

@@ -54,6 +54,14 @@ impl Download {
         }
     }
 
+    /// Other blobs of this node have all the requests that there may be: whoever has pieces of this one is
+    /// not to blame that they do not come.
+    pub(super) fn waits_in_turn(&mut self, now: Time) {
+        if self.requests.is_empty() {
+            self.came = now;
+        }
+    }
+
     /// When so long nothing could be asked for, and nothing is on its way, that the coordinator should know.
     /// Requests that are late are as good as none: a peer that died in silence answers none of them, and
     /// may be the coordinator itself.
