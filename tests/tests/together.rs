@@ -53,7 +53,7 @@ async fn containerd_waits_for_a_first_byte_that_others_overtake() -> Result<()> 
     swarm.ecr().inject(Rule::on(Kind::Object).digest(layer).first_bytes(), Fault::Delay(Duration::from_secs(4)));
     last(swarm.pull_on(&[0], &pushed).await)?;
     let copies = Copies::of_blob(&swarm.ecr().log(), &pushed.image.layers[0]);
-    ensure!(copies.ensure_exactly(1).is_ok(), "{copies}\n{}", turns_to_the_registry(&swarm));
+    ensure!(copies.ensure_exactly(1).is_ok(), "{copies}\n{}", swarm.told());
     Ok(())
 }
 
@@ -195,22 +195,8 @@ async fn without_power(swarm: &Swarm, pushed: &Pushed, victim: impl Future<Outpu
     let copies = Copies::of_blob(&swarm.ecr().log(), &pushed.image.layers[0]);
     // The pieces that it had read and not yet given to anybody are read again: a segment for each lease.
     let is_missed_by_nobody = copies.least == 1 && copies.sent - copies.size <= 32 * MIB;
-    ensure!(is_missed_by_nobody, "{copies}\n{}", turns_to_the_registry(swarm));
+    ensure!(is_missed_by_nobody, "{copies}\n{}", swarm.told());
     let alone = swarm.sum("darter_swarm_fallbacks_total", &[]).await?;
-    ensure!(alone == 0.0, "{alone} blobs were read alone\n{}", turns_to_the_registry(swarm));
+    ensure!(alone == 0.0, "{alone} blobs were read alone\n{}", swarm.told());
     Ok(())
-}
-
-/// What agents say of pulls that went on without them, or without each other.
-fn turns_to_the_registry(swarm: &Swarm) -> String {
-    let tells = |line: &&str| {
-        ["WARN", "goes to the registry", "of no help", "handed over", "pulled a blob"]
-            .iter()
-            .any(|word| line.contains(word))
-    };
-    let told = |node: usize| {
-        let log = swarm.node(node).agent().map(darter_tests::agent::Agent::log).unwrap_or_default();
-        log.lines().filter(tells).map(|line| format!("node {node}: {line}\n")).collect::<String>()
-    };
-    (0..swarm.len()).map(told).collect()
 }
