@@ -21,6 +21,14 @@ fuzz_target!(|bytes: &[u8]| {
         Some(v1::frame::Kind::Peers(peers)) => {
             let _ = wire::decode_peers(peers);
         }
+        Some(v1::frame::Kind::TokenWanted(wanted)) => {
+            let _ = wire::decode_wanted(&wanted);
+        }
+        Some(v1::frame::Kind::Token(given)) => {
+            let Ok((blob, token)) = wire::decode_token(&given) else { return };
+            let again = wire::encode_token(&blob, &token).kind;
+            assert_eq!(again, Some(v1::frame::Kind::Token(given)), "one form");
+        }
         None => {}
     }
 });

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use darter_tests::agent::Options;
+use darter_tests::agent::{Agent, Options};
 use darter_tests::cluster::swarm::Swarm;
 use darter_tests::cluster::{Copies, Plan, Pushed, Seat, last};
 use darter_tests::fake_ecr::{Fault, Kind, Rule};
@@ -60,7 +60,7 @@ async fn many_small_layers_are_read_once_and_no_node_goes_on_alone() -> Result<(
     last(first)?;
     last(others?)?;
     swarm.ensure_peaceful().await?;
-    swarm.copies(&pushed).ensure_exactly(1).with_context(|| turns_to_the_registry(&swarm))
+    swarm.copies(&pushed).ensure_exactly(1).with_context(|| swarm.told())
 }
 
 #[tokio::test]
@@ -76,7 +76,7 @@ async fn containerd_waits_for_a_first_byte_that_others_overtake() -> Result<()> 
     swarm.ecr().inject(Rule::on(Kind::Object).digest(layer).first_bytes(), Fault::Delay(Duration::from_secs(4)));
     last(swarm.pull_on(&[0], &pushed).await)?;
     let copies = Copies::of_blob(&swarm.ecr().log(), &pushed.image.layers[0]);
-    ensure!(copies.ensure_exactly(1).is_ok(), "{copies}\n{}", turns_to_the_registry(&swarm));
+    ensure!(copies.ensure_exactly(1).is_ok(), "{copies}\n{}", swarm.told());
     Ok(())
 }
 
@@ -173,12 +173,15 @@ async fn the_first_bytes_of_a_node_without_power_come_from_another() -> Result<(
     }
     let swarm = start_four().await?;
     let pushed = swarm.push(5, &[96 * MIB]).await?;
-    let order = format!("Import {{ blob: {}, segment: 0,", pushed.image.layers[0].digest());
+    let layer = pushed.image.layers[0].digest();
+    let (wish, order) = (format!("Want {{ blob: {layer},"), format!("Import {{ blob: {layer}, segment: 0,"));
     let victim = async {
         let mut victim = None;
-        eventually("somebody is to read the first segment", async || {
-            victim = (0..swarm.len()).find(|node| swarm.story(*node).contains(&order));
-            Ok(victim.is_some())
+        // By then all have the manifests, which come from each other too.
+        eventually("all want the layer, and one is to read the first of it", async || {
+            let logs: Vec<_> = (0..swarm.len()).filter_map(|node| swarm.node(node).agent()).map(Agent::log).collect();
+            victim = logs.iter().position(|log| log.contains(&order));
+            Ok(victim.is_some() && logs.iter().all(|log| log.contains(&wish)))
         })
         .await?;
         victim.context("nobody reads")
@@ -218,22 +221,8 @@ async fn without_power(swarm: &Swarm, pushed: &Pushed, victim: impl Future<Outpu
     let copies = Copies::of_blob(&swarm.ecr().log(), &pushed.image.layers[0]);
     // The pieces that it had read and not yet given to anybody are read again: a segment for each lease.
     let is_missed_by_nobody = copies.least == 1 && copies.sent - copies.size <= 32 * MIB;
-    ensure!(is_missed_by_nobody, "{copies}\n{}", turns_to_the_registry(swarm));
+    ensure!(is_missed_by_nobody, "{copies}\n{}", swarm.told());
     let alone = swarm.sum("darter_swarm_fallbacks_total", &[]).await?;
-    ensure!(alone == 0.0, "{alone} blobs were read alone\n{}", turns_to_the_registry(swarm));
+    ensure!(alone == 0.0, "{alone} blobs were read alone\n{}", swarm.told());
     Ok(())
-}
-
-/// What agents say of pulls that went on without them, or without each other.
-fn turns_to_the_registry(swarm: &Swarm) -> String {
-    let tells = |line: &&str| {
-        ["WARN", "goes to the registry", "of no help", "handed over", "pulled a blob"]
-            .iter()
-            .any(|word| line.contains(word))
-    };
-    let told = |node: usize| {
-        let log = swarm.node(node).agent().map(darter_tests::agent::Agent::log).unwrap_or_default();
-        log.lines().filter(tells).map(|line| format!("node {node}: {line}\n")).collect::<String>()
-    };
-    (0..swarm.len()).map(told).collect()
 }

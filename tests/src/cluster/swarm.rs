@@ -30,6 +30,16 @@ impl Swarm {
         plan: Plan,
         configure: impl Fn(&Seat, Options) -> Options + Send + Sync + 'static,
     ) -> Result<Self> {
+        let swarm = Self::start_apart(plan, configure).await?;
+        swarm.complete().await?;
+        Ok(swarm)
+    }
+
+    /// The same where not all are to know all: whoever starts it waits for whatever it is that they know.
+    pub async fn start_apart(
+        plan: Plan,
+        configure: impl Fn(&Seat, Options) -> Options + Send + Sync + 'static,
+    ) -> Result<Self> {
         let dir = Scratch::new()?;
         let file = dir.join("swarm.key");
         let mut command = Place::Host.command(tools::darter()?);
@@ -46,9 +56,7 @@ impl Swarm {
                 .set("swarm.peers", Array::from_iter(others.map(|member| format!("{member}:4002"))));
             configure(seat, options)
         };
-        let swarm = Self { cluster: Cluster::start(plan, join).await?, _dir: dir };
-        swarm.complete().await?;
-        Ok(swarm)
+        Ok(Self { cluster: Cluster::start(plan, join).await?, _dir: dir })
     }
 
     /// Waits until every agent that runs knows every other.
@@ -77,6 +85,20 @@ impl Swarm {
             }
         }
         Ok(sum)
+    }
+
+    /// What agents say of pulls that went on without them, or without each other.
+    pub fn told(&self) -> String {
+        let tells = |line: &&str| {
+            ["WARN", "goes to the registry", "of no help", "handed over", "pulled a blob"]
+                .iter()
+                .any(|word| line.contains(word))
+        };
+        let told = |node: usize| {
+            let log = self.node(node).agent().map(crate::agent::Agent::log).unwrap_or_default();
+            log.lines().filter(tells).map(|line| format!("node {node}: {line}\n")).collect::<String>()
+        };
+        (0..self.len()).map(told).collect()
     }
 
     /// No agent read alone, and none took another for a liar or a stranger.

@@ -95,8 +95,12 @@ impl Watched {
         let Some(standing) = &self.swarm else {
             return Check::new("swarm", State::Ok, "off: no swarm key (swarm.key_file)");
         };
-        let Standing { peers, addresses, strangers, .. } = *standing.borrow();
+        let Standing { peers, addresses, strangers, apart, .. } = *standing.borrow();
         match (peers, addresses) {
+            (peers, _) if apart > 0 => {
+                let reason = format!("{peers} other members; {apart} nodes have another swarm.tls than this one");
+                Check::new("swarm", State::Degraded, reason)
+            }
             (0, 0) => Check::new("swarm", State::Ok, "alone: no other agent is known"),
             (0, known) if strangers > 0 => {
                 let reason = format!("alone: {known} addresses known, and who answers there has another swarm key");

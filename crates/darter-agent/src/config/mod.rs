@@ -203,6 +203,7 @@ pub struct Swarm {
     pub key_file: Option<PathBuf>,
     pub listen: SocketAddr,
     pub exchange_listen: SocketAddr,
+    pub tls: bool,
     #[serde(with = "optional")]
     pub dns: Option<String>,
     #[serde(with = "optional")]

@@ -19,6 +19,7 @@ fn the_embedded_default_is_right_and_prints_as_itself() {
     let config = Config::embedded();
     assert_eq!(config.mirror.listen.to_string(), "127.0.0.1:4001");
     assert!(config.registries.is_empty() && config.containerd.socket.is_none());
+    assert!(config.swarm.tls, "plaintext is for those who ask for it");
     let printed = Layers::embedded().print().unwrap();
     assert_eq!(Layers::text(Path::new("printed"), printed.clone()).unwrap().print().unwrap(), printed);
 }

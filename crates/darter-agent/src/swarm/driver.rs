@@ -20,6 +20,7 @@ use super::coming::Coming;
 use super::control::{ControlEvent, ControlHandle};
 use super::exchange::Client;
 use super::handle::{Ending, Endings, Input, Order, Reply, Slot, SwarmHandle};
+use super::tokens::Tokens;
 use super::wire::TAKES;
 use crate::store::Store;
 
@@ -43,6 +44,8 @@ pub(super) struct Driver {
     core: Swarm,
     control: ControlHandle,
     client: Arc<Client>,
+    /// Where pieces go in plaintext.
+    tokens: Option<Arc<Tokens>>,
     endings: Arc<Endings>,
     began: Instant,
     wanted: HashMap<Digest, Wanted>,
@@ -83,6 +86,7 @@ impl Driver {
         control: ControlHandle,
         zone: Zone,
         client: Arc<Client>,
+        tokens: Option<Arc<Tokens>>,
         endings: Arc<Endings>,
         house: House,
     ) -> Self {
@@ -90,6 +94,7 @@ impl Driver {
             core: Swarm::new(control.me(), zone, Limits::default(), seed()),
             control,
             client,
+            tokens,
             endings,
             began: Instant::now(),
             wanted: HashMap::new(),
@@ -142,14 +147,27 @@ impl Driver {
     }
 
     fn hear(&mut self, event: ControlEvent) {
-        self.handle(match event {
-            ControlEvent::Members(members) => Event::Members(members),
+        match event {
+            ControlEvent::Members(members) => self.handle(Event::Members(members)),
             ControlEvent::Lost(peer) => {
                 self.client.forget(peer);
-                Event::PeerLost(peer)
+                if let Some(tokens) = &self.tokens {
+                    tokens.lost(peer);
+                }
+                self.handle(Event::PeerLost(peer));
             }
-            ControlEvent::Message { from, blob, message } => Event::Message { from, blob, message },
-        });
+            ControlEvent::Message { from, blob, message } => self.handle(Event::Message { from, blob, message }),
+            ControlEvent::TokenWanted { from, blob } => {
+                if let Some(tokens) = &self.tokens {
+                    tokens.wanted(from, blob);
+                }
+            }
+            ControlEvent::Token { from, blob, token } => {
+                if let Some(tokens) = &self.tokens {
+                    tokens.came(from, blob, token);
+                }
+            }
+        }
     }
 
     fn take_endings(&mut self) {

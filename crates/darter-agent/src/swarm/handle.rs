@@ -15,8 +15,9 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::Instant;
 
 use super::coming::Coming;
-use super::control::ControlHandle;
+use super::control::{ControlHandle, Standing};
 use super::exchange::{Client, FetchError, Identity, Piece, PieceRequest};
+use super::tokens::Tokens;
 use crate::activity::Activity;
 
 /// Orders that a pull did not take yet. The core asks for some dozens of pieces at a time, of all blobs
@@ -132,6 +133,8 @@ pub struct SwarmHandle(pub(super) Arc<Shared>);
 pub(super) struct Shared {
     pub(super) control: ControlHandle,
     pub(super) client: Arc<Client>,
+    /// Where pieces go in plaintext.
+    pub(super) tokens: Option<Arc<Tokens>>,
     pub(super) identity: Identity,
     pub(super) inbox: mpsc::Sender<Input>,
     pub(super) endings: Arc<Endings>,
@@ -150,8 +153,9 @@ impl SwarmHandle {
         if !self.0.expects_others {
             return;
         }
-        let is_settled =
-            |standing: &super::control::Standing| standing.peers > 0 && standing.peers >= standing.addresses;
+        let is_settled = |standing: &Standing| {
+            standing.peers > 0 && standing.peers.saturating_add(standing.apart) >= standing.addresses
+        };
         // An error is the time being over, or the control plane: in both cases the pull goes on.
         let _ = tokio::time::timeout_at(self.0.settled_by, standing.wait_for(is_settled)).await;
     }
@@ -291,8 +295,9 @@ pub struct Fetcher {
 impl Fetcher {
     /// One piece from one peer, checked. Drop the future to cancel.
     pub async fn fetch(&self, piece: u32, peer: PeerId, activity: Activity) -> Result<Piece, FetchError> {
-        let Some((address, _)) = self.swarm.0.control.member(peer) else { return Err(FetchError::gone()) };
-        let request = PieceRequest {
+        let Shared { control, client, tokens, .. } = &*self.swarm.0;
+        let Some((address, _)) = control.member(peer) else { return Err(FetchError::gone()) };
+        let mut request = PieceRequest {
             peer,
             address,
             blob: self.blob,
@@ -303,6 +308,13 @@ impl Fetcher {
             patience: PATIENCE,
             activity,
         };
-        self.swarm.0.client.fetch(&request).await
+        let Some(tokens) = tokens else { return client.fetch(&request).await };
+        request.token = Some(tokens.get(peer, self.blob).await.ok_or_else(FetchError::no_token)?);
+        let fetched = client.fetch(&request).await;
+        if fetched.as_ref().is_err_and(FetchError::is_denied) {
+            // It waited for its connection for too long, or a clock was set. The next request has a new one.
+            tokens.refused(peer, self.blob);
+        }
+        fetched
     }
 }

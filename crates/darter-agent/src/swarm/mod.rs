@@ -2,8 +2,8 @@
 //!
 //! `control` is connected to the other agents and carries messages, `discovery` finds where they may
 //! be, `wire` and `frame` are what the messages look like, `identity` and `key` who may
-//! take part. `exchange` moves the bytes of pieces, on connections of its own, and `shelf` is what it
-//! serves. `driver` is the loop that carries out what the core decides, `handle` what the rest of the
+//! take part. `exchange` moves the bytes of pieces, on connections of its own, `shelf` is what it
+//! serves, and `tokens` the right to it where it is plaintext. `driver` is the loop that carries out what the core decides, `handle` what the rest of the
 //! agent has of it, `coming` a blob on its way; `part` puts all of it together.
 //! Not here: what is asked of whom, which the core decides.
 
@@ -18,4 +18,5 @@ pub mod identity;
 pub mod key;
 pub mod part;
 mod shelf;
+mod tokens;
 pub mod wire;

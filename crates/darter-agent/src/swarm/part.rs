@@ -22,6 +22,7 @@ use super::handle::{Endings, Input, Shared, SwarmHandle};
 use super::identity::{Identity, IdentityError};
 use super::key::{self, KeyError};
 use super::shelf::{Others, Shelf};
+use super::tokens::Tokens;
 use crate::config::{self, Config};
 use crate::log::chain;
 use crate::metrics::Metrics;
@@ -61,6 +62,9 @@ pub enum SwarmError {
     /// The same, for the blob exchange.
     #[error(transparent)]
     Shown(#[from] exchange::IdentityError),
+    /// What tokens are made with.
+    #[error("cannot get random bytes for the secret of this node's tokens")]
+    Secret(#[source] std::io::Error),
     /// The connections.
     #[error(transparent)]
     Control(#[from] ControlError),
@@ -113,6 +117,7 @@ impl SwarmPart {
             max_members: swarm.max_members,
             wants_peers,
             is_seed: config.seed.enabled,
+            is_plain: !swarm.tls,
             version: version.to_owned(),
             limits: Limits::default(),
         };
@@ -121,18 +126,26 @@ impl SwarmPart {
         let (sender, inbox) = mpsc::channel(INBOX);
         let others = || Others { control: words.clone(), zone };
         let shelf = Shelf { others: others(), store: store.clone(), identity: shown.clone(), inbox: sender.clone() };
-        let gate = Gate::Tls(shown.clone());
+        let tokens =
+            if swarm.tls { None } else { Some(Arc::new(Tokens::new(words.clone()).map_err(SwarmError::Secret)?)) };
+        // Either this or that, in both directions: no piece of a node with TLS ever goes without.
+        let (gate, ours) = match &tokens {
+            None => (Gate::Tls(shown.clone()), Some(shown.clone())),
+            Some(tokens) => (Gate::Token(tokens.secret().clone()), None),
+        };
         let server = Server::bind(swarm.exchange_listen, gate, Arc::new(shelf), limits.clone(), metrics.clone())?;
-        let client = Arc::new(Client::new(Some(shown.clone()), Arc::new(others()), limits, metrics.clone()));
+        let client = Arc::new(Client::new(ours, Arc::new(others()), limits, metrics.clone()));
         let endings = Arc::new(Endings::default());
         let (errand, errands) = mpsc::channel(ERRANDS);
         let left = CancellationToken::new();
         let house = House { store: store.clone(), errands: errand, left: left.clone() };
-        let driver = Driver::new(words.clone(), zone, client.clone(), endings.clone(), house);
-        info!(peer = %words.me(), address = %words.address(), key = %key.fingerprint(), "this node is in a swarm");
+        let driver = Driver::new(words.clone(), zone, client.clone(), tokens.clone(), endings.clone(), house);
+        let (peer, address, tls) = (words.me(), words.address(), swarm.tls);
+        info!(%peer, %address, key = %key.fingerprint(), tls, "this node is in a swarm");
         let handle = SwarmHandle(Arc::new(Shared {
             control: words,
             client,
+            tokens,
             identity: shown,
             inbox: sender,
             endings,

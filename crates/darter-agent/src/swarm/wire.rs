@@ -9,12 +9,14 @@ mod checks;
 mod hello;
 #[cfg(test)]
 mod tests;
+mod tokens;
 
 use std::time::Duration;
 
 use darter_api::v1;
 use darter_core::Digest;
 use darter_core::pieces::Layout;
+use darter_core::swarm::token::Malformed;
 use darter_core::swarm::{Join, Lease, LeaseEnd, Message};
 
 use self::checks::{
@@ -22,6 +24,7 @@ use self::checks::{
 };
 
 pub use self::hello::{Hello, TAKES, decode_peers, encode_peers};
+pub use self::tokens::{decode_token, decode_wanted, encode_token, encode_wanted};
 
 /// Pieces of one blob: 8 TiB in pieces of 8 MiB, twenty times the largest model.
 pub const PIECES_MAX: u64 = 1 << 20;
@@ -65,6 +68,9 @@ pub enum WireError {
     /// A bitfield whose bytes do not fit its number of pieces, or the blob's.
     #[error("a bitfield that does not fit: {0}")]
     Bitfield(&'static str),
+    /// Another text where a token should be.
+    #[error("a token that is none")]
+    Token(#[from] Malformed),
 }
 
 /// A message about a blob, for the wire. An error is a message past the bounds: it is not sent.

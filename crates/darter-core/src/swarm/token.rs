@@ -149,6 +149,8 @@ mod tests {
         assert_eq!(token.check(&secret, &blob, address(1), NOW - Duration::from_secs(1)), Err(Denied::Expired));
         let longer = Token { expires: token.expires + 1, ..token };
         assert_eq!(longer.check(&secret, &blob, address(1), NOW), Err(Denied::Wrong), "made to live longer");
+        let (shown, hidden) = (format!("{token:?}"), hex::encode(&token.hash));
+        assert_eq!(shown, format!("Token({peer} until {})", token.expires), "{hidden} is not for logs");
         let stolen = Token { peer: PeerId::from_bytes([3; 32]), ..token };
         assert_eq!(stolen.check(&secret, &blob, address(1), NOW), Err(Denied::Wrong), "made to name another");
     }

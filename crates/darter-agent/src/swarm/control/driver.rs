@@ -7,21 +7,21 @@ use std::time::{Duration, Instant};
 
 use darter_core::swarm::{Member, PeerId};
 use futures_util::StreamExt;
-use libp2p::core::transport::TransportError;
 use libp2p::swarm::dial_opts::DialOpts;
-use libp2p::swarm::{ConnectionId, NetworkBehaviour, Swarm, SwarmEvent};
-use libp2p::{allow_block_list, connection_limits, identify, ping};
+use libp2p::swarm::{ConnectionId, Swarm, SwarmEvent};
+use libp2p::{identify, ping};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::addresses::Addresses;
+use super::behaviour::{Behaviour, BehaviourEvent, listen, swarm};
 use super::directory::Directory;
 use super::peers::{Peers, Session};
 use super::session::{Outgoing, QUEUE, Report, Reports, read, write};
-use super::streams::{StreamEvent, Streams};
-use super::transport::{Failure, limits, multiaddr, socket_addr, transport};
+use super::streams::StreamEvent;
+use super::transport::{Failure, multiaddr, socket_addr};
 use super::{ControlError, ControlEvent, ControlHandle, EVENTS, ORDERS, Order, Setup, Standing};
 use crate::log::chain;
 use crate::metrics::{Metrics, ReasonLabels};
@@ -33,19 +33,8 @@ use crate::swarm::wire::{Hello, TAKES};
 const REPORTS: usize = 256;
 /// Peers that are banned at a time; beyond, the one that is free soonest is freed.
 const BANS_MAX: usize = 1024;
-/// A listener has its address by then, or it never has.
-const LISTEN_PATIENCE: Duration = Duration::from_secs(5);
 /// Strangers at the door are in the metrics; the log has one line in this time.
 const WARN_EVERY: Duration = Duration::from_secs(60);
-
-#[derive(NetworkBehaviour)]
-struct Behaviour {
-    limits: connection_limits::Behaviour,
-    banned: allow_block_list::Behaviour<allow_block_list::BlockedPeers>,
-    streams: Streams,
-    ping: ping::Behaviour,
-    identify: identify::Behaviour,
-}
 
 /// The control plane, listening.
 pub struct Control {
@@ -70,7 +59,8 @@ pub struct Control {
     is_changed: bool,
     standing: watch::Sender<Standing>,
     metrics: Arc<Metrics>,
-    warned: Option<Instant>,
+    /// When the log last had a line for a reason that is counted.
+    warned: BTreeMap<&'static str, Instant>,
 }
 
 impl Control {
@@ -91,6 +81,7 @@ impl Control {
             exchange_port: setup.exchange_port,
             wants_peers: setup.wants_peers,
             is_seed: setup.is_seed,
+            is_plain: setup.is_plain,
         };
         let me = Member { id: identity.id(), zone: setup.zone, is_seed: setup.is_seed };
         let directory = Arc::new(Directory::new(setup.max_members));
@@ -111,7 +102,7 @@ impl Control {
             swarm,
             discovery: Some(discovery),
             addresses: Addresses::new(setup.max_members),
-            peers: Peers::new(me),
+            peers: Peers::new(me, setup.is_plain),
             dials: HashMap::new(),
             bans: BTreeMap::new(),
             tasks: JoinSet::new(),
@@ -124,7 +115,7 @@ impl Control {
             is_changed: true,
             standing,
             metrics,
-            warned: None,
+            warned: BTreeMap::new(),
             setup,
         };
         Ok((control, handle, heard))
@@ -316,7 +307,8 @@ impl Control {
             }
             StreamEvent::In(stream) if !session.is_heard => {
                 session.is_heard = true;
-                self.tasks.spawn(read(stream, session.peer, self.events.clone(), reports));
+                let is_plain = self.setup.is_plain;
+                self.tasks.spawn(read(stream, session.peer, is_plain, self.events.clone(), reports));
             }
             StreamEvent::In(_) => {
                 self.reject("streams");
@@ -362,12 +354,20 @@ impl Control {
         let (peer, address) = (session.peer, session.address());
         let (wants_peers, queue) =
             (session.hello.as_ref().is_some_and(|hello| hello.wants_peers), session.queue.clone());
+        let is_plain = session.hello.as_ref().is_some_and(|hello| hello.is_plain);
         if let Some(address) = address {
             self.addresses.connected(address, peer);
         }
         if let (true, Some(queue)) = (wants_peers, queue) {
             // The queue is new: there is room.
             let _ = queue.try_send(Outgoing::Peers(self.peers.addresses(peer)));
+        }
+        if is_plain != self.setup.is_plain {
+            self.reject("tls");
+            if self.is_news("tls") {
+                let theirs = if is_plain { "plaintext" } else { "TLS" };
+                warn!(%peer, theirs, "a node with another swarm.tls than this one: no blobs go between the two; counted from here on");
+            }
         }
         self.route(peer);
         for id in self.peers.surplus(peer) {
@@ -377,7 +377,7 @@ impl Control {
 
     /// Brings the queue of a peer up to date, and everybody's view of whether it is a member.
     fn route(&mut self, peer: PeerId) {
-        let route = self.peers.best(peer).and_then(|(_, session)| session.route());
+        let route = self.peers.route(peer);
         let is_member = route.is_some();
         let was_member = self.directory.set(peer, route);
         if is_member != was_member {
@@ -420,11 +420,18 @@ impl Control {
     fn count(&mut self, failure: Failure, who: impl FnOnce() -> String) {
         let Some(reason) = failure.reason() else { return };
         self.reject(reason);
-        let is_quiet = self.warned.is_some_and(|at| at.elapsed() < WARN_EVERY);
-        if failure == Failure::Handshake && !is_quiet {
-            self.warned = Some(Instant::now());
+        if failure == Failure::Handshake && self.is_news(reason) {
             warn!(who = who(), "no darter agent, or one with another swarm key (swarm.key_file); counted from here on");
         }
+    }
+
+    /// Whether the log has had no line for this reason of late. Notes that it has one now.
+    fn is_news(&mut self, reason: &'static str) -> bool {
+        let is_news = self.warned.get(reason).is_none_or(|at| at.elapsed() >= WARN_EVERY);
+        if is_news {
+            self.warned.insert(reason, Instant::now());
+        }
+        is_news
     }
 
     fn reject(&self, reason: &'static str) {
@@ -434,59 +441,15 @@ impl Control {
     /// Brings the gauges up to date.
     fn stand(&self) {
         let peers = self.directory.members();
-        let (connections, addresses) = (self.peers.connections(), self.addresses.others());
+        let (connections, addresses, apart) = (self.peers.connections(), self.addresses.others(), self.peers.apart());
         let gauge = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
         self.metrics.swarm_peers.set(gauge(peers));
         self.metrics.swarm_connections.set(gauge(connections));
         self.standing.send_if_modified(|standing| {
-            let now = Standing { peers, connections, addresses, ..*standing };
+            let now = Standing { peers, connections, addresses, apart, ..*standing };
             std::mem::replace(standing, now) != now
         });
     }
-}
-
-fn swarm(setup: &Setup, identity: &Identity) -> Result<Swarm<Behaviour>, ControlError> {
-    let transport = transport(setup.key, identity, setup.limits.handshake)?;
-    let ping = ping::Config::new().with_interval(setup.limits.ping_every).with_timeout(setup.limits.ping_patience);
-    let identify = identify::Config::new("/darter/1".to_owned(), identity.keypair().public())
-        .with_agent_version(format!("darter/{}", setup.version))
-        // Addresses come from discovery and from the hello.
-        .with_hide_listen_addrs(true)
-        .with_cache_size(0);
-    let behaviour = Behaviour {
-        limits: connection_limits::Behaviour::new(limits(setup.max_members)),
-        banned: allow_block_list::Behaviour::default(),
-        streams: Streams::default(),
-        ping: ping::Behaviour::new(ping),
-        identify: identify::Behaviour::new(identify),
-    };
-    let name = identity.keypair().public().to_peer_id();
-    Ok(Swarm::new(transport, behaviour, name, libp2p::swarm::Config::with_tokio_executor()))
-}
-
-async fn listen(swarm: &mut Swarm<Behaviour>, address: SocketAddr) -> Result<SocketAddr, ControlError> {
-    let wrong = |source| ControlError::Listen { address, source };
-    swarm.listen_on(multiaddr(address)).map_err(|error| match error {
-        TransportError::Other(error) => wrong(error),
-        TransportError::MultiaddrNotSupported(_) => wrong(std::io::ErrorKind::Unsupported.into()),
-    })?;
-    let listens = async {
-        loop {
-            match swarm.select_next_some().await {
-                SwarmEvent::NewListenAddr { address, .. } => {
-                    if let Some(found) = socket_addr(&address) {
-                        return Ok(found.port());
-                    }
-                }
-                SwarmEvent::ListenerClosed { reason: Err(error), .. } => return Err(wrong(error)),
-                _ => {}
-            }
-        }
-    };
-    let port = tokio::time::timeout(LISTEN_PATIENCE, listens)
-        .await
-        .map_err(|_| wrong(std::io::ErrorKind::TimedOut.into()))??;
-    Ok(SocketAddr::new(address.ip(), port))
 }
 
 /// Any number: whom to try again when.

@@ -1,12 +1,14 @@
 //! The control plane: connections to the other agents, and messages on them.
 //!
 //! libp2p over TCP behind a swarm key. Everybody is connected to everybody: a member is who said
-//! hello on a connection that stands, and stops being one with its last connection. `addresses`
-//! says whom to dial, `peers` who is there, `session` writes and reads, `driver` is the loop, and
-//! `directory` what the rest of the agent knows of it.
+//! hello on a connection that stands, and stops being one with its last connection. A node that
+//! exchanges pieces in another way (TLS, or plaintext) is connected, and no member. `addresses` says
+//! whom to dial, `peers` who is there, `session` writes and reads, `behaviour` is what libp2p does,
+//! `driver` is the loop, and `directory` what the rest of the agent knows of it.
 //! Not here: what is said, which the core decides.
 
 mod addresses;
+mod behaviour;
 mod directory;
 mod driver;
 mod peers;
@@ -22,6 +24,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use darter_core::Digest;
+use darter_core::swarm::token::Token;
 use darter_core::swarm::{Members, Message, PeerId, Zone};
 use libp2p::pnet::PreSharedKey;
 use tokio::sync::{mpsc, watch};
@@ -53,6 +56,8 @@ pub struct Setup {
     pub wants_peers: bool,
     /// Whether this node keeps a copy of what the others pull.
     pub is_seed: bool,
+    /// Whether pieces go in plaintext: then only to and from nodes where they do too.
+    pub is_plain: bool,
     /// darter's version.
     pub version: String,
     /// Waits.
@@ -120,6 +125,22 @@ pub enum ControlEvent {
         /// What.
         message: Message,
     },
+    /// A peer wants the right to read a blob here.
+    TokenWanted {
+        /// Who.
+        from: PeerId,
+        /// Which blob.
+        blob: Digest,
+    },
+    /// A peer gives this node the right to read a blob there.
+    Token {
+        /// Who.
+        from: PeerId,
+        /// Which blob.
+        blob: Digest,
+        /// The right.
+        token: Token,
+    },
 }
 
 /// How the swarm stands, for `/readyz`.
@@ -133,6 +154,9 @@ pub struct Standing {
     pub addresses: usize,
     /// Dials since the start at which somebody answered that has another key, or is no agent.
     pub strangers: u64,
+    /// Nodes that are connected and no members: one of the two exchanges pieces over TLS, the other in
+    /// plaintext.
+    pub apart: usize,
 }
 
 enum Order {
@@ -154,9 +178,23 @@ impl ControlHandle {
     /// Tells a peer something. Never waits: a message to nobody, or to a peer that does not keep up,
     /// is dropped and counted, which the protocol expects of a wire.
     pub fn send(&self, to: PeerId, blob: Digest, message: Message) {
+        self.queue(to, Outgoing::Message(blob, message));
+    }
+
+    /// Asks a peer for the right to read a blob there. Like a message, it may get lost.
+    pub fn want_token(&self, to: PeerId, blob: Digest) {
+        self.queue(to, Outgoing::TokenWanted(blob));
+    }
+
+    /// Gives a peer the right to read a blob here. Like a message, it may get lost.
+    pub fn give_token(&self, to: PeerId, blob: Digest, token: Token) {
+        self.queue(to, Outgoing::Token(blob, token));
+    }
+
+    fn queue(&self, to: PeerId, outgoing: Outgoing) {
         let route = self.directory.route(&to);
         let reason = match route.as_ref().map(|route| route.queue.try_reserve()) {
-            Some(Ok(place)) => return place.send(Outgoing::Message(blob, message)),
+            Some(Ok(place)) => return place.send(outgoing),
             Some(Err(mpsc::error::TrySendError::Full(()))) => "full",
             Some(Err(mpsc::error::TrySendError::Closed(()))) | None => "gone",
         };
@@ -171,7 +209,8 @@ impl ControlHandle {
         }
     }
 
-    /// Where a member's blob exchange listens, and its zone. `None`: it is not connected.
+    /// Where a member's blob exchange listens, at the address of its control connection, and its zone.
+    /// `None`: it is not connected.
     pub fn member(&self, peer: PeerId) -> Option<(SocketAddr, Zone)> {
         self.directory.route(&peer).map(|route| (route.exchange, route.zone))
     }

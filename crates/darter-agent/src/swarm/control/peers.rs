@@ -1,9 +1,12 @@
 //! Who is connected. Pure: which connections a peer has, which of them is kept, who is a member.
 //!
+//! A node that exchanges pieces in another way than this one is connected, and no member: the two tell
+//! each other addresses, so that each finds its own kind, and nothing else.
+//!
 //! Two agents that call each other at the same moment have two connections; the one with the lower
 //! name ends one of them, and keeps the one that it made itself. One decides, so that they agree.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
@@ -37,8 +40,8 @@ impl Session {
         self.queue.is_some() && self.hello.is_some()
     }
 
-    /// How the peer is reached, once it is a member.
-    pub(super) fn route(&self) -> Option<Route> {
+    /// How the peer is reached, once it has said hello.
+    fn route(&self) -> Option<Route> {
         let (hello, queue) = self.hello.as_ref().zip(self.queue.clone())?;
         let exchange = SocketAddr::new(self.ip, hello.exchange_port);
         Some(Route { queue, exchange, zone: hello.zone, features: hello.features })
@@ -54,12 +57,14 @@ impl Session {
 #[derive(Debug)]
 pub(super) struct Peers {
     me: Member,
+    /// How this node exchanges pieces.
+    is_plain: bool,
     sessions: BTreeMap<ConnectionId, Session>,
 }
 
 impl Peers {
-    pub(super) const fn new(me: Member) -> Self {
-        Self { me, sessions: BTreeMap::new() }
+    pub(super) const fn new(me: Member, is_plain: bool) -> Self {
+        Self { me, is_plain, sessions: BTreeMap::new() }
     }
 
     pub(super) fn insert(&mut self, id: ConnectionId, session: Session) {
@@ -83,7 +88,23 @@ impl Peers {
         self.sessions.iter().filter(move |(_, session)| session.peer == peer)
     }
 
-    /// The connection on which a peer is spoken to. None: it is no member.
+    /// Whether no piece can go to or from the peer of a connection.
+    pub(super) fn is_apart(&self, session: &Session) -> bool {
+        session.hello.as_ref().is_some_and(|hello| hello.is_plain != self.is_plain)
+    }
+
+    /// Nodes to and from which no piece can go.
+    pub(super) fn apart(&self) -> usize {
+        let apart = self.sessions.values().filter(|session| session.is_complete() && self.is_apart(session));
+        apart.map(|session| session.peer).collect::<BTreeSet<_>>().len()
+    }
+
+    /// How a member is reached. None: it is none.
+    pub(super) fn route(&self, peer: PeerId) -> Option<Route> {
+        self.best(peer).filter(|(_, session)| !self.is_apart(session))?.1.route()
+    }
+
+    /// The connection on which a peer is spoken to. None: it has not said hello.
     pub(super) fn best(&self, peer: PeerId) -> Option<(ConnectionId, &Session)> {
         let complete = self.of(peer).filter(|(_, session)| session.is_complete());
         let wanted = self.me.id < peer;
@@ -112,9 +133,9 @@ impl Peers {
         self.sessions.values().filter(|session| !session.is_complete()).map(|session| session.since).min()
     }
 
-    /// This node and everybody it is connected to.
+    /// This node and everybody it is connected to that exchanges pieces as it does.
     pub(super) fn members(&self) -> Members {
-        let complete = self.sessions.values().filter(|session| session.is_complete());
+        let complete = self.sessions.values().filter(|session| session.is_complete() && !self.is_apart(session));
         let member = |session: &Session| {
             let Hello { zone, is_seed, .. } = session.hello.as_ref()?;
             Some(Member { id: session.peer, zone: *zone, is_seed: *is_seed })
@@ -122,7 +143,7 @@ impl Peers {
         Members::new(std::iter::once(self.me).chain(complete.filter_map(member)).collect())
     }
 
-    /// Where members listen, except one.
+    /// Where others listen, except one.
     pub(super) fn addresses(&self, but: PeerId) -> Vec<SocketAddr> {
         let others = self.sessions.values().filter(|session| session.is_complete() && session.peer != but);
         let mut addresses: Vec<_> = others.filter_map(Session::address).collect();
@@ -149,8 +170,8 @@ mod tests {
     fn session(n: u8, is_ours: bool, is_complete: bool) -> Session {
         let version = "0".to_owned();
         let (zone, control_port, exchange_port) = (Zone(u64::from(n)), 4002, 4003);
-        let (features, wants_peers, is_seed) = (0, false, n == 9);
-        let hello = Hello { version, features, zone, control_port, exchange_port, wants_peers, is_seed };
+        let (features, wants_peers, is_seed, is_plain) = (0, false, n == 9, n == 8);
+        let hello = Hello { version, features, zone, control_port, exchange_port, wants_peers, is_seed, is_plain };
         Session {
             peer: peer(n),
             name: libp2p::PeerId::random(),
@@ -164,7 +185,7 @@ mod tests {
     }
 
     fn peers(sessions: impl IntoIterator<Item = Session>) -> Peers {
-        let mut peers = Peers::new(Member { id: peer(ME), zone: Zone(1), is_seed: false });
+        let mut peers = Peers::new(Member { id: peer(ME), zone: Zone(1), is_seed: false }, false);
         for (session, id) in sessions.into_iter().zip(0..) {
             peers.insert(ConnectionId::new_unchecked(id), session);
         }
@@ -196,5 +217,18 @@ mod tests {
         assert_eq!(peers.addresses(peer(1)), ["10.0.0.9:4002".parse().unwrap()]);
         assert!(peers.addresses(peer(9)).is_empty());
         assert_eq!(peers.silent(Instant::now() + Duration::from_secs(1)).len(), 2);
+    }
+
+    #[test]
+    fn a_node_that_exchanges_pieces_in_another_way_is_connected_once_and_no_member() {
+        let peers = peers([session(8, true, true), session(8, false, true), session(9, true, true)]);
+        let ids: Vec<_> = peers.members().iter().map(|member| member.id).collect();
+        assert_eq!(ids, [peer(ME), peer(9)]);
+        assert!(peers.route(peer(8)).is_none() && peers.route(peer(9)).is_some());
+        assert_eq!(peers.apart(), 1, "one node, whatever its connections");
+        assert_eq!(peers.surplus(peer(8)).len(), 1);
+        assert!(peers.silent(Instant::now() + Duration::from_secs(1)).is_empty(), "it has said hello");
+        let addresses = ["10.0.0.8:4002", "10.0.0.9:4002"].map(|text| text.parse().unwrap());
+        assert_eq!(peers.addresses(peer(1)), addresses, "its own kind hears of it from here");
     }
 }

@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 
 use darter_api::v1;
 use darter_core::Digest;
+use darter_core::swarm::token::Token;
 use darter_core::swarm::{Message, PeerId};
 use futures_util::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use libp2p::swarm::ConnectionId;
@@ -26,6 +27,10 @@ const WRITE_BYTES: usize = 64 * 1024;
 pub(super) enum Outgoing {
     Message(Digest, Message),
     Peers(Vec<SocketAddr>),
+    /// Asks for the right to read a blob.
+    TokenWanted(Digest),
+    /// Gives it.
+    Token(Digest, Token),
 }
 
 /// What a task tells the loop.
@@ -83,6 +88,8 @@ fn append(buffer: &mut Vec<u8>, outgoing: Outgoing) {
             wire::encode(&blob, &message).map(|message| v1::Frame { kind: Some(v1::frame::Kind::Message(message)) })
         }
         Outgoing::Peers(addresses) => Ok(wire::encode_peers(addresses)),
+        Outgoing::TokenWanted(blob) => Ok(wire::encode_wanted(&blob)),
+        Outgoing::Token(blob, token) => Ok(wire::encode_token(&blob, &token)),
     };
     // What is within the bounds of `wire` fits a frame; a test of it says so.
     let is_sent = frame.is_ok_and(|frame| frame::append(buffer, &frame));
@@ -91,14 +98,16 @@ fn append(buffer: &mut Vec<u8>, outgoing: Outgoing) {
     }
 }
 
-/// Reads what the peer says, until the stream breaks or the peer breaks the rules.
+/// Reads what the peer says, until the stream breaks or the peer breaks the rules. `is_plain`: how this
+/// node exchanges pieces.
 pub(super) async fn read(
     mut stream: impl AsyncRead + Unpin,
     from: PeerId,
+    is_plain: bool,
     events: mpsc::Sender<ControlEvent>,
     reports: Reports,
 ) {
-    let error = match converse(&mut stream, from, &events, &reports).await {
+    let error = match converse(&mut stream, from, is_plain, &events, &reports).await {
         Ok(()) => return,
         Err(FrameError::Bad(error)) => Report::Bad(error),
         Err(FrameError::Stream(_)) => Report::Ended,
@@ -110,24 +119,38 @@ pub(super) async fn read(
 async fn converse(
     stream: &mut (impl AsyncRead + Unpin),
     from: PeerId,
+    is_plain: bool,
     events: &mpsc::Sender<ControlEvent>,
     reports: &Reports,
 ) -> Result<(), FrameError> {
     use v1::frame::Kind;
-    match frame::read(stream).await? {
-        Kind::Hello(hello) => reports.tell(Report::Hello(Hello::decode(hello)?)).await,
-        _ => return Err(WireError::Absent("hello before the first message").into()),
-    }
+    let Kind::Hello(hello) = frame::read(stream).await? else {
+        return Err(WireError::Absent("hello before the first message").into());
+    };
+    let hello = Hello::decode(hello)?;
+    let is_apart = hello.is_plain != is_plain;
+    reports.tell(Report::Hello(hello)).await;
     loop {
-        match frame::read(stream).await? {
+        let event = match frame::read(stream).await? {
+            Kind::Peers(peers) => {
+                reports.tell(Report::Peers(wire::decode_peers(peers)?)).await;
+                continue;
+            }
+            Kind::Hello(_) => return Err(WireError::Unknown("a second hello").into()),
+            // An older version takes this node for a member and speaks to it: no piece could follow.
+            _ if is_apart => continue,
             Kind::Message(message) => {
                 let (blob, message) = wire::decode(message)?;
-                if events.send(ControlEvent::Message { from, blob, message }).await.is_err() {
-                    return Ok(());
-                }
+                ControlEvent::Message { from, blob, message }
             }
-            Kind::Peers(peers) => reports.tell(Report::Peers(wire::decode_peers(peers)?)).await,
-            Kind::Hello(_) => return Err(WireError::Unknown("a second hello").into()),
+            Kind::TokenWanted(wanted) => ControlEvent::TokenWanted { from, blob: wire::decode_wanted(&wanted)? },
+            Kind::Token(given) => {
+                let (blob, token) = wire::decode_token(&given)?;
+                ControlEvent::Token { from, blob, token }
+            }
+        };
+        if events.send(event).await.is_err() {
+            return Ok(());
         }
     }
 }

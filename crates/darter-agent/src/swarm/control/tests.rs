@@ -1,5 +1,6 @@
 //! Real sockets on loopback: agents that find each other, and those that do not behave.
 
+mod apart;
 mod odd;
 
 use std::collections::BTreeSet;
@@ -42,6 +43,7 @@ fn setup() -> Setup {
         max_members: 100,
         wants_peers: true,
         is_seed: false,
+        is_plain: false,
         version: "0.0.0".to_owned(),
         limits: Limits { handshake: Duration::from_secs(1), hello: Duration::from_secs(1), ..Limits::default() },
     }

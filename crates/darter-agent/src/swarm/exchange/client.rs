@@ -109,6 +109,9 @@ pub enum Broken {
     /// The blob has no such piece, or one that fits no memory.
     #[error("there is no such piece")]
     NoSuchPiece,
+    /// The peer gave no right to ask, in the plaintext option.
+    #[error("the peer gives no token")]
+    NoToken,
     /// The check did not run: the agent stops.
     #[error("the piece could not be checked")]
     Check(#[source] tokio::task::JoinError),
@@ -134,6 +137,16 @@ impl FetchError {
         Self::Broken(Broken::Dial(io::ErrorKind::NotConnected.into()))
     }
 
+    /// The peer gives no token.
+    pub const fn no_token() -> Self {
+        Self::Broken(Broken::NoToken)
+    }
+
+    /// Whether the peer refused the request for who asked, and not for what.
+    pub const fn is_denied(&self) -> bool {
+        matches!(self, Self::Broken(Broken::Refused(403)))
+    }
+
     /// What the state machine is told.
     pub fn failure(&self) -> FetchFailure {
         match self {
@@ -141,7 +154,7 @@ impl FetchError {
             // It may have met an importer that was gone before this node came: what that one vouched for is
             // of no use here until somebody has proved the blob.
             Self::NotHere | Self::Corrupt(Corrupt::Importer) => FetchFailure::Refused(Refusal::NotHere),
-            Self::Broken(Broken::Stalled(_)) => FetchFailure::Stalled,
+            Self::Broken(Broken::Stalled(_) | Broken::NoToken) => FetchFailure::Stalled,
             Self::Broken(Broken::Dial(error)) if error.kind() == io::ErrorKind::TimedOut => FetchFailure::Stalled,
             Self::Broken(_) => FetchFailure::Broken,
             Self::Corrupt(Corrupt::Bytes | Corrupt::Signature) => FetchFailure::Corrupt,

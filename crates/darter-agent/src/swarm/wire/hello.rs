@@ -31,6 +31,8 @@ pub struct Hello {
     pub wants_peers: bool,
     /// Whether it keeps a copy of what the others pull.
     pub is_seed: bool,
+    /// Whether pieces go to and from it in plaintext. No version that has no word for that does.
+    pub is_plain: bool,
 }
 
 impl Hello {
@@ -44,6 +46,7 @@ impl Hello {
             exchange_port: self.exchange_port.into(),
             wants_peers: self.wants_peers,
             is_seed: self.is_seed,
+            is_plain: self.is_plain,
         };
         v1::Frame { kind: Some(v1::frame::Kind::Hello(hello)) }
     }
@@ -63,6 +66,7 @@ impl Hello {
             exchange_port: port("hello.exchange_port", hello.exchange_port)?,
             wants_peers: hello.wants_peers,
             is_seed: hello.is_seed,
+            is_plain: hello.is_plain,
         })
     }
 }
@@ -117,8 +121,9 @@ mod tests {
 
     fn hello() -> Hello {
         let version = "0.1.0".to_owned();
-        let (control_port, exchange_port) = (4002, 4003);
-        Hello { version, features: 5, zone: Zone(9), control_port, exchange_port, wants_peers: true, is_seed: true }
+        let (features, zone, control_port, exchange_port) = (5, Zone(9), 4002, 4003);
+        let (wants_peers, is_seed, is_plain) = (true, true, true);
+        Hello { version, features, zone, control_port, exchange_port, wants_peers, is_seed, is_plain }
     }
 
     #[test]

@@ -11,7 +11,7 @@ use crate::swarm::control::transport::{multiaddr, transport};
 use crate::swarm::wire::Hello;
 
 /// A peer of which this node believes nothing yet.
-struct Odd {
+pub(super) struct Odd {
     swarm: Swarm<Streams>,
     at: SocketAddr,
     id: PeerId,
@@ -20,7 +20,7 @@ struct Odd {
 }
 
 impl Odd {
-    fn new(node: &Node) -> Self {
+    pub(super) fn new(node: &Node) -> Self {
         let identity = identity();
         let transport = transport(key(1), &identity, PATIENCE).unwrap();
         let name = identity.keypair().public().to_peer_id();
@@ -30,7 +30,7 @@ impl Odd {
     }
 
     /// Connects, and says these bytes on its stream.
-    async fn says(&mut self, bytes: &[u8]) {
+    pub(super) async fn says(&mut self, bytes: &[u8]) {
         self.swarm.dial(multiaddr(self.at)).unwrap();
         let said = async {
             loop {
@@ -49,8 +49,15 @@ impl Odd {
         tokio::time::timeout(PATIENCE, said).await.expect("the node takes a stream");
     }
 
+    /// Says more on the stream that it spoke on last.
+    pub(super) async fn says_more(&mut self, bytes: &[u8]) {
+        let stream = self.streams.last_mut().expect("it has spoken");
+        stream.write_all(bytes).await.unwrap();
+        stream.flush().await.unwrap();
+    }
+
     /// Waits until the node ends the connection.
-    async fn is_cut_off(&mut self) {
+    pub(super) async fn is_cut_off(&mut self) {
         let cut = async {
             loop {
                 match self.swarm.select_next_some().await {
@@ -66,17 +73,17 @@ impl Odd {
     }
 }
 
-fn hello() -> Vec<u8> {
+pub(super) fn hello() -> Vec<u8> {
     let version = "odd".to_owned();
     let (zone, control_port, exchange_port) = (Zone(1), 1, 1);
-    let (features, wants_peers, is_seed) = (u64::MAX, false, false);
-    let hello = Hello { version, features, zone, control_port, exchange_port, wants_peers, is_seed };
+    let (features, wants_peers, is_seed, is_plain) = (u64::MAX, false, false, false);
+    let hello = Hello { version, features, zone, control_port, exchange_port, wants_peers, is_seed, is_plain };
     let mut bytes = Vec::new();
     assert!(crate::swarm::frame::append(&mut bytes, &hello.encode()));
     bytes
 }
 
-fn frame(kind: v1::frame::Kind) -> Vec<u8> {
+pub(super) fn frame(kind: v1::frame::Kind) -> Vec<u8> {
     let mut bytes = Vec::new();
     assert!(crate::swarm::frame::append(&mut bytes, &v1::Frame { kind: Some(kind) }));
     bytes

@@ -92,3 +92,28 @@ async fn a_client_that_reads_nothing_is_dropped_here_too() {
     }
     assert_eq!(shelf.slots.used.load(Ordering::SeqCst), 0);
 }
+
+#[tokio::test]
+async fn with_tls_nobody_is_served_in_plaintext_and_without_it_nobody_over_tls() {
+    let (one, two, secret) = (identity(1), identity(2), Secret([5; 32]));
+    let shelf = Shelf::of(&[&one, &two]);
+    let over_tls = serve(Gate::Tls(one.clone()), &shelf, Limits::default());
+    let in_plain = serve(Gate::Token(secret.clone()), &shelf, Limits::default());
+    let token = Token::new(&secret, two.peer(), &shelf.blob.digest, LOCAL, now());
+    let clients = [None, Some(two)].map(|identity| Client::new(identity, shelf.clone(), Limits::default(), metrics()));
+    for (node, client) in [(&over_tls, &clients[0]), (&in_plain, &clients[1])] {
+        let mut request = shelf.blob.request(&one, node.address, 0);
+        request.token = Some(token);
+        let error = client.fetch(&request).await.unwrap_err();
+        assert!(matches!(error, FetchError::Broken(_)), "{error:?}");
+    }
+    assert_eq!(rejected(&in_plain.metrics, "garbage"), 1);
+    // Its alert is sent before it is counted.
+    let counted = async {
+        while rejected(&over_tls.metrics, "handshake") == 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), counted).await.expect("it is counted");
+    assert_eq!(shelf.slots.most.load(Ordering::SeqCst), 0);
+}
