@@ -127,7 +127,7 @@ impl SwarmPart {
         let endings = Arc::new(Endings::default());
         let (errand, errands) = mpsc::channel(ERRANDS);
         let left = CancellationToken::new();
-        let house = House { store: store.clone(), errands: errand, left: left.clone() };
+        let house = House { store: store.clone(), metrics: metrics.clone(), errands: errand, left: left.clone() };
         let driver = Driver::new(words.clone(), zone, client.clone(), endings.clone(), house);
         info!(peer = %words.me(), address = %words.address(), key = %key.fingerprint(), "this node is in a swarm");
         let handle = SwarmHandle(Arc::new(Shared {

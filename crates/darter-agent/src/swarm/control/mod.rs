@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 use darter_core::Digest;
 use darter_core::swarm::{Members, Message, PeerId, Zone};
 use libp2p::pnet::PreSharedKey;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
 
 use self::directory::Directory;
 pub use self::driver::Control;
@@ -119,8 +119,14 @@ pub enum ControlEvent {
         blob: Digest,
         /// What.
         message: Message,
+        /// Dropped when it was handled: then the peer may say more.
+        turn: Turn,
     },
 }
+
+/// The place of a message among those of its peer that were not handled yet.
+#[derive(Debug, Clone)]
+pub struct Turn(#[expect(dead_code, reason = "it is held, and never looked at")] Arc<OwnedSemaphorePermit>);
 
 /// How the swarm stands, for `/readyz`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -4,20 +4,24 @@
 //! it back, until at the far end messages are dropped before they are queued.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use darter_api::v1;
 use darter_core::Digest;
 use darter_core::swarm::{Message, PeerId};
 use futures_util::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use libp2p::swarm::ConnectionId;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 
-use super::ControlEvent;
+use super::{ControlEvent, Turn};
 use crate::swarm::frame::{self, FrameError};
 use crate::swarm::wire::{self, Hello, WireError};
 
 /// Messages to one peer that were not written yet. A busy blob has some dozens in a round trip.
 pub(super) const QUEUE: usize = 256;
+/// Messages of one peer that were read and not handled yet. Whoever says much fast waits for itself, and
+/// the others with it for these at most: past it their words would be late, and their patience over.
+const TURNS: usize = 32;
 /// Frames that are ready are written together up to here: one write, one record of noise.
 const WRITE_BYTES: usize = 64 * 1024;
 
@@ -118,11 +122,15 @@ async fn converse(
         Kind::Hello(hello) => reports.tell(Report::Hello(Hello::decode(hello)?)).await,
         _ => return Err(WireError::Absent("hello before the first message").into()),
     }
+    let turns = Arc::new(Semaphore::new(TURNS));
     loop {
         match frame::read(stream).await? {
             Kind::Message(message) => {
                 let (blob, message) = wire::decode(message)?;
-                if events.send(ControlEvent::Message { from, blob, message }).await.is_err() {
+                // Nobody closes it.
+                let Ok(turn) = turns.clone().acquire_owned().await else { return Ok(()) };
+                let turn = Turn(Arc::new(turn));
+                if events.send(ControlEvent::Message { from, blob, message, turn }).await.is_err() {
                     return Ok(());
                 }
             }

@@ -117,7 +117,7 @@ async fn three_find_each_other_through_one_speak_and_notice_a_death() {
     }
     b.control.send(all[2], blob(1), Message::Holds { size: 42 });
     let (from, about, said) = loop {
-        if let ControlEvent::Message { from, blob, message } = c.next().await {
+        if let ControlEvent::Message { from, blob, message, .. } = c.next().await {
             break (from, blob, message);
         }
     };
