@@ -16,6 +16,12 @@ mod streams;
 mod tests;
 mod transport;
 
+/// What a connection is made of, for peers that say on it what they like.
+pub mod raw {
+    pub use super::streams::{StreamEvent, Streams};
+    pub use super::transport::{multiaddr, transport};
+}
+
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
