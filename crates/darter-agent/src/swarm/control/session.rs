@@ -21,7 +21,7 @@ use crate::swarm::wire::{self, Hello, WireError};
 pub(super) const QUEUE: usize = 256;
 /// Messages of one peer that were read and not handled yet. Whoever says much fast waits for itself, and
 /// the others with it for these at most: past it their words would be late, and their patience over.
-const TURNS: usize = 32;
+pub(super) const TURNS: usize = 32;
 /// Frames that are ready are written together up to here: one write, one record of noise.
 const WRITE_BYTES: usize = 64 * 1024;
 

@@ -48,14 +48,28 @@ fn nothing_is_read_from_one_who_lied() {
     assert!(is_given_back(&actions) && asked(&actions).is_empty(), "{actions:?}");
 }
 
+fn join(size: u64) -> Message {
+    let have = Bitfield::new(Layout::new(size).pieces());
+    Message::Join(Join { size, have, leased: Vec::new(), can_import: true, neighbours: Vec::new() })
+}
+
+#[test]
+fn what_a_node_read_and_has_lost_is_given_out_again_when_it_joins() {
+    let blob = blob_ranked(&[1]);
+    let mut swarm = node(1..=4);
+    assert_eq!(leases(&heard(&mut swarm, at(1), 2, blob, join(8 * MIB))), [(peer(2), 0)]);
+    let done = Message::LeaseEnd { segment: 0, end: LeaseEnd::Done, upload_time: Duration::ZERO };
+    heard(&mut swarm, at(2), 2, blob, done);
+    assert_eq!(leases(&heard(&mut swarm, at(3), 3, blob, join(8 * MIB))), [], "2 has all of it");
+    assert_eq!(leases(&heard(&mut swarm, at(4), 2, blob, join(8 * MIB))).len(), 1, "nobody has it");
+}
+
 #[test]
 fn an_owner_that_ends_both_its_leases_does_not_lose_what_it_is_given_instead() {
     let blob = blob_ranked(&[1]);
     let mut swarm = node(1..=4);
     heard(&mut swarm, at(1), 3, blob, Message::Holds { size: 16 * MIB });
-    let have = Bitfield::new(16);
-    let join = Join { size: 16 * MIB, have, leased: Vec::new(), can_import: true, neighbours: Vec::new() };
-    let from_holder = leases(&heard(&mut swarm, at(2), 2, blob, Message::Join(join)));
+    let from_holder = leases(&heard(&mut swarm, at(2), 2, blob, join(16 * MIB)));
     assert_eq!(from_holder.len(), 2);
     let end = |segment| Message::LeaseEnd { segment, end: LeaseEnd::Broken, upload_time: Duration::ZERO };
     let mut given: Vec<(PeerId, u32)> = Vec::new();
@@ -64,6 +78,8 @@ fn an_owner_that_ends_both_its_leases_does_not_lose_what_it_is_given_instead() {
     }
     given.sort_unstable();
     assert_eq!(given, [(peer(2), 0), (peer(2), 1)], "each once, from the origin");
+    let running: Vec<_> = swarm.coordinated[&blob].tables.values().flat_map(|table| table.running()).collect();
+    assert_eq!(running, [(peer(2), None); 2], "and both are its own still");
 }
 
 /// Peer 3 says that it has all of a blob of 64 pieces, gives those of which `gives` is true, and denies
