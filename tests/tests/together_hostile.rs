@@ -106,7 +106,9 @@ async fn a_lying_importer_is_found_out_and_the_registry_is_read_once_more_for_al
     eventually("it is no member any more", async || Ok(liar.others().is_empty())).await?;
     swarm.agents_know(2).await?;
     let copies = read_by_agents(&swarm, &pushed);
-    ensure!(copies.average() < 2.3, "{copies}\n{}", swarm.story(0));
+    // One until it is found out, one after; those who find it out later have lost some of the second. Each
+    // for itself would be four.
+    ensure!(copies.average() < 2.6, "{copies}\n{}", swarm.story(0));
     Ok(())
 }
 
