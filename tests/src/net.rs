@@ -121,6 +121,20 @@ impl Place {
         Ok(self.within(TcpSocket::new_v4)??)
     }
 
+    /// Runs work on a thread of its own that lives in this network, as all threads do that it starts.
+    pub fn spawn(&self, work: impl FnOnce() + Send + 'static) -> Result<std::thread::JoinHandle<()>> {
+        let file = match self {
+            Self::Host => return Ok(std::thread::spawn(work)),
+            Self::Namespace(namespace) => File::open(namespace.path()).context("cannot open a network namespace")?,
+        };
+        Ok(std::thread::spawn(move || {
+            // Work that began elsewhere would find nobody: better none at all.
+            if move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network)).is_ok() {
+                work();
+            }
+        }))
+    }
+
     /// Runs a short piece of work on a thread that lives in this network.
     fn within<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
         match self {

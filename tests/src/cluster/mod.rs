@@ -10,9 +10,12 @@
 //! - [`control`]: how fast bare TCP gives a blob to all nodes here
 //! - [`measure`]: rates, the bound, and whether a run counts
 //! - [`swarm`]: a cluster whose agents share
+//! - [`hostile`], [`garbage`]: members of it that lie, and peers that do not even speak its protocol
 
 pub mod control;
 pub mod copies;
+pub mod garbage;
+pub mod hostile;
 pub mod measure;
 mod node;
 pub mod swarm;
@@ -139,6 +142,14 @@ impl Cluster {
         let node = self.new_node(number, number + 1).await?;
         self.nodes.push(node);
         Ok(number)
+    }
+
+    /// Adds a place on the network for somebody who is no node. Nodes that come later get other numbers
+    /// than those of their places: they have to be there before.
+    pub fn add_stranger(&mut self) -> Result<Place> {
+        let number = self.network.add_node()?;
+        self.network.limit_link(number, self.plan.link)?;
+        Ok(self.network.node(number))
     }
 
     async fn new_node(&self, number: usize, members: usize) -> Result<Node> {

@@ -2,14 +2,16 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use toml_edit::Array;
 
+use super::hostile::{Deed, Hostile};
 use super::{Cluster, Plan, Seat};
 use crate::agent::Options;
-use crate::net::Place;
+use crate::net::{Place, node_address};
 use crate::scratch::Scratch;
 use crate::stage::{bytes, eventually};
 use crate::{process, tools};
@@ -17,11 +19,14 @@ use crate::{process, tools};
 /// Past this it does not happen at all.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// Its name in the directory of a swarm.
+const KEY: &str = "swarm.key";
+
 /// Nodes whose agents are one swarm.
 pub struct Swarm {
     cluster: Cluster,
     // Last: agents read the key again when they are started again.
-    _dir: Scratch,
+    dir: Scratch,
 }
 
 impl Swarm {
@@ -41,7 +46,7 @@ impl Swarm {
         configure: impl Fn(&Seat, Options) -> Options + Send + Sync + 'static,
     ) -> Result<Self> {
         let dir = Scratch::new()?;
-        let file = dir.join("swarm.key");
+        let file = dir.join(KEY);
         let mut command = Place::Host.command(tools::darter()?);
         command.args(["swarm", "key"]);
         let key = process::run("swarm key", command, PATIENCE).await?;
@@ -56,18 +61,38 @@ impl Swarm {
                 .set("swarm.peers", Array::from_iter(others.map(|member| format!("{member}:4002"))));
             configure(seat, options)
         };
-        Ok(Self { cluster: Cluster::start(plan, join).await?, _dir: dir })
+        Ok(Self { cluster: Cluster::start(plan, join).await?, dir })
+    }
+
+    /// The file with the key of this swarm.
+    pub fn key_file(&self) -> PathBuf {
+        self.dir.join(KEY)
+    }
+
+    /// Adds a member that does not behave, once all agents know it.
+    pub async fn add_hostile(&mut self, deed: Deed) -> Result<Hostile> {
+        let place = self.cluster.add_stranger()?;
+        let agents: Vec<_> = (0..self.cluster.len()).map(node_address).collect::<Result<_>>()?;
+        let hostile = Hostile::start(&place, &self.key_file(), &agents, deed).await?;
+        self.agents_know(self.cluster.len()).await?;
+        Ok(hostile)
     }
 
     /// Waits until every agent that runs knows every other.
     pub async fn complete(&self) -> Result<()> {
+        let running = (0..self.cluster.len()).filter_map(|node| self.cluster.node(node).running_agent()).count();
+        self.agents_know(running.checked_sub(1).context("no agent runs")?).await
+    }
+
+    /// Waits until every agent that runs knows so many others.
+    pub async fn agents_know(&self, others: usize) -> Result<()> {
         let running: Vec<_> =
             (0..self.cluster.len()).filter_map(|node| self.cluster.node(node).running_agent()).collect();
-        let others = u64::try_from(running.len())?.checked_sub(1).context("no agent runs")?;
+        let others = bytes(u64::try_from(others)?);
         eventually("all agents know each other", async || {
             for agent in &running {
                 let peers = agent.metrics().await?.sum("darter_swarm_peers", &[]);
-                if (peers - bytes(others)).abs() > 0.5 {
+                if (peers - others).abs() > 0.5 {
                     return Ok(false);
                 }
             }

@@ -6,6 +6,7 @@
 //! joiner gets; `provenance` tells where its bytes came from.
 
 mod account;
+mod blame;
 mod fetch;
 mod provenance;
 mod reader;

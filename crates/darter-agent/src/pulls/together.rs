@@ -15,8 +15,9 @@ use darter_core::swarm::attest::Attest;
 use darter_core::swarm::{ImportFailure, PeerId};
 use tokio::sync::{OnceCell, mpsc, oneshot};
 use tokio::task::{AbortHandle, JoinSet};
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 
+use super::blame::{self, Word};
 use super::fetch::{self, Job};
 use super::{PullError, State, Whence};
 use crate::log::chain;
@@ -40,19 +41,38 @@ pub(super) async fn fetch(job: &Job, swarm: &SwarmHandle, ended: impl Future<Out
     // An empty blob has no pieces, and one of unknown size no layout.
     let Some(size) = job.wanted.size.filter(|size| *size > 0) else { return fetch::fetch(job, None, ended).await };
     job.store.may_take(size)?;
-    let target = Arc::new(Target::new(job, swarm, Layout::new(size)));
     let settled = tokio::select! {
         () = swarm.settled() => Ok(()),
         () = &mut ended => Err(PullError::Abandoned),
     };
     settled?;
-    let alone = match run(job, swarm, &target, ended.as_mut()).await {
-        Ok(blob) => return Ok(blob),
-        Err(Ended::Alone(reason)) => reason,
-        // Once this returns, what has arrived is put away for the next pull.
-        Err(Ended::Pull(error)) => {
-            target.put_away().await;
-            return Err(error);
+    let mut is_first = true;
+    let (alone, target) = loop {
+        let target = Arc::new(Target::new(job, swarm, Layout::new(size)));
+        let reason = match run(job, swarm, &target, ended.as_mut()).await {
+            Ok(blob) => {
+                // Who vouched for what did not fit has shown itself, though the blob is right.
+                let disputed = target.disputed();
+                if !disputed.is_empty() {
+                    blame::blame(job, swarm, &disputed).await;
+                }
+                return Ok(blob);
+            }
+            Err(Ended::Alone(reason)) => reason,
+            // Once this returns, what has arrived is put away for the next pull.
+            Err(Ended::Pull(error)) => {
+                target.put_away().await;
+                return Err(error);
+            }
+        };
+        // Without the liar the others are of help again. Once: it may be that nobody is.
+        let is_again = reason == WRONG && std::mem::take(&mut is_first);
+        let finds = async { is_again && target.finds_liar().await };
+        tokio::select! {
+            is_found = finds => if !is_found {
+                break (reason, target);
+            },
+            () = &mut ended => return Err(PullError::Abandoned),
         }
     };
     if job.wanted.whence.is_none() {
@@ -62,12 +82,12 @@ pub(super) async fn fetch(job: &Job, swarm: &SwarmHandle, ended: impl Future<Out
     }
     warn!(digest = %job.wanted.digest, reason = alone, "the other nodes are of no help with a blob; reading the origin");
     job.metrics.swarm_fallbacks.get_or_create(&ReasonLabels { reason: alone }).inc();
-    let vouched = target.coming.get().cloned();
+    let vouched = if alone == WRONG { target.vouched() } else { Vec::new() };
     // What is wrong was thrown away.
     let begun = if alone == WRONG { None } else { target.into_ingest() };
     let fetched = fetch::fetch(job, begun, ended).await;
-    if let (WRONG, Ok(_), Some(coming)) = (alone, &fetched, vouched) {
-        blame(job, swarm, &coming).await;
+    if alone == WRONG && fetched.is_ok() {
+        blame::blame(job, swarm, &vouched).await;
     }
     fetched
 }
@@ -101,8 +121,10 @@ struct Target {
     coming: std::sync::OnceLock<Arc<Coming>>,
     /// Where the loop gets the notices of the ingest from.
     opened: Mutex<Option<oneshot::Sender<mpsc::Receiver<PieceHere>>>>,
-    /// Who sent the pieces that are being written.
-    senders: Mutex<BTreeMap<u32, (PeerId, Attest)>>,
+    /// Who sent the pieces that are being written: two may send the same.
+    senders: Mutex<BTreeMap<u32, Vec<(PeerId, Attest)>>>,
+    /// Words for pieces that came out otherwise.
+    disputed: Mutex<Vec<(u32, Attest)>>,
 }
 
 impl Target {
@@ -118,6 +140,7 @@ impl Target {
             coming: std::sync::OnceLock::new(),
             opened: Mutex::default(),
             senders: Mutex::default(),
+            disputed: Mutex::default(),
         }
     }
 
@@ -139,6 +162,24 @@ impl Target {
             Ok(ingest)
         };
         self.ingest.get_or_try_init(|| open).await
+    }
+
+    fn disputed(&self) -> Vec<(u32, Attest)> {
+        lock(&self.disputed).clone()
+    }
+
+    /// Everybody's word for a piece of it.
+    fn vouched(&self) -> Vec<(u32, Attest)> {
+        let pieces = 0..u32::try_from(self.layout.pieces()).unwrap_or(u32::MAX);
+        let coming = self.coming.get();
+        let attests = pieces.filter_map(|piece| Some((piece, coming?.attest(piece)?)));
+        attests.chain(self.disputed()).collect()
+    }
+
+    /// Whether somebody who vouched for a piece is found to have lied.
+    async fn finds_liar(&self) -> bool {
+        let Some((origin, whence)) = &self.origin else { return false };
+        blame::find_liar(&self.job, &self.swarm, self.layout, (origin, whence), &self.vouched()).await
     }
 
     /// What is here goes on in another way.
@@ -325,12 +366,13 @@ impl Together<'_> {
         self.failures = 0;
         let target = self.target;
         target.job.account.activity().touch();
-        let sent = lock(&target.senders).remove(&piece);
-        let (attest, peer) = match sent {
-            Some((peer, attest)) if attest.cv == value => (attest, Some(peer)),
-            // From the origin, or partly: this node read it there. Or from an earlier life of the agent,
-            // which checked it then and kept no signature.
-            _ => (target.swarm.attest(&target.job.wanted.digest, &target.layout, piece, value), None),
+        let sent = lock(&target.senders).remove(&piece).unwrap_or_default();
+        let (attest, peer) = match blame::word(&sent, value) {
+            Word::Ours => (target.swarm.attest(&target.job.wanted.digest, &target.layout, piece, value), None),
+            Word::Theirs(peer, attest) => (attest, Some(peer)),
+            Word::Nobodys => {
+                return lock(&target.disputed).extend(sent.iter().map(|(_, attest)| (piece, *attest)));
+            }
         };
         self.wish.coming().vouch(piece, attest);
         self.wish.arrived(piece, peer).await;
@@ -395,7 +437,7 @@ impl Target {
         let ingest = self.ingest().await.map_err(FetchEnd::Store)?;
         let span = self.layout.piece(u64::from(piece));
         // Before a byte of it is written: its notice must find who sent it.
-        lock(&self.senders).entry(piece).or_insert((peer, got.attest));
+        lock(&self.senders).entry(piece).or_default().push((peer, got.attest));
         self.job.pull.provenance.note(span, Source::Peer);
         ingest.write(span.start, Bytes::from_owner(got.bytes)).await.map_err(FetchEnd::Store)?;
         self.job.account.got_from_peer(span.len());
@@ -431,33 +473,6 @@ impl Target {
             self.job.read_from_origin(len);
         }
         Ok(())
-    }
-}
-
-/// Finds out who vouched for what the origin does not have, now that the blob is here from it.
-async fn blame(job: &Job, swarm: &SwarmHandle, coming: &Coming) {
-    let mut liars = BTreeMap::new();
-    for piece in 0..u32::try_from(coming.layout().pieces()).unwrap_or(u32::MAX) {
-        let Some(attest) = coming.attest(piece) else { continue };
-        match job.store.piece(&job.wanted.digest, piece).await {
-            Some((_, value)) if value != attest.cv => *liars.entry(attest.importer).or_insert(0_u32) += 1,
-            Some(_) => {}
-            // Evicted again: nobody can be blamed.
-            None => return,
-        }
-    }
-    if liars.is_empty() {
-        // What was written is not what was checked: this node's own memory or disk.
-        warn!(digest = %job.wanted.digest, "a blob was wrong although each of its pieces was right");
-    }
-    for (importer, pieces) in liars {
-        job.metrics.peer_rejected.get_or_create(&ReasonLabels { reason: "lied" }).inc_by(u64::from(pieces));
-        if importer == swarm.me() {
-            info!(digest = %job.wanted.digest, pieces, "this node itself vouched for bytes that the origin does not send now");
-        } else {
-            warn!(digest = %job.wanted.digest, %importer, pieces, "a node vouched for bytes that the origin does not have");
-            swarm.lied(importer).await;
-        }
     }
 }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use darter_core::Digest;
 use darter_core::pieces::Layout;
-use darter_core::swarm::{Action, Event, Limits, Message, PeerId, RequestId, Swarm, Time, Zone};
+use darter_core::swarm::{Action, Event, Limits, Message, PeerId, Rejection, RequestId, Swarm, Time, Zone};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
@@ -22,6 +22,7 @@ use super::exchange::Client;
 use super::handle::{Ending, Endings, Input, Order, Reply, Slot, SwarmHandle};
 use super::tokens::Tokens;
 use super::wire::TAKES;
+use crate::metrics::{Metrics, ReasonLabels};
 use crate::store::Store;
 
 /// Words of pulls and of the exchange that were not taken yet. Then whoever speaks waits.
@@ -58,6 +59,7 @@ pub(super) struct Driver {
 /// What the driver has of this node besides the network.
 pub(super) struct House {
     pub(super) store: Store,
+    pub(super) metrics: Arc<Metrics>,
     /// Blobs to bring here that nobody on this node asks for.
     pub(super) errands: mpsc::Sender<Errand>,
     /// Cancelled when everything that others could take is theirs.
@@ -156,7 +158,10 @@ impl Driver {
                 }
                 self.handle(Event::PeerLost(peer));
             }
-            ControlEvent::Message { from, blob, message } => self.handle(Event::Message { from, blob, message }),
+            ControlEvent::Message { from, blob, message, turn } => {
+                self.handle(Event::Message { from, blob, message });
+                drop(turn);
+            }
             ControlEvent::TokenWanted { from, blob } => {
                 if let Some(tokens) = &self.tokens {
                     tokens.wanted(from, blob);
@@ -259,6 +264,7 @@ impl Driver {
                     drop(reply.send(Reply::Refuse(reason)));
                 }
             }
+            Action::Reject { peer, reason } => self.reject(peer, reason),
             Action::Ban { peer, period } => self.ban(peer, period),
             Action::Take { blob, size } => return self.send_out(Errand { blob, size, why: Why::ItsHolderGoes }),
             Action::Keep { blob, size } => return self.send_out(Errand { blob, size, why: Why::ToKeep }),
@@ -285,8 +291,17 @@ impl Driver {
         }
     }
 
+    fn reject(&self, peer: PeerId, reason: Rejection) {
+        let reason = match reason {
+            Rejection::Flood => "flood",
+            Rejection::Boast => "boast",
+        };
+        debug!(%peer, reason, "a peer was not listened to");
+        self.house.metrics.peer_rejected.get_or_create(&ReasonLabels { reason }).inc();
+    }
+
     fn ban(&self, peer: PeerId, period: Duration) {
-        warn!(%peer, ?period, "a peer sent or vouched for wrong bytes; it is left alone for a while");
+        warn!(%peer, ?period, "a peer did what no node does; it is left alone for a while");
         self.control.ban(peer, period);
         self.client.forget(peer);
     }

@@ -138,7 +138,7 @@ impl SwarmPart {
         let endings = Arc::new(Endings::default());
         let (errand, errands) = mpsc::channel(ERRANDS);
         let left = CancellationToken::new();
-        let house = House { store: store.clone(), errands: errand, left: left.clone() };
+        let house = House { store: store.clone(), metrics: metrics.clone(), errands: errand, left: left.clone() };
         let driver = Driver::new(words.clone(), zone, client.clone(), tokens.clone(), endings.clone(), house);
         let (peer, address, tls) = (words.me(), words.address(), swarm.tls);
         info!(%peer, %address, key = %key.fingerprint(), tls, "this node is in a swarm");

@@ -320,6 +320,7 @@ impl<'a> World<'a> {
                 self.refuse(u32::try_from(place).unwrap_or(u32::MAX), reason);
             }
             Action::Ban { .. } => self.outcome.bans += 1,
+            Action::Reject { .. } => {}
             // No node goes here but by a fault, and none is a seed.
             Action::Take { .. } | Action::Keep { .. } | Action::Used(_) | Action::Left => {}
         }

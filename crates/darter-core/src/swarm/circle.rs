@@ -2,7 +2,7 @@
 
 use super::Cx;
 use super::download::{Download, Request};
-use super::event::{Action, Message};
+use super::event::{Action, Message, Rejection};
 use super::neighbour::Neighbour;
 use super::peer::PeerId;
 use super::time::Time;
@@ -22,7 +22,7 @@ impl Download {
                 continue;
             }
             let has_room = self.neighbours.len() < cx.limits.neighbours_max;
-            if *id != cx.me && has_room && !cx.strikes.is_banned(cx.now, id) {
+            if *id != cx.me && has_room && !self.is_shunned(id, cx) {
                 self.add_neighbour(*id, Bitfield::new(self.layout.pieces()), false, cx);
                 self.hello(*id, true, cx);
             }
@@ -44,7 +44,7 @@ impl Download {
     }
 
     pub(super) fn heard_hello(&mut self, from: PeerId, have: Bitfield, wants_answer: bool, cx: &mut Cx<'_>) {
-        if have.len() != self.layout.pieces() || cx.strikes.is_banned(cx.now, &from) {
+        if have.len() != self.layout.pieces() || self.is_shunned(&from, cx) {
             return;
         }
         match self.place(&from) {
@@ -80,6 +80,21 @@ impl Download {
             let count = &mut self.rarity[piece as usize];
             *count = count.saturating_add(1);
         }
+    }
+
+    /// It gave nothing of what it announced: it is no neighbour any more, whatever it says.
+    pub(super) fn shun(&mut self, id: &PeerId, cx: &mut Cx<'_>) {
+        if self.shunned.len() >= cx.limits.neighbours_max {
+            self.shunned.remove(0);
+        }
+        self.shunned.push(*id);
+        cx.out.push(Action::Reject { peer: *id, reason: Rejection::Boast });
+        self.drop_neighbour(id, cx);
+    }
+
+    /// Whether nothing is taken from it.
+    pub(super) fn is_shunned(&self, id: &PeerId, cx: &Cx<'_>) -> bool {
+        cx.strikes.is_banned(cx.now, id) || self.shunned.contains(id)
     }
 
     pub(super) fn drop_neighbour(&mut self, id: &PeerId, cx: &mut Cx<'_>) {

@@ -4,6 +4,7 @@
 //! again by another; so is all that was read by one who sent wrong bytes to two.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeInclusive;
 
 use super::Cx;
 use super::coordinator::Coordinator;
@@ -48,13 +49,22 @@ impl Complaints {
 
     /// How many complained of the segment more than once: those who met its owner in vain.
     fn in_vain(&self, segment: u32) -> usize {
-        let (first, last) = (PeerId::from_bytes([0; 32]), PeerId::from_bytes([u8::MAX; 32]));
-        self.introduced.range((segment, first)..=(segment, last)).filter(|(_, times)| **times > 1).count()
+        self.introduced.range(by_all(segment)).filter(|(_, times)| **times > 1).count()
     }
 
+    /// It touches no other segment: whoever complains of many must not make this node look at all of them
+    /// for each.
     fn settle(&mut self, segment: u32) {
-        self.introduced.retain(|(other, _), _| *other != segment);
+        let settled: Vec<_> = self.introduced.range(by_all(segment)).map(|(entry, _)| *entry).collect();
+        for entry in settled {
+            self.introduced.remove(&entry);
+        }
     }
+}
+
+/// The entries of one segment.
+fn by_all(segment: u32) -> RangeInclusive<(u32, PeerId)> {
+    (segment, PeerId::from_bytes([0; 32]))..=(segment, PeerId::from_bytes([u8::MAX; 32]))
 }
 
 impl Coordinator {

@@ -6,6 +6,7 @@
 //! from whom to whom, which is the receivers' choice.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::time::Duration;
 
 use super::Cx;
@@ -15,6 +16,7 @@ use super::event::{Join, Lease, LeaseEnd, Message};
 use super::leases::Table;
 use super::owner::segment_of;
 use super::peer::{PeerId, Zone, mix, score};
+use super::register::Charge;
 use super::time::Time;
 use crate::Digest;
 use crate::pieces::Layout;
@@ -44,6 +46,8 @@ pub(super) struct Coordinator {
     is_inherited: bool,
     /// Somebody spoke to us about the blob at this time.
     pub(super) used: Time,
+    /// On whose account this is.
+    _charge: Charge,
 }
 
 /// A node that wants the blob, or got it while others still want it.
@@ -74,7 +78,7 @@ pub(super) struct Holder {
 }
 
 impl Coordinator {
-    pub(super) const fn new(blob: Digest, layout: Layout, limits: &super::Limits) -> Self {
+    pub(super) const fn new(blob: Digest, layout: Layout, charge: Charge, limits: &super::Limits) -> Self {
         Self {
             blob,
             layout,
@@ -90,14 +94,20 @@ impl Coordinator {
             is_needed: false,
             is_inherited: false,
             used: Time::ZERO,
+            _charge: charge,
         }
     }
 
-    pub(super) fn joined(&mut self, from: PeerId, join: &Join, cx: &mut Cx<'_>) {
+    /// False: it wants too much for one node.
+    pub(super) fn joined(&mut self, from: PeerId, join: &Join, cx: &mut Cx<'_>) -> bool {
+        let (zone, segments) = (self.zone_of(&from, cx), self.layout.segments());
+        if let Entry::Vacant(table) = self.tables.entry(zone) {
+            let Some(charge) = cx.register.table(from, segments, cx.me, cx.limits) else { return false };
+            table.insert(Table::new(segments, charge));
+        }
         self.used = cx.now;
         self.is_needed |= from == cx.me;
         self.is_inherited |= join.have.count() > 0 || !join.leased.is_empty();
-        let zone = self.zone_of(&from, cx);
         self.holders.remove(&from);
         if self.interested.get(&from).is_some_and(|node| node.is_complete) {
             // It lost the blob and wants it again.
@@ -121,15 +131,26 @@ impl Coordinator {
             self.interested.insert(from, node);
         }
         let node = self.interested.get(&from).copied();
-        let segments = self.layout.segments();
-        let table = self.tables.entry(zone).or_insert_with(|| Table::new(segments));
-        let adopted = table.adopt(self.layout, from, &join.have, &join.leased, cx.now);
-        table.turn(from, node.as_ref(), node.as_ref());
+        let adopted = self.tables.get_mut(&zone).map_or(0, |table| {
+            table.turn(from, node.as_ref(), node.as_ref());
+            table.adopt(self.layout, from, &join.have, &join.leased, cx.now)
+        });
         self.change(from, |node| node.leases = node.leases.saturating_add(adopted));
         let neighbours = self.neighbours_for(from, join, cx);
         let interested = self.count();
         cx.send(from, self.blob, Message::Welcome { neighbours, interested });
         self.grant(cx);
+        true
+    }
+
+    /// Somebody wants the blob, or got it while others did: there are leases, or may be.
+    pub(super) fn is_wanted(&self) -> bool {
+        !self.interested.is_empty()
+    }
+
+    /// Nobody wants the blob, and nobody has it.
+    pub(super) fn is_idle(&self) -> bool {
+        self.interested.is_empty() && self.holders.is_empty()
     }
 
     /// The blob is whole at `from`.
@@ -181,6 +202,8 @@ impl Coordinator {
             freed.extend(table.free_leases_of(peer));
         }
         self.unwind(&freed);
+        // What a zone has got is of no use once nobody of it is left.
+        self.tables.retain(|zone, _| self.interested.values().any(|node| node.zone == *zone));
         self.end_session();
         self.grant(cx);
     }
@@ -239,10 +262,11 @@ impl Coordinator {
                 }
             }
             LeaseEnd::Broken => match source {
-                // Whoever else reads from it, or would, reads elsewhere.
+                // Whoever else reads from it, or would, reads elsewhere. This owner's own word about its other
+                // leases is on its way, and must not end those that it is given instead.
                 Some(source) if self.holders.remove(&source).is_some() => {
-                    let freed: Vec<_> =
-                        self.tables.values_mut().flat_map(|table| table.free_leases_of(&source)).collect();
+                    let tables = self.tables.values_mut();
+                    let freed: Vec<_> = tables.flat_map(|table| table.free_reads_from(&source, &from)).collect();
                     self.unwind(&freed);
                 }
                 Some(source) => {

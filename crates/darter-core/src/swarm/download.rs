@@ -30,6 +30,8 @@ pub(super) struct Download {
     pub(super) rarity: Vec<u16>,
     /// By ascending `PeerId`.
     pub(super) neighbours: Vec<Neighbour>,
+    /// Who gave nothing of what it announced; the last of them.
+    pub(super) shunned: Vec<PeerId>,
     /// For each neighbour, whether it is so slow that others are asked first.
     pub(super) slow: Vec<bool>,
     /// How long a piece takes from the neighbour in the middle; nothing before the first.
@@ -82,6 +84,7 @@ impl Download {
             missing: pieces - have_count,
             rarity: vec![0; usize::try_from(pieces).unwrap_or(0)],
             neighbours: Vec::new(),
+            shunned: Vec::new(),
             slow: Vec::new(),
             median: None,
             requests: Vec::new(),
@@ -221,9 +224,12 @@ impl Download {
             }
             FetchFailure::Refused(Refusal::NotHere) => {
                 neighbour.cancelled();
-                if neighbour.misses(piece) {
+                if neighbour.misses(piece, cx.now) {
                     let count = &mut self.rarity[piece as usize];
                     *count = count.saturating_sub(1);
+                }
+                if self.neighbours[at].boasts(cx.now, cx.limits) {
+                    return self.shun(&peer, cx);
                 }
                 true
             }
@@ -236,7 +242,7 @@ impl Download {
         };
         if !keep {
             self.drop_neighbour(&peer, cx);
-        } else if reason == FetchFailure::Stalled {
+        } else if matches!(reason, FetchFailure::Stalled | FetchFailure::Refused(Refusal::NotHere)) {
             // It stays a neighbour: it may hear us well, and need what we have.
             self.lost_source(&peer, cx);
         }

@@ -179,6 +179,13 @@ pub enum Action {
         /// Why.
         reason: Refusal,
     },
+    /// What a peer did is none of what a node does. It was not taken in; this is for the metrics.
+    Reject {
+        /// Who.
+        peer: PeerId,
+        /// What it did.
+        reason: Rejection,
+    },
     /// Close the connection to a peer and accept none from it for a while.
     Ban {
         /// Whom.
@@ -199,6 +206,15 @@ pub enum Refusal {
     Busy(Duration),
     /// The piece is not here.
     NotHere,
+}
+
+/// What a peer did that none should.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rejection {
+    /// It spoke of more blobs than one node has.
+    Flood,
+    /// It announced pieces of a blob and gave none of them.
+    Boast,
 }
 
 /// Why a piece did not come from a peer.

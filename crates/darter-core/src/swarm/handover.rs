@@ -89,7 +89,7 @@ impl Swarm {
             return out.push(answer(false));
         }
         // Its word that it has the blob may have been lost, or come before this node coordinated it.
-        if let Some(state) = coordinate(&mut self.coordinated, blob, size, from, &self.node) {
+        if let Ok(state) = coordinate(&mut self.coordinated, blob, size, from, &mut self.node) {
             state.holds(from, &mut self.node.cx(now, out));
         }
         let is_new = self.handover.takes.insert(blob, from).is_none();

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::coordinator::Coordinator;
-use super::{Action, Message, Node, PeerId, Swarm, Time};
+use super::{Action, Message, Node, PeerId, Rejection, Swarm, Time};
 use crate::Digest;
 use crate::pieces::{Bitfield, Layout};
 
@@ -11,20 +11,37 @@ impl Swarm {
     pub(super) fn heard(&mut self, now: Time, from: PeerId, blob: Digest, message: Message, out: &mut Vec<Action>) {
         match message {
             Message::Join(join) => {
-                if let Some(coordinator) = coordinate(&mut self.coordinated, blob, join.size, from, &self.node) {
-                    coordinator.joined(from, &join, &mut self.node.cx(now, out));
+                let is_flood = match coordinate(&mut self.coordinated, blob, join.size, from, &mut self.node) {
+                    Ok(coordinator) => {
+                        self.sessions.insert(blob);
+                        !coordinator.joined(from, &join, &mut self.node.cx(now, out))
+                    }
+                    Err(uncoordinated) => uncoordinated == Uncoordinated::Flood,
+                };
+                if is_flood {
+                    if self.coordinated.get(&blob).is_some_and(Coordinator::is_idle) {
+                        self.coordinated.remove(&blob);
+                    }
+                    out.push(Action::Reject { peer: from, reason: Rejection::Flood });
+                    // No node wants so much at once.
+                    self.strike(now, from, out);
                 }
                 self.bridge(now, from, blob, out);
             }
             Message::Holds { size } => {
-                if let Some(coordinator) = coordinate(&mut self.coordinated, blob, size, from, &self.node) {
-                    coordinator.holds(from, &mut self.node.cx(now, out));
+                match coordinate(&mut self.coordinated, blob, size, from, &mut self.node) {
+                    Ok(coordinator) => coordinator.holds(from, &mut self.node.cx(now, out)),
+                    Err(Uncoordinated::Flood) => out.push(Action::Reject { peer: from, reason: Rejection::Flood }),
+                    Err(Uncoordinated::OtherSize) => {}
                 }
                 self.heard_of_holder(now, from, blob, size, out);
             }
             Message::Leave => {
                 if let Some(coordinator) = self.coordinated.get_mut(&blob) {
                     coordinator.left(&from, &mut self.node.cx(now, out));
+                    if coordinator.is_idle() {
+                        self.coordinated.remove(&blob);
+                    }
                 }
                 if let Some(download) = self.downloads.get_mut(&blob) {
                     download.drop_neighbour(&from, &mut self.node.cx(now, out));
@@ -122,17 +139,32 @@ pub(super) fn coordinate<'a>(
     blob: Digest,
     size: u64,
     from: PeerId,
-    node: &Node,
-) -> Option<&'a mut Coordinator> {
-    if !coordinated.contains_key(&blob) && coordinated.len() >= node.limits.blobs_max {
-        let oldest = coordinated.iter().min_by_key(|(_, state)| state.used).map(|(blob, _)| *blob);
-        oldest.map(|blob| coordinated.remove(&blob));
+    node: &mut Node,
+) -> Result<&'a mut Coordinator, Uncoordinated> {
+    let layout = Layout::new(size);
+    let is_known = match coordinated.get(&blob) {
+        Some(state) if state.layout == layout => true,
+        Some(state) if !state.interested.is_empty() && from != node.me => return Err(Uncoordinated::OtherSize),
+        _ => false,
+    };
+    if !is_known {
+        let charge = node.register.blob(from, node.me, &node.limits).ok_or(Uncoordinated::Flood)?;
+        if !coordinated.contains_key(&blob) && coordinated.len() >= node.limits.blobs_max {
+            let oldest = coordinated.iter().min_by_key(|(_, state)| state.used).map(|(blob, _)| *blob);
+            oldest.map(|blob| coordinated.remove(&blob));
+        }
+        coordinated.insert(blob, Coordinator::new(blob, layout, charge, &node.limits));
     }
-    let made = || Coordinator::new(blob, Layout::new(size), &node.limits);
-    let state = coordinated.entry(blob).or_insert_with(made);
-    if state.layout.size() != size && (state.interested.is_empty() || from == node.me) {
-        *state = made();
-    }
+    let state = coordinated.get_mut(&blob).ok_or(Uncoordinated::OtherSize)?;
     state.is_first.get_or_insert_with(|| node.is_first(&blob));
-    (state.layout.size() == size).then_some(state)
+    Ok(state)
+}
+
+/// Why a node does not coordinate a blob of which a peer speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Uncoordinated {
+    /// Others, who want it, say that it has another size.
+    OtherSize,
+    /// The peer has made this node remember its share already.
+    Flood,
 }

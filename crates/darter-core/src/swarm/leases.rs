@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::coordinator::Interested;
 use super::owner::pieces_of;
 use super::peer::PeerId;
+use super::register::Charge;
 use super::time::Time;
 use crate::pieces::{Bitfield, Layout};
 
@@ -37,6 +38,8 @@ pub(super) struct Table {
     arrivals: u64,
     /// The shortest time that an owner's uploads take.
     fastest: Duration,
+    /// On whose account this is.
+    _charge: Charge,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,7 +77,7 @@ impl Turn {
 }
 
 impl Table {
-    pub(super) fn new(segments: u64) -> Self {
+    pub(super) fn new(segments: u64, charge: Charge) -> Self {
         Self {
             segments: vec![Segment::Free; usize::try_from(segments).unwrap_or(0)],
             first_free: 0,
@@ -84,18 +87,23 @@ impl Table {
             moved: Time::ZERO,
             arrivals: 0,
             fastest: Duration::MAX,
+            _charge: charge,
         }
     }
 
     /// Takes over what a joiner brings: segments that it has, and those that it reads. How many of
-    /// the latter are its leases now.
+    /// the latter are its leases now. What it had once and has no more is to be read again, unless its
+    /// next owner finds somebody who has it.
     pub(super) fn adopt(&mut self, layout: Layout, owner: PeerId, have: &Bitfield, leased: &[u32], now: Time) -> u8 {
-        if have.count() > 0 {
-            for segment in (0_u32..).take(self.segments.len()) {
-                let is_whole = pieces_of(layout, segment).all(|piece| have.has(u64::from(piece)));
-                if is_whole && self.segments[segment as usize] == Segment::Free {
+        let has_some = have.count() > 0;
+        for segment in (0_u32..).take(self.segments.len()) {
+            let is_whole = || pieces_of(layout, segment).all(|piece| have.has(u64::from(piece)));
+            match self.segments[segment as usize] {
+                Segment::Free if has_some && is_whole() => {
                     self.segments[segment as usize] = Segment::Done(owner);
                 }
+                Segment::Done(other) if other == owner && !is_whole() => _ = self.free(segment),
+                _ => {}
             }
         }
         let mut adopted = 0_u8;
@@ -228,6 +236,11 @@ impl Table {
     /// Frees what a dead peer read, or what was read from it: (owner, source) of each.
     pub(super) fn free_leases_of(&mut self, peer: &PeerId) -> Vec<(PeerId, Option<PeerId>)> {
         self.free_where(|_, running| running.owner == *peer || running.from == Some(*peer))
+    }
+
+    /// Frees what is read from a peer, except by one.
+    pub(super) fn free_reads_from(&mut self, source: &PeerId, but: &PeerId) -> Vec<(PeerId, Option<PeerId>)> {
+        self.free_where(|_, running| running.from == Some(*source) && running.owner != *but)
     }
 
     /// What a peer read is worth nothing: it has to be read again.

@@ -61,6 +61,14 @@ pub struct Limits {
     /// Blobs that one node coordinates; beyond, the oldest is forgotten. What it wants and holds is
     /// bounded by whoever wants and holds it.
     pub blobs_max: usize,
+    /// Of these, blobs of which one other member spoke first: a store has some thousands at most, and
+    /// one member must not push out what the others said.
+    pub blobs_per_peer: u64,
+    /// Blobs on their way at a time of which one other member spoke first. A node starts some images at
+    /// once, of some dozens of layers each.
+    pub tables_per_peer: u64,
+    /// Their segments together, at 40 bytes each: 1 to 2 TiB that one node would pull at once.
+    pub segments_per_peer: u64,
     /// Blobs at a time that a node which goes asks others to take, and that one takes for others.
     pub takes_max: usize,
     /// A seed takes a blob of which nobody spoke for so long: those that pull it now come first.
@@ -109,6 +117,9 @@ impl Default for Limits {
             missing_patience: Duration::from_millis(50),
             missing_max: 64,
             blobs_max: 16_384,
+            blobs_per_peer: 12_288,
+            tables_per_peer: 4096,
+            segments_per_peer: 131_072,
             takes_max: 8,
             seed_quiet: Duration::from_secs(5),
             seed_takes: 2,

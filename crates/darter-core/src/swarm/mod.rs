@@ -23,6 +23,7 @@ mod limits;
 mod neighbour;
 mod owner;
 mod peer;
+mod register;
 mod seat;
 mod seed;
 mod slots;
@@ -34,10 +35,12 @@ mod time;
 pub mod token;
 mod waits;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-pub use event::{Action, Event, FetchFailure, ImportFailure, Join, Lease, LeaseEnd, Message, Refusal, RequestId};
+pub use event::{
+    Action, Event, FetchFailure, ImportFailure, Join, Lease, LeaseEnd, Message, Refusal, Rejection, RequestId,
+};
 pub use limits::Limits;
 pub use peer::{Member, Members, PeerId, Zone, score};
 pub use time::Time;
@@ -46,6 +49,7 @@ use self::coordinator::Coordinator;
 use self::download::Download;
 use self::handover::Handover;
 use self::peer::Dice;
+use self::register::Register;
 use self::seed::Seed;
 use self::slots::Slots;
 use self::strikes::Strikes;
@@ -62,6 +66,9 @@ pub struct Swarm {
     /// Blobs that are here whole.
     held: BTreeMap<Digest, Layout>,
     coordinated: BTreeMap<Digest, Coordinator>,
+    /// Those of them that somebody wants, and some of which that was so a moment ago: time matters to no
+    /// others, and there may be many.
+    sessions: BTreeSet<Digest>,
     handover: Handover,
     seed: Seed,
 }
@@ -75,6 +82,7 @@ struct Node {
     members: Members,
     slots: Slots,
     strikes: Strikes,
+    register: Register,
     dice: Dice,
     /// When it heard of members first.
     born: Option<Time>,
@@ -107,6 +115,7 @@ impl Node {
             limits: &self.limits,
             members: &self.members,
             strikes: &self.strikes,
+            register: &mut self.register,
             free_slots: self.slots.free(now, &self.limits),
             upload_time: self.slots.piece_time(),
             is_settled: now >= self.settled_at,
@@ -124,6 +133,7 @@ struct Cx<'a> {
     limits: &'a Limits,
     members: &'a Members,
     strikes: &'a Strikes,
+    register: &'a mut Register,
     dice: &'a mut Dice,
     free_slots: u8,
     upload_time: Duration,
@@ -155,6 +165,7 @@ impl Swarm {
                 members: Members::default(),
                 slots,
                 strikes,
+                register: Register::default(),
                 dice,
                 born: None,
                 settled_at: Time::ZERO,
@@ -163,6 +174,7 @@ impl Swarm {
             order: Vec::new(),
             held: BTreeMap::new(),
             coordinated: BTreeMap::new(),
+            sessions: BTreeSet::new(),
             handover: Handover::default(),
             seed: Seed::default(),
         }
@@ -193,7 +205,8 @@ impl Swarm {
     /// When `Event::Tick` is due, unless something else happens before.
     pub fn deadline(&self, now: Time) -> Time {
         let downloads = self.downloads.values().map(|download| download.deadline(&self.node.limits));
-        let coordinated = self.coordinated.values().map(|coordinator| coordinator.deadline(now, &self.node.limits));
+        let sessions = self.sessions.iter().filter_map(|blob| self.coordinated.get(blob));
+        let coordinated = sessions.map(|coordinator| coordinator.deadline(now, &self.node.limits));
         let settled = Some(self.node.settled_at).filter(|at| *at > now && !self.coordinated.is_empty());
         let others = [self.node.slots.deadline(), self.seed.deadline(&self.node.limits)];
         downloads.chain(coordinated).chain(settled).chain(others).min().unwrap_or(Time::NEVER)
@@ -214,6 +227,8 @@ impl Swarm {
                 for coordinator in self.coordinated.values_mut() {
                     coordinator.left(&peer, &mut self.node.cx(now, out));
                 }
+                // Nobody speaks of them any more.
+                self.coordinated.retain(|_, state| !state.is_idle());
                 self.lost_taker(&peer, out);
             }
             Event::Message { from, blob, message } => self.heard(now, from, blob, message, out),
@@ -283,8 +298,12 @@ impl Swarm {
                     }
                     download.tick(&mut self.node.cx(now, out));
                 }
-                for coordinator in self.coordinated.values_mut() {
-                    coordinator.tick(&mut self.node.cx(now, out));
+                let coordinated = &mut self.coordinated;
+                self.sessions.retain(|blob| coordinated.get(blob).is_some_and(Coordinator::is_wanted));
+                for blob in &self.sessions {
+                    if let Some(coordinator) = coordinated.get_mut(blob) {
+                        coordinator.tick(&mut self.node.cx(now, out));
+                    }
                 }
                 self.seed.tick(now, &self.node.limits, out);
             }

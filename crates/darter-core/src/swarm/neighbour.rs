@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::limits::Limits;
 use super::peer::PeerId;
 use super::time::Time;
 use crate::pieces::Bitfield;
@@ -12,6 +13,10 @@ const BACKOFF: Duration = Duration::from_millis(250);
 const WORD_LOST: u32 = 6;
 /// Failures in a row after which somebody else takes its place.
 const FAILURES_MAX: u8 = 4;
+
+/// Pieces that one who never gave any may have announced in vain, if that goes on for `lease_patience`. One
+/// that has just come, or stops, refuses some too.
+const PROMISES_MAX: u8 = 16;
 
 #[derive(Debug, Clone)]
 pub(super) struct Neighbour {
@@ -28,6 +33,9 @@ pub(super) struct Neighbour {
     /// Not to be asked before this.
     pub(super) not_before: Time,
     failures: u8,
+    /// Pieces that it announced and did not have when it was asked; and since when.
+    promises: u8,
+    breaks_since: Time,
     /// How long a piece takes from it, smoothed; nothing before the first.
     piece_time: Option<Duration>,
 }
@@ -44,6 +52,8 @@ impl Neighbour {
             free_slots: 2,
             not_before: Time::ZERO,
             failures: 0,
+            promises: 0,
+            breaks_since: Time::NEVER,
             piece_time: None,
         }
     }
@@ -72,13 +82,21 @@ impl Neighbour {
     }
 
     /// It does not have this piece after all. False: that was known.
-    pub(super) fn misses(&mut self, piece: u32) -> bool {
+    pub(super) fn misses(&mut self, piece: u32, now: Time) -> bool {
         let is_new = self.has(piece);
         if is_new {
             self.have.clear(u64::from(piece));
             self.count -= 1;
         }
+        self.promises = self.promises.saturating_add(1);
+        self.breaks_since = self.breaks_since.min(now);
         is_new
+    }
+
+    /// Whether it gave nothing of what it announced, as far as it was asked.
+    pub(super) fn boasts(&self, now: Time, limits: &Limits) -> bool {
+        let is_known = now.since(self.breaks_since) >= limits.lease_patience;
+        is_known && self.promises >= PROMISES_MAX && self.piece_time.is_none()
     }
 
     /// What it says that it has.

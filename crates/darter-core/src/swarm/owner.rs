@@ -69,6 +69,10 @@ impl Download {
         if !is_ours || u64::from(lease.segment) >= self.layout.segments() {
             return;
         }
+        if lease.from.is_some_and(|from| self.is_shunned(&from, cx)) {
+            // Nothing is read from it, and somebody else must be.
+            return self.end_lease(lease.segment, LeaseEnd::Broken, cx);
+        }
         self.interest(lease.interested);
         if let Some(from) = lease.from {
             self.meet(from, lease.is_whole, cx);

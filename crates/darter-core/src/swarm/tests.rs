@@ -1,5 +1,7 @@
 //! One machine, hand-fed: what it must not believe, and what it must not forget.
 
+mod hostile;
+
 use super::*;
 
 const MIB: u64 = 1024 * 1024;

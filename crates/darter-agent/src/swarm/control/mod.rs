@@ -18,6 +18,12 @@ mod streams;
 mod tests;
 mod transport;
 
+/// What a connection is made of, for peers that say on it what they like.
+pub mod raw {
+    pub use super::streams::{StreamEvent, Streams};
+    pub use super::transport::{multiaddr, transport};
+}
+
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -27,7 +33,7 @@ use darter_core::Digest;
 use darter_core::swarm::token::Token;
 use darter_core::swarm::{Members, Message, PeerId, Zone};
 use libp2p::pnet::PreSharedKey;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
 
 use self::directory::Directory;
 pub use self::driver::Control;
@@ -124,6 +130,8 @@ pub enum ControlEvent {
         blob: Digest,
         /// What.
         message: Message,
+        /// Dropped when it was handled: then the peer may say more.
+        turn: Turn,
     },
     /// A peer wants the right to read a blob here.
     TokenWanted {
@@ -142,6 +150,10 @@ pub enum ControlEvent {
         token: Token,
     },
 }
+
+/// The place of a message among those of its peer that were not handled yet.
+#[derive(Debug, Clone)]
+pub struct Turn(#[expect(dead_code, reason = "it is held, and never looked at")] Arc<OwnedSemaphorePermit>);
 
 /// How the swarm stands, for `/readyz`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

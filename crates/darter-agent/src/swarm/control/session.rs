@@ -4,6 +4,7 @@
 //! it back, until at the far end messages are dropped before they are queued.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use darter_api::v1;
 use darter_core::Digest;
@@ -11,14 +12,17 @@ use darter_core::swarm::token::Token;
 use darter_core::swarm::{Message, PeerId};
 use futures_util::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use libp2p::swarm::ConnectionId;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 
-use super::ControlEvent;
+use super::{ControlEvent, Turn};
 use crate::swarm::frame::{self, FrameError};
 use crate::swarm::wire::{self, Hello, WireError};
 
 /// Messages to one peer that were not written yet. A busy blob has some dozens in a round trip.
 pub(super) const QUEUE: usize = 256;
+/// Messages of one peer that were read and not handled yet. Whoever says much fast waits for itself, and
+/// the others with it for these at most: past it their words would be late, and their patience over.
+pub(super) const TURNS: usize = 32;
 /// Frames that are ready are written together up to here: one write, one record of noise.
 const WRITE_BYTES: usize = 64 * 1024;
 
@@ -130,6 +134,7 @@ async fn converse(
     let hello = Hello::decode(hello)?;
     let is_apart = hello.is_plain != is_plain;
     reports.tell(Report::Hello(hello)).await;
+    let turns = Arc::new(Semaphore::new(TURNS));
     loop {
         let event = match frame::read(stream).await? {
             Kind::Peers(peers) => {
@@ -141,7 +146,9 @@ async fn converse(
             _ if is_apart => continue,
             Kind::Message(message) => {
                 let (blob, message) = wire::decode(message)?;
-                ControlEvent::Message { from, blob, message }
+                // Nobody closes it.
+                let Ok(turn) = turns.clone().acquire_owned().await else { return Ok(()) };
+                ControlEvent::Message { from, blob, message, turn: Turn(Arc::new(turn)) }
             }
             Kind::TokenWanted(wanted) => ControlEvent::TokenWanted { from, blob: wire::decode_wanted(&wanted)? },
             Kind::Token(given) => {

@@ -24,7 +24,7 @@ const EVENTS_MAX: usize = 4;
 
 /// What happened to the streams of a connection.
 #[derive(Debug)]
-pub(super) enum StreamEvent {
+pub enum StreamEvent {
     /// Ours to write.
     Out(Stream),
     /// Theirs to read.
@@ -35,7 +35,7 @@ pub(super) enum StreamEvent {
 
 /// One stream each way for every connection.
 #[derive(Default)]
-pub(super) struct Streams {
+pub struct Streams {
     events: VecDeque<(PeerId, ConnectionId, StreamEvent)>,
 }
 
@@ -77,7 +77,7 @@ impl NetworkBehaviour for Streams {
 
 /// The streams of one connection.
 #[derive(Default)]
-pub(super) struct Handler {
+pub struct Handler {
     is_asked: bool,
     events: VecDeque<StreamEvent>,
 }

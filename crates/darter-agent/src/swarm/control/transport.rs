@@ -21,7 +21,7 @@ use crate::swarm::identity::Identity;
 const STREAMS_MAX: usize = 16;
 
 /// How connections are made, each within `patience` from the first byte to the last handshake.
-pub(super) fn transport(
+pub fn transport(
     key: PreSharedKey,
     identity: &Identity,
     patience: Duration,
@@ -47,7 +47,7 @@ pub(super) fn transport(
 struct Unreached(#[source] io::Error);
 
 /// The address in libp2p's words.
-pub(super) fn multiaddr(address: SocketAddr) -> Multiaddr {
+pub fn multiaddr(address: SocketAddr) -> Multiaddr {
     Multiaddr::from(address.ip()).with(Protocol::Tcp(address.port()))
 }
 

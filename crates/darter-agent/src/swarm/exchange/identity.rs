@@ -98,7 +98,7 @@ impl Identity {
     }
 
     /// What this node serves with: TLS 1.3, AES-GCM, a key demanded of every client.
-    pub(super) fn server_config(&self) -> Result<ServerConfig, Error> {
+    pub fn server_config(&self) -> Result<ServerConfig, Error> {
         let verifier = Arc::new(Verifier { expected: None, provider: self.provider.clone() });
         let mut config = ServerConfig::builder_with_provider(self.provider.clone())
             .with_protocol_versions(&[&rustls::version::TLS13])?

@@ -114,6 +114,22 @@ async fn a_bad_frame_ends_the_connection_and_bans_the_peer() {
 }
 
 #[tokio::test]
+async fn a_peer_of_another_version_is_cut_off_and_counted() {
+    let node = start(setup(), &[]).await;
+    let identity = identity();
+    let transport = transport(key(1), &identity, PATIENCE).unwrap();
+    let name = identity.keypair().public().to_peer_id();
+    let config = libp2p::swarm::Config::with_tokio_executor().with_idle_connection_timeout(PATIENCE * 6);
+    // It speaks what every agent does below this protocol, and no version of it that is known here.
+    let mut swarm = Swarm::new(transport, libp2p::ping::Behaviour::default(), name, config);
+    swarm.dial(multiaddr(node.control.address())).unwrap();
+    let cut = async { while !matches!(swarm.select_next_some().await, SwarmEvent::ConnectionClosed { .. }) {} };
+    tokio::time::timeout(PATIENCE, cut).await.expect("the node ends the connection");
+    assert_eq!(node.rejected("protocol"), 1);
+    node.stands(|standing| standing.peers == 0 && standing.connections == 0).await;
+}
+
+#[tokio::test]
 async fn a_peer_that_says_no_hello_is_cut_off() {
     let node = start(setup(), &[]).await;
     let mut odd = Odd::new(&node);

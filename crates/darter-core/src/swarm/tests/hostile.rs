@@ -1,0 +1,127 @@
+//! Members that break what they promise, as one machine sees them.
+
+use super::*;
+
+/// What is asked of peer 3 in these actions.
+fn asked(actions: &[Action]) -> Vec<u32> {
+    let piece = |action: &Action| match action {
+        Action::Fetch { piece, peer: asked, .. } if *asked == peer(3) => Some(*piece),
+        _ => None,
+    };
+    actions.iter().filter_map(piece).collect()
+}
+
+fn not_here(blob: Digest, piece: u32) -> Event {
+    Event::FetchFailed { blob, piece, peer: peer(3), reason: FetchFailure::Refused(Refusal::NotHere) }
+}
+
+fn lease(segment: u32) -> Message {
+    Message::Lease(Lease { segment, from: Some(peer(3)), is_whole: true, interested: 2 })
+}
+
+/// The coordinator, peer 2, hears that nothing can be read from there.
+fn is_given_back(actions: &[Action]) -> bool {
+    actions.iter().any(|action| {
+        let is_end = matches!(action, Action::Send { message: Message::LeaseEnd { end: LeaseEnd::Broken, .. }, .. });
+        is_end && matches!(action, Action::Send { to, .. } if *to == peer(2))
+    })
+}
+
+#[test]
+fn a_lease_to_read_from_one_who_has_nothing_goes_back_at_once() {
+    let blob = blob_ranked(&[2]);
+    let mut swarm = node(1..=4);
+    want(&mut swarm, blob, 8 * MIB);
+    let pieces = asked(&heard(&mut swarm, at(2), 2, blob, lease(0)));
+    assert!(!pieces.is_empty());
+    assert!(is_given_back(&swarm.handle(at(3), not_here(blob, pieces[0]))));
+}
+
+#[test]
+fn nothing_is_read_from_one_who_lied() {
+    let blob = blob_ranked(&[2]);
+    let mut swarm = node(1..=4);
+    want(&mut swarm, blob, 8 * MIB);
+    let banned = swarm.handle(at(2), Event::Lied(peer(3)));
+    assert!(matches!(banned[..], [Action::Ban { .. }]), "{banned:?}");
+    let actions = heard(&mut swarm, at(3), 2, blob, lease(0));
+    assert!(is_given_back(&actions) && asked(&actions).is_empty(), "{actions:?}");
+}
+
+fn join(size: u64) -> Message {
+    let have = Bitfield::new(Layout::new(size).pieces());
+    Message::Join(Join { size, have, leased: Vec::new(), can_import: true, neighbours: Vec::new() })
+}
+
+#[test]
+fn what_a_node_read_and_has_lost_is_given_out_again_when_it_joins() {
+    let blob = blob_ranked(&[1]);
+    let mut swarm = node(1..=4);
+    assert_eq!(leases(&heard(&mut swarm, at(1), 2, blob, join(8 * MIB))), [(peer(2), 0)]);
+    let done = Message::LeaseEnd { segment: 0, end: LeaseEnd::Done, upload_time: Duration::ZERO };
+    heard(&mut swarm, at(2), 2, blob, done);
+    assert_eq!(leases(&heard(&mut swarm, at(3), 3, blob, join(8 * MIB))), [], "2 has all of it");
+    assert_eq!(leases(&heard(&mut swarm, at(4), 2, blob, join(8 * MIB))).len(), 1, "nobody has it");
+}
+
+#[test]
+fn an_owner_that_ends_both_its_leases_does_not_lose_what_it_is_given_instead() {
+    let blob = blob_ranked(&[1]);
+    let mut swarm = node(1..=4);
+    heard(&mut swarm, at(1), 3, blob, Message::Holds { size: 16 * MIB });
+    let from_holder = leases(&heard(&mut swarm, at(2), 2, blob, join(16 * MIB)));
+    assert_eq!(from_holder.len(), 2);
+    let end = |segment| Message::LeaseEnd { segment, end: LeaseEnd::Broken, upload_time: Duration::ZERO };
+    let mut given: Vec<(PeerId, u32)> = Vec::new();
+    for (_, segment) in from_holder {
+        given.extend(leases(&heard(&mut swarm, at(3), 2, blob, end(segment))));
+    }
+    given.sort_unstable();
+    assert_eq!(given, [(peer(2), 0), (peer(2), 1)], "each once, from the origin");
+    let running: Vec<_> = swarm.coordinated[&blob].tables.values().flat_map(|table| table.running()).collect();
+    assert_eq!(running, [(peer(2), None); 2], "and both are its own still");
+}
+
+/// Peer 3 says that it has all of a blob of 64 pieces, gives those of which `gives` is true, and denies
+/// the others, a tenth of a second after it was asked. How many it was asked for until nothing more was,
+/// and whether it was let go.
+fn boast(swarm: &mut Swarm, blob: Digest, gives: impl Fn(usize) -> bool) -> (usize, bool) {
+    let hello = Message::Hello { have: Bitfield::full(64), wants_answer: false };
+    let mut actions = heard(swarm, at(2), 3, blob, hello);
+    let (mut count, mut is_let_go, mut now) = (0, false, 2);
+    loop {
+        is_let_go |= actions.contains(&Action::Reject { peer: peer(3), reason: Rejection::Boast });
+        let pieces = asked(&actions);
+        actions.clear();
+        for piece in pieces {
+            let event =
+                if gives(count) { Event::Fetched { blob, piece, peer: peer(3) } } else { not_here(blob, piece) };
+            count += 1;
+            now += 100;
+            actions.extend(swarm.handle(at(now), event));
+        }
+        if actions.is_empty() {
+            return (count, is_let_go);
+        }
+    }
+}
+
+#[test]
+fn who_gives_nothing_of_what_it_announced_is_no_neighbour_any_more() {
+    let blob = blob_ranked(&[2]);
+    let mut swarm = node(1..=4);
+    want(&mut swarm, blob, 64 * MIB);
+    let (count, is_let_go) = boast(&mut swarm, blob, |_| false);
+    // Two seconds of it, and what was on its way.
+    assert!(is_let_go && (21..=23).contains(&count), "{count} pieces asked");
+    assert_eq!(boast(&mut swarm, blob, |_| false), (0, false), "whatever it says again");
+    assert_eq!(swarm.check_invariants(), Ok(()));
+}
+
+#[test]
+fn who_gave_something_may_have_lost_the_rest() {
+    let blob = blob_ranked(&[2]);
+    let mut swarm = node(1..=4);
+    want(&mut swarm, blob, 64 * MIB);
+    assert_eq!(boast(&mut swarm, blob, |n| n == 0), (64, false));
+}

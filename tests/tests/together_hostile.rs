@@ -1,0 +1,229 @@
+//! Members that hold the swarm key and lie: who they are is found out, they are cut off and counted, and
+//! every node has its images, byte for byte.
+
+use std::net::SocketAddr;
+
+use anyhow::{Context as _, Result, ensure};
+use darter_core::Digest;
+use darter_core::pieces::{Bitfield, Layout};
+use darter_core::swarm::{Join, Message};
+use darter_tests::agent::Options;
+use darter_tests::cluster::hostile::{Deed, Hostile};
+use darter_tests::cluster::swarm::Swarm;
+use darter_tests::cluster::{Copies, Plan, Pushed, Seat, garbage, last};
+use darter_tests::stage::{MIB, bytes, eventually};
+use darter_tests::tools::{Need, Release, can_run};
+use futures_util::future::try_join_all;
+
+const NEEDS: [Need; 2] = [Need::Containerd(Release::V2), Need::Darter];
+
+/// A node pulls again as often as this: kubelet does so without end.
+const TRIES: usize = 3;
+
+async fn start(nodes: usize) -> Result<Swarm> {
+    // kubelet waits for 10 s before it tries again, and longer each time.
+    let configure = |_: &Seat, options: Options| {
+        options
+            .set("mirror.handover", "100ms")
+            .set("log.level", "info,darter_agent::pulls=debug,darter_agent::swarm::driver=debug")
+    };
+    Swarm::start(Plan::new(nodes, 100, 1), configure).await
+}
+
+/// How often all agents together turned somebody away for this.
+async fn rejected(swarm: &Swarm, reason: &str) -> Result<f64> {
+    swarm.sum("darter_peer_rejected_total", &[("reason", reason)]).await
+}
+
+/// What the agents read of the largest layer. What containerd reads by itself is not the swarm's.
+fn read_by_agents(swarm: &Swarm, pushed: &Pushed) -> Copies {
+    let log = swarm.ecr().log();
+    let by_agents: Vec<_> = log.into_iter().filter(|seen| !seen.agent.starts_with("containerd/")).collect();
+    Copies::of_blob(&by_agents, &pushed.image.layers[0])
+}
+
+/// Whether the agent of a node has the largest layer, whose sha256 it has checked then.
+fn has_layer(swarm: &Swarm, node: usize, pushed: &Pushed) -> Result<bool> {
+    let agent = swarm.node(node).running_agent().context("no agent")?;
+    Ok(agent.dir().join("data/blobs").join(pushed.image.layers[0].digest().hex()).exists())
+}
+
+/// A node pulls as kubelet does, which tries again.
+async fn pull_as_kubelet(swarm: &Swarm, node: usize, pushed: &Pushed) -> Result<()> {
+    for _ in 1..TRIES {
+        if last(swarm.pull_on(&[node], pushed).await).is_ok() {
+            return Ok(());
+        }
+        eventually("the agent has the layer", async || has_layer(swarm, node, pushed)).await?;
+    }
+    last(swarm.pull_on(&[node], pushed).await).map(drop)
+}
+
+/// A hostile member takes part as soon as somebody reads.
+async fn meddle(swarm: &Swarm, liar: &Hostile, pushed: &Pushed) -> Result<()> {
+    eventually("somebody reads the registry", async || {
+        Ok(swarm.sum("darter_origin_bytes_total", &[]).await? > bytes(MIB))
+    })
+    .await?;
+    let layer = &pushed.image.layers[0];
+    liar.want(layer.digest(), layer.size()).await
+}
+
+/// All nodes pull, and one member among them lies in this way.
+async fn pull_beside(deed: Deed, seed: u64, layer: u64) -> Result<(Swarm, Hostile, Pushed)> {
+    let mut swarm = start(2).await?;
+    let liar = swarm.add_hostile(deed).await?;
+    let pushed = swarm.push(seed, &[layer]).await?;
+    let (pulls, meddled) = tokio::join!(swarm.pull_all(&pushed), meddle(&swarm, &liar, &pushed));
+    meddled?;
+    last(pulls)?;
+    ensure!(liar.asked() > 0, "nobody asked it for anything: this tests nothing");
+    let copies = read_by_agents(&swarm, &pushed);
+    ensure!(copies.least >= 1 && copies.average() < 1.5, "{copies}");
+    let alone = swarm.sum("darter_swarm_fallbacks_total", &[]).await?;
+    ensure!(alone == 0.0, "{alone} blobs were read alone\n{}\n{}", swarm.story(0), swarm.story(1));
+    Ok((swarm, liar, pushed))
+}
+
+#[tokio::test]
+async fn a_lying_importer_is_found_out_and_the_registry_is_read_once_more_for_all() -> Result<()> {
+    let name = "a_lying_importer_is_found_out_and_the_registry_is_read_once_more_for_all";
+    if !can_run(name, &NEEDS) {
+        return Ok(());
+    }
+    let mut swarm = start(3).await?;
+    let liar = swarm.add_hostile(Deed::Lie).await?;
+    let pushed = swarm.push(31, &[40 * MIB]).await?;
+    let pulls = try_join_all((0..swarm.len()).map(|node| pull_as_kubelet(&swarm, node, &pushed)));
+    tokio::try_join!(pulls, meddle(&swarm, &liar, &pushed))?;
+    for node in 0..swarm.len() {
+        eventually("the agent has the layer", async || has_layer(&swarm, node, &pushed)).await?;
+    }
+    ensure!(liar.asked() > 0, "nobody asked it for anything: this tests nothing");
+    let found = rejected(&swarm, "lied").await?;
+    ensure!(found >= 1.0, "nobody found out\n{}", swarm.story(0));
+    // Whoever had its bytes has banned it.
+    eventually("it is no member any more", async || Ok(liar.others().is_empty())).await?;
+    swarm.agents_know(2).await?;
+    let copies = read_by_agents(&swarm, &pushed);
+    // One until it is found out, one after; those who find it out later have lost some of the second. Each
+    // for itself would be four.
+    ensure!(copies.average() < 2.6, "{copies}\n{}", swarm.story(0));
+    Ok(())
+}
+
+#[tokio::test]
+async fn wrong_pieces_cost_each_victim_one_and_the_liar_its_place() -> Result<()> {
+    if !can_run("wrong_pieces_cost_each_victim_one_and_the_liar_its_place", &NEEDS) {
+        return Ok(());
+    }
+    let (swarm, _liar, _) = pull_beside(Deed::Corrupt, 32, 32 * MIB).await?;
+    let corrupt = rejected(&swarm, "corrupt").await?;
+    // Two pieces are asked of it at a time.
+    ensure!((1.0..=4.0).contains(&corrupt), "{corrupt} wrong pieces");
+    let mut members = Vec::new();
+    for node in 0..swarm.len() {
+        let agent = swarm.node(node).running_agent().context("no agent")?;
+        let metrics = agent.metrics().await?;
+        let was_fooled = metrics.sum("darter_peer_rejected_total", &[("reason", "corrupt")]) > 0.0;
+        members.push((was_fooled, metrics.sum("darter_swarm_peers", &[])));
+    }
+    ensure!(members.iter().all(|(was_fooled, others)| *was_fooled == (*others < 1.5)), "{members:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn answers_of_a_wrong_length_or_without_an_end_are_not_read() -> Result<()> {
+    if !can_run("answers_of_a_wrong_length_or_without_an_end_are_not_read", &NEEDS) {
+        return Ok(());
+    }
+    for (deed, seed) in [(Deed::Endless, 33), (Deed::TooLong, 34)] {
+        let (swarm, ..) = pull_beside(deed, seed, 24 * MIB).await.with_context(|| format!("{deed:?}"))?;
+        let bad = rejected(&swarm, "bad_answer").await?;
+        ensure!(bad >= 1.0, "{deed:?}: nobody was rejected");
+        let received = swarm.sum("darter_peer_bytes_total", &[("direction", "received")]).await?;
+        ensure!(received <= 2.0 * bytes(24 * MIB), "{deed:?}: {received} bytes came from others");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn who_claims_to_have_everything_and_gives_nothing_is_let_go() -> Result<()> {
+    if !can_run("who_claims_to_have_everything_and_gives_nothing_is_let_go", &NEEDS) {
+        return Ok(());
+    }
+    let (swarm, liar, _) = pull_beside(Deed::Nothing, 35, 72 * MIB).await?;
+    let boasts = rejected(&swarm, "boast").await?;
+    ensure!(boasts >= 1.0, "{} pieces were asked of it, and it is still a neighbour", liar.asked());
+    // The same of a blob that it says it has whole: the one source of all of it, if that were true.
+    let pushed = swarm.push(36, &[24 * MIB]).await?;
+    let layer = &pushed.image.layers[0];
+    let asked = liar.asked();
+    liar.claim(layer.digest(), layer.size()).await?;
+    last(swarm.pull_all(&pushed).await)?;
+    ensure!(liar.asked() > asked, "nobody believed it: this tests nothing");
+    read_by_agents(&swarm, &pushed).ensure_exactly(1)?;
+    let alone = swarm.sum("darter_swarm_fallbacks_total", &[]).await?;
+    ensure!(alone == 0.0, "{alone} blobs were read alone\n{}", swarm.story(0));
+    Ok(())
+}
+
+/// A wish for a blob that does not exist.
+fn wish(size: u64) -> Message {
+    let have = Bitfield::new(Layout::new(size).pieces());
+    Message::Join(Join { size, have, leased: Vec::new(), can_import: true, neighbours: Vec::new() })
+}
+
+#[tokio::test]
+async fn a_flood_of_wishes_for_blobs_that_do_not_exist_ends_in_a_ban() -> Result<()> {
+    if !can_run("a_flood_of_wishes_for_blobs_that_do_not_exist_ends_in_a_ban", &NEEDS) {
+        return Ok(());
+    }
+    // Many small ones, and some of the largest size that there is.
+    for (size, batch, seed) in [(MIB, 200, 37), (8 << 40, 2, 38)] {
+        let mut swarm = start(2).await?;
+        let flood = swarm.add_hostile(Deed::Nothing).await?;
+        let pushed = swarm.push(seed, &[24 * MIB]).await?;
+        let agents = flood.others();
+        let mut wished = 0_u32;
+        let flooding = eventually("it is banned everywhere", async || {
+            for _ in 0..batch {
+                wished += 1;
+                agents.iter().for_each(|agent| flood.say(*agent, Digest::of(&wished.to_le_bytes()), wish(size)));
+            }
+            Ok(flood.others().is_empty())
+        });
+        let (pulls, flooded) = tokio::join!(swarm.pull_all(&pushed), flooding);
+        flooded?;
+        last(pulls)?;
+        swarm.agents_know(1).await?;
+        read_by_agents(&swarm, &pushed).ensure_exactly(1)?;
+        ensure!(rejected(&swarm, "flood").await? >= 2.0, "not counted");
+        for usage in swarm.usage().into_iter().flatten() {
+            ensure!(usage.peak_bytes < 200 * MIB, "{} bytes at the peak", usage.peak_bytes);
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn garbage_in_the_middle_of_a_pull_costs_its_sender_the_connection() -> Result<()> {
+    if !can_run("garbage_in_the_middle_of_a_pull_costs_its_sender_the_connection", &NEEDS) {
+        return Ok(());
+    }
+    let mut swarm = start(2).await?;
+    let place = swarm.add_stranger()?;
+    let pushed = swarm.push(39, &[24 * MIB]).await?;
+    let key = swarm.key_file();
+    let agents = swarm.places().into_iter().map(|place| SocketAddr::new(place.address(), 4002));
+    // A length beyond all bounds, a frame that is no protobuf, and a message before any hello.
+    let frames = [vec![0xff; 64], vec![0, 0, 0, 2, 0xff, 0xff], vec![0, 0, 0, 0]];
+    let talks = agents.flat_map(|agent| frames.clone().map(|bytes| garbage::say(&place, &key, agent, bytes)));
+    let (pulls, said) = tokio::join!(swarm.pull_all(&pushed), try_join_all(talks));
+    said?;
+    last(pulls)?;
+    read_by_agents(&swarm, &pushed).ensure_exactly(1)?;
+    let bad = rejected(&swarm, "bad_frame").await?;
+    ensure!((bad - 6.0).abs() < 0.5, "{bad} of 6 were counted");
+    swarm.agents_know(1).await
+}
