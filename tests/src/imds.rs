@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use anyhow::Result;
 use http::Method;
@@ -25,6 +25,7 @@ struct Metadata {
     account: String,
     region: String,
     credentials: AtomicU64,
+    is_taken_back: AtomicBool,
 }
 
 impl Imds {
@@ -34,6 +35,7 @@ impl Imds {
             account: account.to_owned(),
             region: region.to_owned(),
             credentials: AtomicU64::new(0),
+            is_taken_back: AtomicBool::new(false),
         });
         Ok(Self { server: Server::start(place, None, service.clone())?, service })
     }
@@ -51,6 +53,11 @@ impl Imds {
     /// How often the role's credentials were asked for.
     pub fn credential_requests(&self) -> u64 {
         self.service.credentials.load(Ordering::Relaxed)
+    }
+
+    /// The node is a spot instance, and EC2 takes it back, or does not.
+    pub fn take_back(&self, is_taken_back: bool) {
+        self.service.is_taken_back.store(is_taken_back, Ordering::Relaxed);
     }
 
     /// Refuses connections, as it looks from a pod when the hop limit is 1.
@@ -71,6 +78,10 @@ impl Service for Metadata {
         match request.path().trim_end_matches('/') {
             "/latest/dynamic/instance-identity/document" => self.document(),
             "/latest/meta-data/placement/region" => Reply::text(200, "text/plain", self.region.clone()),
+            "/latest/meta-data/spot/instance-action" if self.is_taken_back.load(Ordering::Relaxed) => {
+                let notice = json!({ "action": "terminate", "time": "2026-01-01T00:02:00Z" });
+                Reply::text(200, "application/json", notice.to_string())
+            }
             path if path == roles => Reply::text(200, "text/plain", ROLE),
             path if path == format!("{roles}/{ROLE}") => self.credentials(),
             _ => Reply::text(404, "text/plain", "Not Found"),

@@ -154,6 +154,20 @@ impl ControlPlane {
         Ok(())
     }
 
+    /// Lets a service account do what `rules` say, in all namespaces and with what is in none.
+    pub async fn allow_everywhere(&self, namespace: &str, account: &str, rules: &Value) -> Result<()> {
+        let metadata = json!({ "name": account });
+        let group = "rbac.authorization.k8s.io";
+        let api = format!("{group}/v1");
+        self.apply(&json!({ "apiVersion": api, "kind": "ClusterRole", "metadata": metadata, "rules": rules })).await?;
+        let subjects = json!([{ "kind": "ServiceAccount", "name": account, "namespace": namespace }]);
+        let role = json!({ "apiGroup": group, "kind": "ClusterRole", "name": account });
+        let binding = json!({ "apiVersion": api, "kind": "ClusterRoleBinding", "metadata": metadata,
+            "subjects": subjects, "roleRef": role });
+        self.apply(&binding).await?;
+        Ok(())
+    }
+
     /// A kubeconfig for a token, in whose context `namespace` is. It lives as long as the control plane.
     pub fn kubeconfig(&self, namespace: &str, token: &str) -> Result<PathBuf> {
         let ca = self.dir.join("ca.pem").display().to_string();

@@ -15,6 +15,7 @@ use crate::admin::{Admin, AdminError, Orders, Watched};
 use crate::certs_d::{self, CertsD};
 use crate::config::{Access, Config, ContentStore, Discover, RegistryConfig};
 use crate::containerd::Known;
+use crate::going::Notices;
 use crate::images::Images;
 use crate::imds;
 use crate::log::chain;
@@ -120,7 +121,7 @@ impl Agent {
     /// Serves until `stop`, then drains. An agent of which one part ends early stops as a whole:
     /// half an agent would be worse than none, because containerd goes around none.
     pub async fn run(self, stop: CancellationToken) -> Result<(), AgentError> {
-        let Self { config, metrics: _metrics, sites, store, pulls, mirror, admin, certs_d, swarm, .. } = self;
+        let Self { config, metrics, sites, store, pulls, mirror, admin, certs_d, swarm, .. } = self;
         let (serving, preflight, pulling) = (self.serving, self.preflight, self.pulling);
         let (files, serve, keep) = (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
         let seen = mirror.seen();
@@ -129,6 +130,7 @@ impl Agent {
         info!(mirror = %address, admin = %config.admin.listen, data = %config.data_dir().display(),
             registries = config.registries.len(), "darter agent is up");
         let (passing, passes) = watch::channel(false);
+        let notices = Notices::new(&config, metrics);
         let mut follow = Part::start("origins", sites.follow(certs_d.others(), files.clone()));
         let mut hosts = Part::start("hosts.toml", certs_d.run(passes, files.clone()));
         let mut mirror = Part::start("mirror", mirror.run(serve.clone()));
@@ -139,9 +141,11 @@ impl Agent {
         let mut checks = Part::start("self-test", checks.run(files.clone()));
         let (leaving, sharing) = (CancellationToken::new(), CancellationToken::new());
         let (leave, share, shared) = (leaving.clone(), sharing.clone(), pulls.clone());
+        let (notice, noticed) = watch::channel(None);
+        let mut notices = Part::start("notices", notices.run(notice, files.clone()));
         let mut swarm = Part::start("swarm", async move {
             match swarm {
-                Some(swarm) => swarm.run(shared, leave, share).await,
+                Some(swarm) => swarm.run(shared, noticed, leave, share).await,
                 None => share.cancelled().await,
             }
         });
@@ -150,7 +154,7 @@ impl Agent {
                 info!("stopping: hosts.toml first, then the mirror");
                 Ok(())
             }
-            part = first_end([&mut hosts, &mut mirror, &mut admin, &mut store, &mut checks, &mut follow, &mut swarm]) => {
+            part = first_end([&mut hosts, &mut mirror, &mut admin, &mut store, &mut checks, &mut follow, &mut swarm, &mut notices]) => {
                 error!(part, "a part of the agent ended; stopping all of it");
                 Err(AgentError::Ended { part })
             }
@@ -159,7 +163,7 @@ impl Agent {
         leaving.cancel();
         // hosts.toml goes before the mirror does.
         files.cancel();
-        tokio::join!(hosts.finish(DRAIN), checks.finish(DRAIN), follow.finish(DRAIN));
+        tokio::join!(hosts.finish(DRAIN), checks.finish(DRAIN), follow.finish(DRAIN), notices.finish(DRAIN));
         serve.cancel();
         mirror.finish(drain).await;
         pulling.cancel();

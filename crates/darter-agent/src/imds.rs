@@ -1,5 +1,7 @@
 //! Who this node is to AWS: account and region, from the instance metadata service (`IMDSv2`).
 //!
+//! And whether EC2 is about to take it away (`spot_notice`).
+//!
 //! Asked at start. Off EC2 nobody answers, and that must not hold up the start: one second in all.
 //! On EC2, as the firmware tells, it is asked again for a while: a node that boots with a hundred
 //! others must not be without its registry for good because one answer came late. From a pod network
@@ -43,7 +45,16 @@ pub struct Identity {
     pub region: String,
 }
 
-/// Why there is no identity.
+/// What EC2 is about to do with a spot instance, two minutes ahead.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct SpotNotice {
+    /// `terminate`, `stop` or `hibernate`.
+    pub action: String,
+    /// When, in UTC.
+    pub time: String,
+}
+
+/// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum ImdsError {
     /// Nobody there, as everywhere but on EC2.
@@ -95,12 +106,30 @@ async fn asked_for(endpoint: &str, period: Duration) -> Result<Identity, ImdsErr
     }
 }
 
+/// Whether this node is about to be taken away; nothing while it is not.
+pub async fn spot_notice(aws: &config::Aws) -> Result<Option<SpotNotice>, ImdsError> {
+    let endpoint = aws.imds_endpoint.as_deref().unwrap_or(ENDPOINT).trim_end_matches('/');
+    let asked = tokio::time::timeout(PATIENCE, get(endpoint, "/latest/meta-data/spot/instance-action"));
+    match asked.await.unwrap_or(Err(ImdsError::TimedOut)) {
+        Ok(notice) => serde_json::from_slice(&notice).map(Some).map_err(|_| ImdsError::Unreadable),
+        // That is how it says so.
+        Err(ImdsError::Status(StatusCode::NOT_FOUND)) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 /// Whether the service has to be there, as the firmware tells.
-fn is_ec2() -> bool {
+pub fn is_ec2() -> bool {
     std::fs::read_to_string(SYS_VENDOR).is_ok_and(|vendor| vendor.starts_with("Amazon EC2"))
 }
 
 async fn ask(endpoint: &str) -> Result<Identity, ImdsError> {
+    let document = get(endpoint, "/latest/dynamic/instance-identity/document").await?;
+    serde_json::from_slice(&document).map_err(|_| ImdsError::Unreadable)
+}
+
+/// What the service has at a path. It wants a token first.
+async fn get(endpoint: &str, path: &str) -> Result<Bytes, ImdsError> {
     let client = Client::builder(TokioExecutor::new()).build_http();
     let token = Request::builder()
         .method(Method::PUT)
@@ -110,12 +139,11 @@ async fn ask(endpoint: &str) -> Result<Identity, ImdsError> {
         .map_err(ImdsError::Url)?;
     let token = send(&client, token).await?;
     let document = Request::builder()
-        .uri(format!("{endpoint}/latest/dynamic/instance-identity/document"))
+        .uri(format!("{endpoint}{path}"))
         .header("x-aws-ec2-metadata-token", &*token)
         .body(Empty::new())
         .map_err(|_| ImdsError::Unreadable)?;
-    let document = send(&client, document).await?;
-    serde_json::from_slice(&document).map_err(|_| ImdsError::Unreadable)
+    send(&client, document).await
 }
 
 async fn send(

@@ -151,6 +151,9 @@ pub struct Metrics {
     /// Blobs that this node read alone because the other nodes were of no help.
     pub swarm_fallbacks: Family<ReasonLabels, Counter>,
     pub swarm_watch_errors: Family<ReasonLabels, Counter>,
+    /// 1 while this node is about to go, by who says so.
+    pub node_going: Family<ReasonLabels, Gauge>,
+    pub node_watch_errors: Family<ReasonLabels, Counter>,
 }
 
 /// First bytes come from a hit in under a millisecond, and from a slow registry after seconds.
@@ -247,6 +250,12 @@ impl Metrics {
                 Family::default(),
                 "swarm_watch_errors",
                 "Failed tries to watch the agents' EndpointSlices"
+            ),
+            node_going: metric!(Family::default(), "node_going", "1 while this node is about to go, by who says so"),
+            node_watch_errors: metric!(
+                Family::default(),
+                "node_watch_errors",
+                "Failed tries to watch the taints of this node"
             ),
             registry,
         }

@@ -73,6 +73,9 @@ pub(super) fn check(config: &Config) -> Result<(), Fault> {
         "must be set where aws.account is".to_owned()
     })?;
     check_swarm(config)?;
+    require(config.going.node.is_some() || config.going.kubeconfig.is_none(), "going.kubeconfig", || {
+        "has no meaning without going.node".to_owned()
+    })?;
     for (index, registry) in config.registries.iter().enumerate() {
         let twin = config.registries[..index].iter().any(|other| other.name == registry.name);
         require(!twin, &format!("registry[{index}].name"), || format!("{} is configured twice", registry.name))?;

@@ -285,6 +285,7 @@ mod partial {
         origin: Option<Section<full::Origin>>,
         swarm: Option<Section<full::Swarm>>,
         seed: Option<Section<full::Seed>>,
+        going: Option<Section<full::Going>>,
         aws: Option<Section<full::Aws>>,
         registry: Option<Vec<full::RegistryConfig>>,
     }

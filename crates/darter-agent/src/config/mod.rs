@@ -39,6 +39,7 @@ pub struct Config {
     pub origin: Origin,
     pub swarm: Swarm,
     pub seed: Seed,
+    pub going: Going,
     pub aws: Aws,
     #[serde(default, rename = "registry", skip_serializing_if = "Vec::is_empty")]
     pub registries: Vec<RegistryConfig>,
@@ -223,6 +224,23 @@ pub struct Swarm {
 #[serde(deny_unknown_fields)]
 pub struct Seed {
     pub enabled: bool,
+}
+
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Going {
+    pub spot_notice: SpotNotice,
+    #[serde(with = "optional")]
+    pub node: Option<String>,
+    #[serde(with = "optional")]
+    pub kubeconfig: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SpotNotice {
+    Auto,
+    Off,
 }
 
 #[derive(Debug, Clone, Deserialize, Serialize)]

@@ -54,6 +54,8 @@ pub(super) struct Driver {
     asked: BTreeMap<RequestId, (Digest, oneshot::Sender<Reply>)>,
     requests: u64,
     house: House,
+    /// Who waits until everything that others will take is theirs.
+    leaver: Option<oneshot::Sender<()>>,
 }
 
 /// What the driver has of this node besides the network.
@@ -62,8 +64,6 @@ pub(super) struct House {
     pub(super) metrics: Arc<Metrics>,
     /// Blobs to bring here that nobody on this node asks for.
     pub(super) errands: mpsc::Sender<Errand>,
-    /// Cancelled when everything that others could take is theirs.
-    pub(super) left: CancellationToken,
 }
 
 /// A blob to bring here from other nodes.
@@ -103,6 +103,7 @@ impl Driver {
             asked: BTreeMap::new(),
             requests: 0,
             house,
+            leaver: None,
         }
     }
 
@@ -217,6 +218,10 @@ impl Driver {
                 }
                 self.handle(event);
             }
+            Input::Leave { blobs, left } => {
+                self.leaver = Some(left);
+                self.handle(Event::Leave(blobs));
+            }
             Input::Asked { from, blob, piece, reply } => {
                 self.requests += 1;
                 let request = RequestId(self.requests);
@@ -269,7 +274,12 @@ impl Driver {
             Action::Take { blob, size } => return self.send_out(Errand { blob, size, why: Why::ItsHolderGoes }),
             Action::Keep { blob, size } => return self.send_out(Errand { blob, size, why: Why::ToKeep }),
             Action::Used(blob) => self.house.store.used(&blob),
-            Action::Left => self.house.left.cancel(),
+            Action::Left => {
+                if let Some(left) = self.leaver.take() {
+                    // Nobody waits any more who ran out of time.
+                    let _ = left.send(());
+                }
+            }
         }
         None
     }

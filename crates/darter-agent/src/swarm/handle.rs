@@ -66,6 +66,8 @@ pub(super) enum Input {
     Report { id: u64, blob: Digest, event: Event },
     /// Something about no wish in particular.
     Event(Event),
+    /// This node is to go; and who waits until what only it has is with others.
+    Leave { blobs: Vec<Digest>, left: oneshot::Sender<()> },
     /// A peer asks for a piece.
     Asked { from: PeerId, blob: Digest, piece: u32, reply: oneshot::Sender<Reply> },
 }
@@ -186,9 +188,18 @@ impl SwarmHandle {
         self.tell(Input::Event(Event::Gone(blob))).await;
     }
 
-    /// This node is to go: what is here goes to others in this order, as far as nobody else has it.
+    /// This node is to go: what is here goes to others in this order, as far as nobody else has it. Resolves
+    /// when they have what they will take; once more said, this begins anew.
     pub(super) async fn leave(&self, blobs: Vec<Digest>) {
-        self.tell(Input::Event(Event::Leave(blobs))).await;
+        let (left, waits) = oneshot::channel();
+        self.tell(Input::Leave { blobs, left }).await;
+        // An error is that it is said once more, or the driver's end.
+        let _ = waits.await;
+    }
+
+    /// It stays after all.
+    pub(super) async fn stay(&self) {
+        self.tell(Input::Event(Event::Stay)).await;
     }
 
     /// It goes now: no upload begins any more.

@@ -24,6 +24,7 @@ use super::key::{self, KeyError};
 use super::shelf::{Others, Shelf};
 use super::tokens::Tokens;
 use crate::config::{self, Config};
+use crate::going::Reason;
 use crate::log::chain;
 use crate::metrics::Metrics;
 use crate::pulls::Pulls;
@@ -82,7 +83,6 @@ pub struct SwarmPart {
     server: Server<Shelf>,
     store: Store,
     errands: mpsc::Receiver<Errand>,
-    left: CancellationToken,
     handle: SwarmHandle,
 }
 
@@ -137,8 +137,7 @@ impl SwarmPart {
         let client = Arc::new(Client::new(ours, Arc::new(others()), limits, metrics.clone()));
         let endings = Arc::new(Endings::default());
         let (errand, errands) = mpsc::channel(ERRANDS);
-        let left = CancellationToken::new();
-        let house = House { store: store.clone(), metrics: metrics.clone(), errands: errand, left: left.clone() };
+        let house = House { store: store.clone(), metrics: metrics.clone(), errands: errand };
         let driver = Driver::new(words.clone(), zone, client.clone(), tokens.clone(), endings.clone(), house);
         let (peer, address, tls) = (words.me(), words.address(), swarm.tls);
         info!(%peer, %address, key = %key.fingerprint(), tls, "this node is in a swarm");
@@ -153,7 +152,7 @@ impl SwarmPart {
             settled_by: Instant::now() + SETTLE,
             expects_others: !wants_peers || !swarm.peers.is_empty(),
         }));
-        Ok(Some(Self { control, events, driver, inbox, server, store: store.clone(), errands, left, handle }))
+        Ok(Some(Self { control, events, driver, inbox, server, store: store.clone(), errands, handle }))
     }
 
     /// What the rest of the agent has of it.
@@ -171,17 +170,21 @@ impl SwarmPart {
         self.handle.0.control.standing()
     }
 
-    /// Until `stop`. From `leaving` on, what only this node has goes to others; after `stop` no upload
-    /// begins, and those that run get a while to end. Only then the connections end: with them, others
-    /// would break off what they fetch here.
-    pub async fn run(self, pulls: Pulls, leaving: CancellationToken, stop: CancellationToken) {
-        let Self { control, events, driver, inbox, server, store, errands, left, handle } = self;
+    /// Until `stop`. While `going` has a reason, and from `leaving` on, what only this node has goes to
+    /// others; after `stop` no upload begins, and those that run get a while to end. Only then the
+    /// connections end: with them, others would break off what they fetch here.
+    pub async fn run(
+        self,
+        pulls: Pulls,
+        going: watch::Receiver<Option<Reason>>,
+        leaving: CancellationToken,
+        stop: CancellationToken,
+    ) {
+        let Self { control, events, driver, inbox, server, store, errands, handle } = self;
         let (serving, connected) = (CancellationToken::new(), CancellationToken::new());
         let leave = async {
-            leaving.cancelled().await;
-            let deadline = Instant::now() + HANDOVER;
-            handle.leave(store.blobs_by_use()).await;
-            if tokio::time::timeout_at(deadline, left.cancelled()).await.is_err() {
+            leaving.run_until_cancelled(heed(going, &handle, &store)).await;
+            if tokio::time::timeout(HANDOVER, handle.leave(store.blobs_by_use())).await.is_err() {
                 info!("not all blobs that only this node has are with others; the registry still has them");
             }
             stop.cancelled().await;
@@ -200,6 +203,24 @@ impl SwarmPart {
             stop.run_until_cancelled(announce(store.clone(), handle.clone())),
             stop.run_until_cancelled(run_errands(errands, pulls, handle.clone())),
         );
+    }
+}
+
+/// A node that is told that it will go hands over at once; it serves on, and may stay after all.
+async fn heed(mut going: watch::Receiver<Option<Reason>>, swarm: &SwarmHandle, store: &Store) {
+    loop {
+        let told = going.wait_for(Option::is_some).await.map(|reason| *reason);
+        // An error is that nobody tells any more.
+        let Ok(reason) = told else { return std::future::pending().await };
+        info!(?reason, "this node is about to go: what only it has goes to others");
+        tokio::select! {
+            () = swarm.leave(store.blobs_by_use()) => info!("others have what only this node had, as far as they take it"),
+            _ = going.wait_for(Option::is_none) => {}
+        }
+        if going.wait_for(Option::is_none).await.is_ok() {
+            info!("this node stays after all");
+            swarm.stay().await;
+        }
     }
 }
 

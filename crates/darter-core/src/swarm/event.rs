@@ -86,6 +86,8 @@ pub enum Event {
     },
     /// The agent is to stop: what is here and nowhere else goes to others, in this order.
     Leave(Vec<Digest>),
+    /// It does not stop after all.
+    Stay,
     /// It stops now: uploads that run may end, and none begins.
     Withdraw,
     /// What `Action::Take` or `Action::Keep` asked for does not come: there is no room for it, or nobody gave it.

@@ -22,7 +22,7 @@ pub(super) struct Handover {
     leaving: Option<VecDeque<Digest>>,
     /// Who was asked about each blob; the last one has not answered yet.
     asked: BTreeMap<Digest, Vec<PeerId>>,
-    /// `Action::Left` is said once.
+    /// `Action::Left` is said once each time.
     has_left: bool,
     /// No upload begins any more.
     pub(super) is_withdrawn: bool,
@@ -33,8 +33,16 @@ pub(super) struct Handover {
 impl Swarm {
     /// This node is to go, and has these blobs.
     pub(super) fn leave(&mut self, blobs: Vec<Digest>, out: &mut Vec<Action>) {
-        self.handover.leaving = Some(blobs.into());
+        let asked = &self.handover.asked;
+        self.handover.leaving = Some(blobs.into_iter().filter(|blob| !asked.contains_key(blob)).collect());
+        self.handover.has_left = false;
         self.hand_over(out);
+    }
+
+    /// It stays: what others took meanwhile they keep.
+    pub(super) fn stay(&mut self) {
+        (self.handover.leaving, self.handover.has_left) = (None, false);
+        self.handover.asked.clear();
     }
 
     fn hand_over(&mut self, out: &mut Vec<Action>) {
@@ -182,6 +190,23 @@ mod tests {
         assert_eq!(heard(&mut swarm, 3, blob, end(true)), [], "who was not asked");
         assert_eq!(heard(&mut swarm, 2, blob, end(false)), [send(3, blob, TAKE)]);
         assert_eq!(heard(&mut swarm, 3, blob, end(true)), [Action::Left]);
+    }
+
+    #[test]
+    fn a_node_that_stays_after_all_takes_for_others_again_and_may_go_later() {
+        let [blob, other] = [ranked([2, 1, 3]), ranked([1, 2, 3])];
+        let mut swarm = node(1);
+        proven(&mut swarm, blob);
+        assert_eq!(swarm.handle(Time::ZERO, Event::Leave(vec![blob])), [send(2, blob, TAKE)]);
+        // Said once more, by SIGTERM after a notice: nobody is asked twice at a time.
+        assert_eq!(swarm.handle(Time::ZERO, Event::Leave(vec![blob])), []);
+        assert_eq!(heard(&mut swarm, 3, other, TAKE), [send(3, other, end(false))]);
+        assert_eq!(swarm.handle(Time::ZERO, Event::Stay), []);
+        assert_eq!(heard(&mut swarm, 2, blob, end(true)), [], "it does not go");
+        assert!(heard(&mut swarm, 3, other, TAKE).contains(&Action::Take { blob: other, size: SIZE }));
+        assert_eq!(swarm.handle(Time::ZERO, Event::Leave(vec![blob])), [send(2, blob, TAKE)]);
+        assert_eq!(heard(&mut swarm, 2, blob, end(true)), [Action::Left]);
+        assert_eq!(swarm.handle(Time::ZERO, Event::Leave(vec![])), [Action::Left], "each time");
     }
 
     #[test]

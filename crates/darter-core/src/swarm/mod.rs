@@ -251,6 +251,7 @@ impl Swarm {
                 self.seed.is_here(&blob);
             }
             Event::Leave(blobs) => self.leave(blobs, out),
+            Event::Stay => self.stay(),
             Event::Withdraw => self.handover.is_withdrawn = true,
             Event::NotTaken(blob) => {
                 self.taken(&blob, false, out);

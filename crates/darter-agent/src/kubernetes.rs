@@ -1,0 +1,222 @@
+//! How this node speaks to a Kubernetes API server: with which credential, how patiently, and what is
+//! said when it does not work. Not here: what is watched there.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use futures_util::future::BoxFuture;
+use http::{Request, Response};
+use kube::client::{Body, ClientBuilder};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::core::Status;
+use kube::runtime::watcher;
+use kube::{Client, Config};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use tokio::sync::Notify;
+use tower::{BoxError, Service};
+use tracing::warn;
+
+use crate::log::chain;
+use crate::metrics::ReasonLabels;
+
+/// A connection takes so long, or it is not to be had.
+const CONNECT_PATIENCE: Duration = Duration::from_secs(5);
+/// Response headers come by then. A busy API server lets a request wait, a dead one for ever.
+const HEADER_PATIENCE: Duration = Duration::from_secs(30);
+/// A response that says nothing for so long has broken off. A watch, which the server ends after
+/// 290 s, may be that silent.
+const SILENCE_MAX: Duration = Duration::from_secs(300);
+/// Credentials are read anew after so long without success: a kubeconfig may have been replaced.
+const FAILING_MAX: Duration = Duration::from_secs(60);
+/// And not before this.
+pub(crate) const AGAIN: Duration = Duration::from_secs(5);
+
+/// A client that has asked nobody anything yet.
+pub(crate) struct Connected {
+    pub(crate) client: Client,
+    /// That of this pod, or of the kubeconfig's context.
+    pub(crate) namespace: String,
+    /// A watch was accepted.
+    pub(crate) heard: Arc<Notify>,
+}
+
+/// Reads credentials: those of a kubeconfig, else those that every pod is given. `key` is the one in our
+/// configuration that names the kubeconfig.
+///
+/// # Errors
+/// Why there are none, for people.
+pub(crate) async fn connect(kubeconfig: Option<&Path>, key: &str) -> Result<Connected, String> {
+    let mut config = match kubeconfig {
+        Some(path) => read(path, key).await?,
+        None => Config::incluster().map_err(|error| {
+            format!(
+                "this is no pod of a cluster, or its service account is not mounted \
+                (automountServiceAccountToken); elsewhere set {key}: {}",
+                chain(&error)
+            )
+        })?,
+    };
+    config.connect_timeout = Some(CONNECT_PATIENCE);
+    config.read_timeout = Some(SILENCE_MAX);
+    // What the connection was idle before does not count.
+    config.reset_reader_on_write = true;
+    // A watch has pauses of its own, and wants to hear of errors.
+    config.default_retry = false;
+    let namespace = config.default_namespace.trim().to_owned();
+    let heard = Arc::new(Notify::new());
+    let builder = ClientBuilder::try_from(config)
+        .map_err(|error| format!("cannot use what says where the API server is: {}", chain(&error)))?;
+    let layer = tower::layer::layer_fn(|inner| Patient { inner, heard: heard.clone() });
+    Ok(Connected { client: builder.with_layer(&layer).build(), namespace, heard })
+}
+
+async fn read(path: &Path, key: &str) -> Result<Config, String> {
+    let wrong =
+        |error: kube::config::KubeconfigError| format!("cannot use {} ({key}): {}", path.display(), chain(&error));
+    let file = Kubeconfig::read_from(path).map_err(wrong)?;
+    Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.map_err(wrong)
+}
+
+/// Gives up on a server that does not answer, and tells when a watch begins: the watcher itself is
+/// silent until something changes.
+#[derive(Clone)]
+struct Patient<S> {
+    inner: S,
+    heard: Arc<Notify>,
+}
+
+impl<S, B> Service<Request<Body>> for Patient<S>
+where
+    S: Service<Request<Body>, Response = Response<B>, Error = BoxError>,
+    S::Future: Send + 'static,
+{
+    type Response = Response<B>;
+    type Error = BoxError;
+    type Future = BoxFuture<'static, Result<Response<B>, BoxError>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let is_watch = request.uri().query().is_some_and(|query| query.contains("watch=true"));
+        let answer = tokio::time::timeout(HEADER_PATIENCE, self.inner.call(request));
+        let heard = self.heard.clone();
+        Box::pin(async move {
+            let late = |_| format!("no answer within {} s", HEADER_PATIENCE.as_secs());
+            let response = answer.await.map_err(late)??;
+            if is_watch && response.status().is_success() {
+                heard.notify_one();
+            }
+            Ok(response)
+        })
+    }
+}
+
+/// A word for the metric, and what the operator should know; `rights` is what the service account has to
+/// be allowed. None: nothing is wrong.
+fn trouble(error: &watcher::Error, rights: &str) -> Option<(&'static str, String)> {
+    match error {
+        watcher::Error::WatchError(status) => refused(status, rights),
+        watcher::Error::InitialListFailed(error)
+        | watcher::Error::WatchStartFailed(error)
+        | watcher::Error::WatchFailed(error) => match error {
+            kube::Error::Api(status) => refused(status, rights),
+            kube::Error::Auth(_) => Some(("credentials", chain(error).to_string())),
+            kube::Error::Service(error) => Some(("unreachable", chain(error.as_ref()).to_string())),
+            kube::Error::HyperError(_) | kube::Error::ReadEvents(_) => Some(("unreachable", chain(error).to_string())),
+            _ => Some(("answer", chain(error).to_string())),
+        },
+        watcher::Error::NoResourceVersion => Some(("answer", error.to_string())),
+    }
+}
+
+fn refused(status: &Status, rights: &str) -> Option<(&'static str, String)> {
+    let Status { code, message, .. } = status;
+    match code {
+        // Too much has happened since: all is listed again.
+        410 => None,
+        401 => Some(("unauthorized", format!("the API server does not accept the token or certificate: {message}"))),
+        403 => Some(("forbidden", format!("this service account needs {rights}: {message}"))),
+        code => Some(("answer", format!("{code}: {message}"))),
+    }
+}
+
+/// What the log said last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Said {
+    Nothing,
+    Works,
+    Fails(&'static str),
+}
+
+/// Says each change of a watch once, and counts every error.
+pub(crate) struct Teller<'a> {
+    /// What cannot be watched, and what that means.
+    trouble: String,
+    errors: &'a Family<ReasonLabels, Counter>,
+    said: Said,
+    /// Since when nothing worked.
+    since: Option<Instant>,
+}
+
+impl<'a> Teller<'a> {
+    /// Of a watch that was not tried yet. `trouble` is the sentence to say when it fails.
+    pub(crate) const fn new(trouble: String, errors: &'a Family<ReasonLabels, Counter>) -> Self {
+        Self { trouble, errors, said: Said::Nothing, since: None }
+    }
+
+    /// It works. Whether that is news.
+    pub(crate) fn works(&mut self) -> bool {
+        self.since = None;
+        std::mem::replace(&mut self.said, Said::Works) != Said::Works
+    }
+
+    /// It does not, for a reason: a word for the metric, and a sentence.
+    pub(crate) fn fails(&mut self, reason: &'static str, text: &str) {
+        self.errors.get_or_create(&ReasonLabels { reason }).inc();
+        self.since.get_or_insert_with(Instant::now);
+        if std::mem::replace(&mut self.said, Said::Fails(reason)) != Said::Fails(reason) {
+            warn!(reason = text, "{}", self.trouble);
+        }
+    }
+
+    /// The watch met an error. Whether credentials should be read anew.
+    pub(crate) fn met(&mut self, error: &watcher::Error, rights: &str) -> bool {
+        let Some((reason, text)) = trouble(error, rights) else { return false };
+        self.fails(reason, &text);
+        reason == "unauthorized" || self.since.is_some_and(|since| since.elapsed() > FAILING_MAX)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_change_is_told_once_and_every_error_counted() {
+        let errors = Family::default();
+        let mut teller = Teller::new("cannot watch".to_owned(), &errors);
+        teller.fails("unreachable", "refused");
+        let since = teller.since.unwrap();
+        teller.fails("unreachable", "timed out");
+        assert_eq!((teller.said, teller.since), (Said::Fails("unreachable"), Some(since)));
+        assert!(teller.works() && !teller.works());
+        assert_eq!((teller.said, teller.since), (Said::Works, None));
+        assert_eq!(errors.get_or_create(&ReasonLabels { reason: "unreachable" }).get(), 2);
+    }
+
+    #[test]
+    fn a_list_that_is_too_old_is_no_trouble_and_a_refusal_names_the_way_out() {
+        let status = |code| Status { code, message: "says the server".to_owned(), ..Status::default() };
+        let told = |code| trouble(&watcher::Error::WatchError(Box::new(status(code))), "a Role for nodes");
+        assert_eq!(told(410), None);
+        let (reason, text) = told(403).unwrap();
+        assert!(reason == "forbidden" && text.contains("needs a Role for nodes"), "{text}");
+        assert_eq!(told(401).unwrap().0, "unauthorized");
+        assert_eq!(told(500), Some(("answer", "500: says the server".to_owned())));
+    }
+}

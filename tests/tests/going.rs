@@ -1,0 +1,117 @@
+//! Nodes that hear that they are about to go, before anybody stops their agent.
+
+use anyhow::{Context as _, Result, ensure};
+use darter_core::Digest;
+use darter_tests::agent::{Agent, Options};
+use darter_tests::cluster::swarm::Swarm;
+use darter_tests::cluster::{Plan, Pushed, Seat, last};
+use darter_tests::emulator::{Emulator, Host};
+use darter_tests::fake_ecr::{Fault, Rule};
+use darter_tests::imds::Imds;
+use darter_tests::kubernetes::ControlPlane;
+use darter_tests::net::{Network, Place};
+use darter_tests::stage::{MIB, REPOSITORY, eventually};
+use darter_tests::tools::{Need, Release, can_run};
+use serde_json::{Value, json};
+
+/// What the first node, which is told to go, and the second have of it: the metrics and the log.
+async fn is_going(agent: &Agent, reason: &str) -> Result<bool> {
+    Ok(agent.metrics().await?.sum("darter_node_going", &[("reason", reason)]) == 1.0)
+}
+
+/// The manifest that an amd64 node runs: the one that has the configuration's digest in it.
+fn child(pushed: &Pushed) -> Result<Digest> {
+    let config = pushed.image.config.digest().to_string();
+    let mut manifests = pushed.image.manifests.iter();
+    let child = manifests.find(|item| String::from_utf8_lossy(&item.content.to_bytes()).contains(&config));
+    Ok(child.context("the image has no manifest for amd64")?.digest())
+}
+
+#[tokio::test]
+async fn a_spot_node_hands_over_at_its_notice_and_may_then_go_without_a_word() -> Result<()> {
+    let test = "a_spot_node_hands_over_at_its_notice_and_may_then_go_without_a_word";
+    if !can_run(test, &[Need::Containerd(Release::V2), Need::Darter]) {
+        return Ok(());
+    }
+    // Its port is not known before the network is there.
+    let endpoint = std::sync::Arc::new(std::sync::OnceLock::<String>::new());
+    let known = endpoint.clone();
+    let configure = move |seat: &Seat, options: Options| {
+        let options = options.set("aws.discover", "off");
+        match (seat.number, known.get()) {
+            (2, Some(url)) => options.set("aws.imds_endpoint", url.clone()),
+            // What they have they were given, and did not fetch ahead.
+            _ => options.set("mirror.prefetch", "off"),
+        }
+    };
+    let mut swarm = Swarm::start(Plan::new(2, 400, 1), configure).await?;
+    let imds = Imds::start(swarm.origin(), "123456789012", "us-east-1")?;
+    endpoint.set(imds.url()).ok().context("it was known before")?;
+    let spot = swarm.add_node().await?;
+    swarm.complete().await?;
+    let pushed = swarm.push(41, &[12 * MIB, 3 * MIB]).await?;
+    last(swarm.pull_on(&[spot], &pushed).await)?;
+    // Another node has proved that it may read the image, and has nothing of it but its manifests.
+    let agent = swarm.node(0).running_agent().context("no agent")?;
+    let client = Emulator::new(&swarm.places()[0], &swarm.ecr().name(), &[Host::new(agent.mirror())]);
+    client.resolve(REPOSITORY, &pushed.tag).await?;
+    client.resolve(REPOSITORY, &child(&pushed)?.to_string()).await?;
+    swarm.copies(&pushed).ensure_exactly(1)?;
+    imds.take_back(true);
+    let going = swarm.node(spot).running_agent().context("no agent")?;
+    eventually("its blobs are with others", async || Ok(going.log().contains("others have what only this node had")))
+        .await
+        .with_context(|| swarm.story(spot))?;
+    ensure!(is_going(going, "spot_notice").await?, "{}", swarm.story(spot));
+    swarm.kill_agent(spot)?;
+    // The registry gives nothing from here on.
+    swarm.ecr().inject(Rule::any().always(), Fault::Status(503, None));
+    let by_digest = format!("{}/{REPOSITORY}@{}", swarm.ecr().name(), pushed.image.root.digest());
+    let pulled = swarm.node(0).containerd().cri().pull(&by_digest, None).await;
+    pulled.with_context(|| format!("{}\n--- the node that went\n{}", swarm.story(0), swarm.story(spot)))?;
+    swarm.copies(&pushed).ensure_exactly(1)
+}
+
+/// A Node with these taints.
+fn node(taints: &[&str]) -> Value {
+    let taints: Vec<_> = taints.iter().map(|key| json!({ "key": key, "effect": "NoSchedule" })).collect();
+    json!({ "apiVersion": "v1", "kind": "Node", "metadata": { "name": "gpu-1" }, "spec": { "taints": taints } })
+}
+
+#[tokio::test]
+async fn a_node_that_karpenter_disrupts_hears_of_it_and_of_the_end_of_it() -> Result<()> {
+    let test = "a_node_that_karpenter_disrupts_hears_of_it_and_of_the_end_of_it";
+    if !can_run(test, &[Need::Kubernetes, Need::Darter, Need::Root]) {
+        return Ok(());
+    }
+    let (network, dir) = (Network::new(1)?, darter_tests::scratch::Scratch::new()?);
+    std::fs::write(dir.join("swarm.key"), darter_agent::swarm::key::make()?)?;
+    let plane = ControlPlane::start(&network.hub()).await?;
+    plane.namespace("gpu").await?;
+    let token = plane.service_account("gpu", "darter").await?;
+    plane.apply(&node(&["nvidia.com/gpu"])).await?;
+    let place: Place = network.node(0);
+    let options = Options::new(&place)
+        .set("swarm.key_file", dir.join("swarm.key").display().to_string())
+        .set("going.node", "gpu-1")
+        .set("going.kubeconfig", plane.kubeconfig("gpu", &token)?.display().to_string());
+    let agent = Agent::start(options).await?;
+    let says = |text: &str| agent.log().contains(text);
+    let advice = "needs a ClusterRole that lets it get, list and watch the node gpu-1";
+    eventually("it says what it needs", async || Ok(says(advice))).await?;
+    // The least: this one node.
+    let rules = json!([{ "apiGroups": [""], "resources": ["nodes"], "resourceNames": ["gpu-1"],
+        "verbs": ["get", "list", "watch"] }]);
+    plane.allow_everywhere("gpu", "darter", &rules).await?;
+    eventually("it watches", async || Ok(says("watching the taints of this node"))).await?;
+    ensure!(!is_going(&agent, "taint").await?, "another taint means nothing");
+    for taint in ["karpenter.sh/disrupted", "ToBeDeletedByClusterAutoscaler"] {
+        plane.apply(&node(&["nvidia.com/gpu", taint])).await?;
+        eventually("it hears of it", async || is_going(&agent, "taint").await).await?;
+        plane.apply(&node(&["nvidia.com/gpu"])).await?;
+        eventually("it hears of the end", async || Ok(!is_going(&agent, "taint").await?)).await?;
+    }
+    let stays = agent.log().matches("this node stays after all").count();
+    ensure!(stays == 2, "{stays} times\n{}", agent.log());
+    Ok(())
+}
