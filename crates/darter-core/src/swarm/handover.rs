@@ -102,7 +102,9 @@ impl Swarm {
         }
         let is_new = self.handover.takes.insert(blob, from).is_none();
         if is_new && !self.downloads.contains_key(&blob) {
-            out.push(Action::Take { blob, size });
+            // A seed is full as a rule, and parts with what is of least use.
+            let is_seed = self.node.members.is_seed(&self.node.me);
+            out.push(if is_seed { Action::Keep { blob, size } } else { Action::Take { blob, size } });
         }
     }
 

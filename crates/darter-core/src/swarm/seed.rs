@@ -121,7 +121,6 @@ impl Swarm {
 
 #[cfg(test)]
 mod tests {
-
     use super::super::{Event, Member, Message, Refusal, RequestId, Zone};
     use super::*;
     use crate::pieces::Layout;
@@ -272,6 +271,24 @@ mod tests {
         heard(&mut swarm, at(10), 4, blob, join(size));
         let late = heard(&mut swarm, at(10), 1, blob, join(size));
         assert!(leases(&late).iter().all(|to| *to == peer(4)), "{late:?}");
+    }
+
+    #[test]
+    fn a_seed_makes_room_for_what_is_handed_to_it() {
+        let take = Message::Take { size: SIZE };
+        assert_eq!(kept(&heard(&mut node(1), Time::ZERO, 2, blob(1), take.clone())), [blob(1)]);
+        let by_another = heard(&mut node(3), Time::ZERO, 2, blob(1), take);
+        assert!(by_another.contains(&Action::Take { blob: blob(1), size: SIZE }), "{by_another:?}");
+    }
+
+    #[test]
+    fn a_seed_that_comes_later_is_told_of_what_is_here() {
+        let mut swarm = node(2);
+        swarm.handle(Time::ZERO, Event::Proven { blob: blob(1), layout: Layout::new(SIZE) });
+        let member = |n| Member { id: peer(n), zone: Zone::default(), is_seed: n == 1 || n == 5 };
+        let told = swarm.handle(at(1), Event::Members(Members::new((1..=5).map(member).collect())));
+        let word = |to| Action::Send { to: peer(to), blob: blob(1), message: HOLDS };
+        assert!(told.contains(&word(5)) && !told.contains(&word(1)), "{told:?}");
     }
 
     #[test]
