@@ -33,6 +33,7 @@ pub mod target;
 mod tests;
 mod time;
 pub mod token;
+mod turns;
 mod waits;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -53,6 +54,7 @@ use self::register::Register;
 use self::seed::Seed;
 use self::slots::Slots;
 use self::strikes::Strikes;
+use self::turns::Turns;
 use crate::Digest;
 use crate::pieces::{Bitfield, Layout};
 
@@ -62,7 +64,7 @@ pub struct Swarm {
     node: Node,
     /// Blobs on their way here, and by their turns.
     downloads: BTreeMap<Digest, Download>,
-    order: Vec<(u64, Digest)>,
+    turns: Turns,
     /// Blobs that are here whole.
     held: BTreeMap<Digest, Layout>,
     coordinated: BTreeMap<Digest, Coordinator>,
@@ -171,7 +173,7 @@ impl Swarm {
                 settled_at: Time::ZERO,
             },
             downloads: BTreeMap::new(),
-            order: Vec::new(),
+            turns: Turns::new(me),
             held: BTreeMap::new(),
             coordinated: BTreeMap::new(),
             sessions: BTreeSet::new(),
@@ -234,12 +236,11 @@ impl Swarm {
             Event::Message { from, blob, message } => self.heard(now, from, blob, message, out),
             Event::Want { blob, layout, have, can_import, turn } => {
                 if self.want(now, blob, layout, have, can_import, out) {
-                    let at = self.order.partition_point(|(other, _)| *other <= turn);
-                    self.order.insert(at, (turn, blob));
+                    self.turns.insert(turn, blob, layout.segments() == 1);
                 }
             }
             Event::Unwant(blob) => {
-                self.order.retain(|(_, other)| *other != blob);
+                self.turns.remove(&blob);
                 if let Some(mut download) = self.downloads.remove(&blob) {
                     download.leave(&mut self.node.cx(now, out));
                 }
@@ -342,7 +343,7 @@ impl Swarm {
     }
 
     fn proven(&mut self, now: Time, blob: Digest, layout: Layout, out: &mut Vec<Action>) {
-        self.order.retain(|(_, other)| *other != blob);
+        self.turns.remove(&blob);
         let mut told = told_of_holders(&self.node.members, &blob);
         if let Some(mut download) = self.downloads.remove(&blob) {
             let cx = &mut self.node.cx(now, out);
@@ -422,8 +423,8 @@ impl Swarm {
     /// Asks for pieces as far as the node's requests in flight allow, first blob first.
     fn fill(&mut self, now: Time, out: &mut Vec<Action>) {
         let mut room = self.room();
-        for blob in self.in_turn() {
-            if let Some(download) = self.downloads.get_mut(&blob) {
+        for blob in self.turns.iter() {
+            if let Some(download) = self.downloads.get_mut(blob) {
                 room -= download.fill(room, &mut self.node.cx(now, out)).min(room);
                 if room == 0 {
                     download.waits_in_turn(now);
@@ -431,24 +432,7 @@ impl Swarm {
             }
         }
     }
-
-    /// Blobs in the order in which pieces of them are asked for. After the first few, which containerd
-    /// waits for, small ones come in an order of this node's own: if all nodes took them in the same one,
-    /// all would wait for whoever has them first, and have nothing for each other.
-    fn in_turn(&self) -> Vec<Digest> {
-        let mut blobs: Vec<Digest> = self.order.iter().map(|(_, blob)| *blob).collect();
-        let is_small = |blob: &Digest| self.downloads.get(blob).is_some_and(|download| download.layout.segments() == 1);
-        if let Some(later) = blobs.get_mut(IN_ORDER..) {
-            for run in later.chunk_by_mut(|one, next| is_small(one) && is_small(next)) {
-                run.sort_by_cached_key(|blob| score(blob, &self.node.me));
-            }
-        }
-        blobs
-    }
 }
-
-/// containerd downloads so many layers of an image at a time, the first ones first.
-const IN_ORDER: usize = 3;
 
 /// How many of the ranked know who holds a blob: its coordinator, and the first backup.
 const HOLDS_TOLD: usize = 2;

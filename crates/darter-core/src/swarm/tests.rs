@@ -409,23 +409,3 @@ fn a_blob_that_waits_for_its_turn_blames_nobody_who_has_it() {
         assert_eq!(asked.len(), busy, "the first has all of them");
     }
 }
-
-#[test]
-fn small_blobs_after_the_first_few_come_in_an_order_of_each_nodes_own() {
-    let order = |me: u8| {
-        let mut swarm = Swarm::new(peer(me), Zone::default(), Limits::default(), 7);
-        let blob = |n: u64| Digest::of(&n.to_le_bytes());
-        // One that is large lies between them, and keeps its place.
-        for n in 0..24 {
-            want_in_turn(&mut swarm, blob(n), if n == 12 { 100 * MIB } else { MIB }, n);
-        }
-        let turns = swarm.in_turn().into_iter().map(|other| (0..24).find(|n| blob(*n) == other).unwrap());
-        turns.collect::<Vec<u64>>()
-    };
-    let (one, other) = (order(1), order(2));
-    for order in [&one, &other] {
-        assert_eq!((&order[..3], order[12]), (&[0, 1, 2][..], 12), "{order:?}");
-        assert!(order[3..12].iter().all(|n| *n < 12) && order[13..].iter().all(|n| *n > 12), "{order:?}");
-    }
-    assert_ne!(one, other);
-}
