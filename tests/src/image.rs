@@ -328,6 +328,14 @@ impl Image {
         std::iter::once(&self.config).chain(&self.layers)
     }
 
+    /// The manifest that an amd64 node runs: the one that has the configuration's digest in it.
+    pub fn child(&self) -> Result<Digest> {
+        let config = self.config.digest().to_string();
+        let mut manifests = self.manifests.iter();
+        let child = manifests.find(|item| String::from_utf8_lossy(&item.content.to_bytes()).contains(&config));
+        Ok(child.context("the image has no manifest for amd64")?.digest())
+    }
+
     /// The bytes of the layers.
     pub fn layer_bytes(&self) -> u64 {
         self.layers.iter().map(Item::size).sum()

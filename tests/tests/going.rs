@@ -1,10 +1,9 @@
 //! Nodes that hear that they are about to go, before anybody stops their agent.
 
 use anyhow::{Context as _, Result, ensure};
-use darter_core::Digest;
 use darter_tests::agent::{Agent, Options};
 use darter_tests::cluster::swarm::Swarm;
-use darter_tests::cluster::{Plan, Pushed, Seat, last};
+use darter_tests::cluster::{Plan, Seat, last};
 use darter_tests::emulator::{Emulator, Host};
 use darter_tests::fake_ecr::{Fault, Rule};
 use darter_tests::imds::Imds;
@@ -17,14 +16,6 @@ use serde_json::{Value, json};
 /// What the first node, which is told to go, and the second have of it: the metrics and the log.
 async fn is_going(agent: &Agent, reason: &str) -> Result<bool> {
     Ok(agent.metrics().await?.sum("darter_node_going", &[("reason", reason)]) == 1.0)
-}
-
-/// The manifest that an amd64 node runs: the one that has the configuration's digest in it.
-fn child(pushed: &Pushed) -> Result<Digest> {
-    let config = pushed.image.config.digest().to_string();
-    let mut manifests = pushed.image.manifests.iter();
-    let child = manifests.find(|item| String::from_utf8_lossy(&item.content.to_bytes()).contains(&config));
-    Ok(child.context("the image has no manifest for amd64")?.digest())
 }
 
 #[tokio::test]
@@ -55,7 +46,7 @@ async fn a_spot_node_hands_over_at_its_notice_and_may_then_go_without_a_word() -
     let agent = swarm.node(0).running_agent().context("no agent")?;
     let client = Emulator::new(&swarm.places()[0], &swarm.ecr().name(), &[Host::new(agent.mirror())]);
     client.resolve(REPOSITORY, &pushed.tag).await?;
-    client.resolve(REPOSITORY, &child(&pushed)?.to_string()).await?;
+    client.resolve(REPOSITORY, &pushed.image.child()?.to_string()).await?;
     swarm.copies(&pushed).ensure_exactly(1)?;
     imds.take_back(true);
     let going = swarm.node(spot).running_agent().context("no agent")?;

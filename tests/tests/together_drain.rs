@@ -1,10 +1,9 @@
 //! A node that stops takes nothing with it: what only it has goes to others, and what it gives ends well.
 
 use anyhow::{Context as _, Result, ensure};
-use darter_core::Digest;
 use darter_tests::agent::Options;
 use darter_tests::cluster::swarm::Swarm;
-use darter_tests::cluster::{Plan, Pushed, Seat, last};
+use darter_tests::cluster::{Plan, Seat, last};
 use darter_tests::emulator::{Emulator, Host};
 use darter_tests::fake_ecr::{Fault, Rule};
 use darter_tests::process;
@@ -12,14 +11,6 @@ use darter_tests::stage::{MIB, REPOSITORY, bytes, eventually};
 use darter_tests::tools::{Need, Release, can_run};
 
 const NEEDS: [Need; 2] = [Need::Containerd(Release::V2), Need::Darter];
-
-/// The manifest that an amd64 node runs: the one that has the configuration's digest in it.
-fn child(pushed: &Pushed) -> Result<Digest> {
-    let config = pushed.image.config.digest().to_string();
-    let mut manifests = pushed.image.manifests.iter();
-    let child = manifests.find(|item| String::from_utf8_lossy(&item.content.to_bytes()).contains(&config));
-    Ok(child.context("the image has no manifest for amd64")?.digest())
-}
 
 #[tokio::test]
 async fn a_node_that_stops_hands_over_what_only_it_has() -> Result<()> {
@@ -38,7 +29,7 @@ async fn a_node_that_stops_hands_over_what_only_it_has() -> Result<()> {
     let agent = swarm.node(1).running_agent().context("no agent")?;
     let client = Emulator::new(&swarm.places()[1], &swarm.ecr().name(), &[Host::new(agent.mirror())]);
     client.resolve(REPOSITORY, &pushed.tag).await?;
-    client.resolve(REPOSITORY, &child(&pushed)?.to_string()).await?;
+    client.resolve(REPOSITORY, &pushed.image.child()?.to_string()).await?;
     swarm.copies(&pushed).ensure_exactly(1)?;
     swarm.node_mut(0).stop_agent().await?;
     // The registry gives nothing from here on.

@@ -4,20 +4,12 @@ use anyhow::{Context as _, Result, ensure};
 use darter_core::Digest;
 use darter_tests::agent::Options;
 use darter_tests::cluster::swarm::Swarm;
-use darter_tests::cluster::{Plan, Pushed, Seat, last};
+use darter_tests::cluster::{Plan, Seat, last};
 use darter_tests::fake_ecr::{Fault, Kind, Rule};
 use darter_tests::stage::{MIB, REPOSITORY, bytes};
 use darter_tests::tools::{Need, Release, can_run};
 
 const NEEDS: [Need; 2] = [Need::Containerd(Release::V2), Need::Darter];
-
-/// The manifest that an amd64 node runs: the one that has the configuration's digest in it.
-fn child(pushed: &Pushed) -> Result<Digest> {
-    let config = pushed.image.config.digest().to_string();
-    let mut manifests = pushed.image.manifests.iter();
-    let child = manifests.find(|item| String::from_utf8_lossy(&item.content.to_bytes()).contains(&config));
-    Ok(child.context("the image has no manifest for amd64")?.digest())
-}
 
 #[tokio::test]
 async fn four_nodes_at_once_read_each_manifest_once() -> Result<()> {
@@ -29,7 +21,7 @@ async fn four_nodes_at_once_read_each_manifest_once() -> Result<()> {
     last(swarm.pull_all(&pushed).await)?;
     swarm.ensure_peaceful().await?;
     swarm.copies(&pushed).ensure_exactly(1)?;
-    let (index, child) = (pushed.image.root.digest(), child(&pushed)?);
+    let (index, child) = (pushed.image.root.digest(), pushed.image.child()?);
     for manifest in [index, child] {
         let read = swarm.ecr().count_of(Kind::Manifest, manifest).requests;
         ensure!(read == 1, "{manifest} was read {read} times (index {index}, child {child})");
@@ -63,7 +55,7 @@ async fn with_the_registry_away_a_pull_by_digest_takes_what_it_proved_before_fro
     let agent = swarm.node(1).running_agent().context("no agent")?;
     let stored = |digest: Digest| agent.dir().join("data/blobs").join(digest.to_string().trim_start_matches("sha256:"));
     let index = pushed.image.root.digest();
-    for manifest in [index, child(&pushed)?] {
+    for manifest in [index, pushed.image.child()?] {
         ensure!(!stored(manifest).exists(), "{} is still on the node", stored(manifest).display());
     }
     let received = [("direction", "received")];

@@ -408,8 +408,8 @@ impl Images {
     }
 
     /// When something of a blob came last that is on its way here, from other nodes too; nothing: it is not.
-    pub fn came_last(&self, digest: &Digest) -> Option<Instant> {
-        self.0.pulls.came_last(digest).filter(|_| self.0.pulls.have_company())
+    pub fn came_last(&self, digest: &Digest, most: Duration) -> Option<Instant> {
+        self.0.pulls.came_last(digest, most).filter(|_| self.0.pulls.have_company())
     }
 
     /// Drops a blob that could not be read to its end.

@@ -125,7 +125,7 @@ impl Routes {
     /// of a body is, since containerd at the registry would read what the others read.
     fn worth_waiting(&self, request: &Request, started: Instant) -> Option<Duration> {
         let Request::Blob { digest, .. } = request else { return None };
-        let came = self.images.came_last(digest)?.max(started);
+        let came = self.images.came_last(digest, FIRST_BYTE_MAX)?.max(started);
         let longer = came.saturating_duration_since(started) + self.patience.pull;
         Some(longer.min(FIRST_BYTE_MAX.max(self.patience.pull)))
     }

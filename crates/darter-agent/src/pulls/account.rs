@@ -15,13 +15,11 @@ pub(super) struct Account {
     retries: AtomicU32,
     first_byte: OnceLock<Duration>,
     activity: Activity,
-    /// Of all pulls of this node.
-    all: Activity,
 }
 
 impl Account {
     /// Of a pull that starts now.
-    pub(super) fn new(activity: Activity, all: Activity) -> Self {
+    pub(super) fn new(activity: Activity) -> Self {
         Self {
             started: Instant::now(),
             origin_bytes: AtomicU64::new(0),
@@ -30,7 +28,6 @@ impl Account {
             retries: AtomicU32::new(0),
             first_byte: OnceLock::new(),
             activity,
-            all,
         }
     }
 
@@ -46,7 +43,6 @@ impl Account {
 
     fn came(&self) {
         self.activity.touch();
-        self.all.touch();
         self.first_byte.get_or_init(|| self.started.elapsed());
     }
 
@@ -78,30 +74,8 @@ impl Account {
         self.first_byte.get().copied()
     }
 
-    /// When bytes came last of this blob or, while it may wait for its turn among others, of them: for `most`
-    /// after its own last ones at most.
-    pub(super) fn last_in_turn(&self, most: Duration) -> Instant {
-        let own = self.activity.last();
-        self.all.last().min(own + most).max(own)
-    }
-
     /// When bytes came last.
     pub(super) const fn activity(&self) -> &Activity {
         &self.activity
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_blob_waits_for_its_turn_as_long_as_others_come_and_not_for_ever() {
-        let (own, all) = (Activity::default(), Activity::default());
-        let account = Account::new(own.clone(), all.clone());
-        std::thread::sleep(Duration::from_millis(30));
-        all.touch();
-        assert!(account.last_in_turn(Duration::from_secs(9)) >= own.last() + Duration::from_millis(20));
-        assert_eq!(account.last_in_turn(Duration::from_millis(10)), own.last() + Duration::from_millis(10));
     }
 }

@@ -40,6 +40,10 @@ pub use reader::{Progress, Reader};
 // at once. Past this something is wrong: answer 404 and let containerd go around us.
 const RUNNING_MAX: usize = 256;
 
+/// How many times its patience a blob is waited for while others of this node come from other nodes: a
+/// node wishes for more layers than it asks for at a time.
+const TURN: u32 = 4;
+
 /// Turns from this on come last.
 const LAST: u64 = 1 << 63;
 
@@ -280,11 +284,10 @@ impl Pulls {
         self.0.swarm.as_ref().is_some_and(|swarm| !swarm.is_alone())
     }
 
-    /// When something of a running pull came last, or while it may wait for its turn, of another one; at
-    /// first when it began.
-    pub fn came_last(&self, digest: &Digest) -> Option<Instant> {
-        let own = lock(&self.0.running).get(digest).map(|pull| pull.activity.last())?;
-        Some(self.0.activity.last().max(own))
+    /// When something of a running pull came last, or of another, whose turn it may be, for `most` after
+    /// its own; at first when it began.
+    pub fn came_last(&self, digest: &Digest, most: Duration) -> Option<Instant> {
+        lock(&self.0.running).get(digest).map(|pull| pull.activity.last_in_turn(most))
     }
 
     /// Waits until all pulls have ended after `stop`.
@@ -315,7 +318,8 @@ impl Pulls {
             provenance: Provenance::default(),
             readers: AtomicUsize::new(0),
             left: Notify::new(),
-            activity: Activity::default(),
+            // By itself a node reads each blob at once: none waits for its turn.
+            activity: self.0.swarm.as_ref().map_or_else(Activity::default, |_| Activity::among(&self.0.activity)),
             ending: AtomicBool::new(false),
         });
         let interest = Interest::new(&pull);
@@ -329,7 +333,7 @@ impl Pulls {
 
     async fn run(self, pull: Arc<Pull>, wanted: Wanted, turn: u64) {
         let started = Instant::now();
-        let account = Arc::new(Account::new(pull.activity.clone(), self.0.activity.clone()));
+        let account = Arc::new(Account::new(pull.activity.clone()));
         let mut leave = Leave { pulls: &self, pull: &pull, digest: wanted.digest, last: None };
         let ended = async {
             tokio::select! {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio::time::timeout_at;
 
-use super::{Interest, Joined, PullError, State};
+use super::{Interest, Joined, PullError, State, TURN};
 use crate::metrics::Source;
 use crate::store::{self, IngestReader};
 
@@ -106,7 +106,8 @@ impl Reader {
     }
 
     /// Waits until bytes past `offset` can be read, or no more will come, or nothing came for
-    /// `patience`: neither these bytes nor others of the blob, which comes out of order.
+    /// `patience`: neither these bytes nor others of the blob, which comes out of order, nor of other blobs
+    /// of this node, whose turn it may be.
     pub async fn progress_past(&mut self, offset: u64, patience: Duration) -> Progress {
         let began = Instant::now();
         let size = self.ingest.size();
@@ -115,7 +116,8 @@ impl Reader {
             store::Progress::Complete | store::Progress::Failed(_) => true,
         };
         loop {
-            let quiet_since = self.interest.0.activity.last().max(began);
+            let came = || self.interest.0.activity.last_in_turn(patience * TURN);
+            let quiet_since = came().max(began);
             let until = (quiet_since + patience).min(began + patience * GAP);
             return match timeout_at(until.into(), self.readable.wait_for(past)).await {
                 Ok(Ok(progress)) => match &*progress {
@@ -124,7 +126,7 @@ impl Reader {
                     store::Progress::Failed(reason) => Progress::Failed(reason.to_string()),
                 },
                 Ok(Err(_)) => Progress::Failed("the pull ended".to_owned()),
-                Err(_) if self.interest.0.activity.last() > quiet_since && Instant::now() < began + patience * GAP => {
+                Err(_) if came() > quiet_since && Instant::now() < began + patience * GAP => {
                     continue;
                 }
                 Err(_) => Progress::Stalled,

@@ -19,7 +19,7 @@ use tracing::{debug, warn};
 
 use super::blame::{self, Word};
 use super::fetch::{self, Job};
-use super::{PullError, State, Whence};
+use super::{PullError, State, TURN, Whence};
 use crate::log::chain;
 use crate::metrics::{ReasonLabels, Source};
 use crate::origin::{Origin, OriginError, Whom};
@@ -30,10 +30,6 @@ use crate::swarm::handle::{Fetcher, Order, SwarmHandle, Wish};
 
 /// What an origin that throttles without naming a time is left alone for.
 const THROTTLED: Duration = Duration::from_secs(1);
-
-/// How many times its patience a blob waits for its first bytes while others of this node come: a node
-/// wishes for more small layers than it asks for at a time.
-const TURN: u32 = 4;
 
 /// Brings the blob here, until `ended`.
 pub(super) async fn fetch(job: &Job, swarm: &SwarmHandle, ended: impl Future<Output = ()>) -> Result<Blob, PullError> {
@@ -301,7 +297,7 @@ impl Together<'_> {
         let mut notices = None;
         let patience = self.target.job.settings.patience;
         while self.missing.count() > 0 {
-            let quiet_until = || self.target.job.account.last_in_turn(patience * TURN) + patience;
+            let quiet_until = || self.target.job.account.activity().last_in_turn(patience * TURN) + patience;
             tokio::select! {
                 order = self.wish.order() => match order {
                     Some(order) => self.carry_out(order),
