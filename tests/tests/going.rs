@@ -36,7 +36,7 @@ async fn a_spot_node_hands_over_at_its_notice_and_may_then_go_without_a_word() -
         }
     };
     let mut swarm = Swarm::start(Plan::new(2, 400, 1), configure).await?;
-    let imds = Imds::start(swarm.origin(), "123456789012", "us-east-1")?;
+    let mut imds = Imds::start(swarm.origin(), "123456789012", "us-east-1")?;
     endpoint.set(imds.url()).ok().context("it was known before")?;
     let spot = swarm.add_node().await?;
     swarm.complete().await?;
@@ -54,6 +54,14 @@ async fn a_spot_node_hands_over_at_its_notice_and_may_then_go_without_a_word() -
         .await
         .with_context(|| swarm.story(spot))?;
     ensure!(is_going(going, "spot_notice").await?, "{}", swarm.story(spot));
+    // Who does not answer takes nothing back.
+    imds.down().await;
+    eventually("it misses the metadata service", async || {
+        Ok(going.metrics().await?.sum("darter_spot_notice_errors_total", &[]) > 0.0)
+    })
+    .await?;
+    ensure!(is_going(going, "spot_notice").await?, "{}", swarm.story(spot));
+    ensure!(going.log().contains("cannot ask for a spot interruption notice"), "{}", swarm.story(spot));
     swarm.kill_agent(spot)?;
     // The registry gives nothing from here on.
     swarm.ecr().inject(Rule::any().always(), Fault::Status(503, None));

@@ -154,6 +154,8 @@ pub struct Metrics {
     /// 1 while this node is about to go, by who says so.
     pub node_going: Family<ReasonLabels, Gauge>,
     pub node_watch_errors: Family<ReasonLabels, Counter>,
+    /// Failed questions for a spot interruption notice.
+    pub spot_notice_errors: Counter,
 }
 
 /// First bytes come from a hit in under a millisecond, and from a slow registry after seconds.
@@ -256,6 +258,11 @@ impl Metrics {
                 Family::default(),
                 "node_watch_errors",
                 "Failed tries to watch the taints of this node"
+            ),
+            spot_notice_errors: metric!(
+                Counter::default(),
+                "spot_notice_errors",
+                "Failed questions for a spot interruption notice"
             ),
             registry,
         }

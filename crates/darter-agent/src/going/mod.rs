@@ -62,7 +62,7 @@ impl Notices {
         let (taint, told_taint) = watch::channel(false);
         let ask = async {
             match &self.spot {
-                Some(aws) => spot::poll(aws, &spot).await,
+                Some(aws) => spot::poll(aws, &self.metrics, &spot).await,
                 None => std::future::pending().await,
             }
         };

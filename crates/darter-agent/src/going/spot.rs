@@ -3,27 +3,38 @@
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tracing::{debug, info};
+use tracing::{info, warn};
 
 use crate::config::Aws;
 use crate::imds;
 use crate::log::chain;
+use crate::metrics::Metrics;
 
 /// As often as EC2's documentation advises: the notice comes two minutes ahead.
 const EVERY: Duration = Duration::from_secs(5);
 
 /// Tells whether there is a notice. Never ends.
-pub(super) async fn poll(aws: &Aws, is_told: &watch::Sender<bool>) {
+pub(super) async fn poll(aws: &Aws, metrics: &Metrics, is_told: &watch::Sender<bool>) {
+    let mut is_silent = false;
     loop {
         match imds::spot_notice(aws).await {
             Ok(notice) => {
+                if std::mem::take(&mut is_silent) {
+                    info!("the metadata service answers again when asked for a spot interruption notice");
+                }
                 let is_news = is_told.send_if_modified(|told| std::mem::replace(told, notice.is_some()) != *told);
                 if let Some(notice) = notice.filter(|_| is_news) {
                     info!(action = notice.action, time = notice.time, "EC2 takes this spot instance back");
                 }
             }
             // Who does not answer says nothing: a node that was told to go goes on going.
-            Err(error) => debug!(error = %chain(&error), "cannot ask for a spot interruption notice"),
+            Err(error) => {
+                metrics.spot_notice_errors.inc();
+                if !std::mem::replace(&mut is_silent, true) {
+                    warn!(error = %chain(&error), "cannot ask for a spot interruption notice; what only this node \
+                        has goes to others when the agent is stopped (off: going.spot_notice = \"off\")");
+                }
+            }
         }
         tokio::time::sleep(EVERY).await;
     }

@@ -3,7 +3,9 @@
 //! It asks the coordinator of each blob, the one that was used last first, a few at a time. A coordinator
 //! that knows somebody else who has the blob says so at once; else it takes the blob itself, from the
 //! node that goes, without anybody on its own node asking for it. What it has no room for, the next in
-//! rank is asked to take. Where there are seeds, they are asked before all: they stay. Not here: how long the agent waits for all that, and how much room there is.
+//! rank is asked to take. Where there are seeds, they are asked before all: they stay. What comes while it
+//! is still there is handed over too. Not here: how long the agent waits for all that, and how much room
+//! there is.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -43,6 +45,15 @@ impl Swarm {
     pub(super) fn stay(&mut self) {
         (self.handover.leaving, self.handover.has_left) = (None, false);
         self.handover.asked.clear();
+    }
+
+    /// A blob came while the node is to go.
+    pub(super) fn came(&mut self, blob: Digest, out: &mut Vec<Action>) {
+        if let Some(leaving) = &mut self.handover.leaving {
+            leaving.push_back(blob);
+            self.handover.has_left = false;
+            self.hand_over(out);
+        }
     }
 
     fn hand_over(&mut self, out: &mut Vec<Action>) {
@@ -209,6 +220,24 @@ mod tests {
         assert_eq!(swarm.handle(Time::ZERO, Event::Leave(vec![blob])), [send(2, blob, TAKE)]);
         assert_eq!(heard(&mut swarm, 2, blob, end(true)), [Action::Left]);
         assert_eq!(swarm.handle(Time::ZERO, Event::Leave(vec![])), [Action::Left], "each time");
+    }
+
+    #[test]
+    fn what_comes_to_a_node_that_goes_is_handed_over_too() {
+        let [blob, later] = [ranked([2, 1, 3]), ranked([3, 2, 1])];
+        let mut swarm = node(1);
+        proven(&mut swarm, blob);
+        assert_eq!(swarm.handle(Time::ZERO, Event::Leave(vec![blob])), [send(2, blob, TAKE)]);
+        let came = swarm.handle(Time::ZERO, Event::Proven { blob: later, layout: Layout::new(SIZE) });
+        assert!(came.contains(&send(3, later, TAKE)), "{came:?}");
+        assert_eq!(heard(&mut swarm, 2, blob, end(true)), []);
+        assert_eq!(heard(&mut swarm, 3, later, end(true)), [Action::Left]);
+        // After it has left, and while it stays.
+        let last = swarm.handle(Time::ZERO, Event::Proven { blob, layout: Layout::new(SIZE) });
+        assert!(last.contains(&send(2, blob, TAKE)) && !last.contains(&Action::Left), "{last:?}");
+        swarm.handle(Time::ZERO, Event::Stay);
+        let stays = swarm.handle(Time::ZERO, Event::Proven { blob: later, layout: Layout::new(SIZE) });
+        assert!(!stays.contains(&send(3, later, TAKE)), "{stays:?}");
     }
 
     #[test]

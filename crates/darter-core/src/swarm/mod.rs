@@ -250,6 +250,7 @@ impl Swarm {
                 self.proven(now, blob, layout, out);
                 self.taken(&blob, true, out);
                 self.seed.is_here(&blob);
+                self.came(blob, out);
             }
             Event::Leave(blobs) => self.leave(blobs, out),
             Event::Stay => self.stay(),
