@@ -64,6 +64,20 @@ async fn many_small_layers_are_read_once_and_no_node_goes_on_alone() -> Result<(
 }
 
 #[tokio::test]
+async fn a_registry_of_slow_connections_is_read_once_too() -> Result<()> {
+    if !can_run("a_registry_of_slow_connections_is_read_once_too", &NEEDS) {
+        return Ok(());
+    }
+    let swarm = Swarm::start(Plan::new(3, 100, 1), |_, options| options).await?;
+    let pushed = swarm.push(8, &[MIB]).await?;
+    // Longer than a lease may show nothing at all.
+    let layer = pushed.image.layers[0].digest();
+    swarm.ecr().inject(Rule::on(Kind::Object).digest(layer).always(), Fault::Slow(MIB / 7));
+    last(swarm.pull_all(&pushed).await)?;
+    swarm.copies(&pushed).ensure_exactly(1).with_context(|| swarm.told())
+}
+
+#[tokio::test]
 async fn containerd_waits_for_a_first_byte_that_others_overtake() -> Result<()> {
     if !can_run("containerd_waits_for_a_first_byte_that_others_overtake", &NEEDS) {
         return Ok(());

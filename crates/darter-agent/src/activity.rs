@@ -54,6 +54,13 @@ impl Activity {
         }
     }
 
+    /// Something of another is on its way, or is said to be.
+    pub fn touch_others(&self) {
+        if let Some(all) = &self.all {
+            all.touch(Instant::now());
+        }
+    }
+
     /// When something came last; at first when this was made.
     pub fn last(&self) -> Instant {
         self.own.last()

@@ -171,6 +171,9 @@ pub struct Lease {
 pub struct Released {
     #[prost(uint32, tag = "1")]
     pub piece: u32,
+    /// Not all of it is there, and bytes of it come. Who does not know this takes it for a piece more.
+    #[prost(bool, tag = "2")]
+    pub is_coming: bool,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct LeaseEnd {

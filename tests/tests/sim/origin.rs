@@ -15,6 +15,16 @@ fn a_throttling_origin_gets_fewer_requests_and_nobody_takes_over() {
 }
 
 #[test]
+fn an_origin_of_slow_connections_is_read_once_also_where_a_piece_takes_longer_than_a_lease_may_be_silent() {
+    // 1 MiB in 10 s.
+    for (size, seed) in [(MIB, 1), (5 * MIB, 2), (16 * MIB, 3)] {
+        let mut scenario = Scenario { seed, ..Scenario::cold(4, size, 1) };
+        scenario.origin.connection_rate = MIB / 10;
+        assert_eq!(play(&scenario).origin_bytes, size, "{size} bytes");
+    }
+}
+
+#[test]
 fn nodes_without_a_credential_import_nothing_and_get_the_blob() {
     let forbid = |_, _| (0..8).map(|n| (Duration::ZERO, Fault::Forbid(n * 2))).collect();
     for run in trouble(1..=2, &Scenario::cold(16, SIZE, 1), forbid) {

@@ -189,7 +189,7 @@ async fn hunt(wish: &mut Wish, digest: Digest) -> Hunted {
                 }
             },
             Order::Import { .. } => return Hunted::Turn,
-            Order::Cancel { .. } => {}
+            Order::Cancel { .. } | Order::Wait => {}
         }
     }
     Hunted::Nobody

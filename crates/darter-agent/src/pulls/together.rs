@@ -28,6 +28,9 @@ use crate::swarm::coming::Coming;
 use crate::swarm::exchange::FetchError;
 use crate::swarm::handle::{Fetcher, Order, SwarmHandle, Wish};
 
+/// How often the coordinator hears that a piece is slow to come from the origin.
+const SPOKEN_OF_EVERY: Duration = Duration::from_secs(1);
+
 /// What an origin that throttles without naming a time is left alone for.
 const THROTTLED: Duration = Duration::from_secs(1);
 
@@ -223,8 +226,10 @@ async fn run(
     if let Some(ingest) = target.ingest.get() {
         wish.coming().is_in(ingest.reader().file().clone());
     }
+    let (slow, slowly) = mpsc::channel(8);
     let mut pull = Together {
         target,
+        slow,
         fetcher: wish.fetcher(),
         wish,
         missing: Bitfield::full(target.layout.pieces()),
@@ -233,7 +238,7 @@ async fn run(
         failures: 0,
     };
     let outcome = tokio::select! {
-        outcome = pull.run(opened) => outcome,
+        outcome = pull.run(opened, slowly) => outcome,
         () = ended => Err(Ended::Pull(PullError::Abandoned)),
     };
     // None of them may write any more, or hold the ingest: the next pull would find it in use.
@@ -260,6 +265,8 @@ struct Together<'a> {
     wish: Wish,
     missing: Bitfield,
     tasks: JoinSet<Done>,
+    /// Where imports name pieces that are slow to come.
+    slow: mpsc::Sender<u32>,
     /// To cancel a request.
     fetches: HashMap<(u32, PeerId), AbortHandle>,
     /// Imports that failed since anything came.
@@ -293,7 +300,11 @@ impl From<StoreError> for ImportEnd {
 
 impl Together<'_> {
     /// Until every piece is here.
-    async fn run(&mut self, mut opened: oneshot::Receiver<mpsc::Receiver<PieceHere>>) -> Result<(), Ended> {
+    async fn run(
+        &mut self,
+        mut opened: oneshot::Receiver<mpsc::Receiver<PieceHere>>,
+        mut slowly: mpsc::Receiver<u32>,
+    ) -> Result<(), Ended> {
         let mut notices = None;
         let patience = self.target.job.settings.patience;
         while self.missing.count() > 0 {
@@ -316,6 +327,7 @@ impl Together<'_> {
                     Err(error) if error.is_cancelled() => {}
                     Err(_) => return Err(Ended::Alone("panic")),
                 },
+                Some(piece) = slowly.recv() => self.wish.importing(piece).await,
                 // Bytes that came meanwhile woke nobody here.
                 () = tokio::time::sleep_until(quiet_until().into()) => {
                     if quiet_until() <= Instant::now() {
@@ -338,6 +350,8 @@ impl Together<'_> {
                 };
                 self.fetches.insert((piece, peer), self.tasks.spawn(task));
             }
+            // For as long as for its turn, and no longer: it is only said.
+            Order::Wait => target.job.account.activity().touch_others(),
             Order::Cancel { piece, peer } => {
                 if let Some(task) = self.fetches.remove(&(piece, peer)) {
                     task.abort();
@@ -346,8 +360,10 @@ impl Together<'_> {
             Order::Import { segment, first, end } => {
                 let start = target.layout.piece(u64::from(first)).start;
                 let end = target.layout.piece(u64::from(end).saturating_sub(1)).end;
-                self.tasks
-                    .spawn(async move { Done::Imported { segment, result: target.import(Span { start, end }).await } });
+                let slow = self.slow.clone();
+                self.tasks.spawn(async move {
+                    Done::Imported { segment, result: target.import(Span { start, end }, &slow).await }
+                });
             }
         }
     }
@@ -440,8 +456,8 @@ impl Target {
         Ok(())
     }
 
-    /// A span from the origin, into the ingest.
-    async fn import(&self, span: Span) -> Result<(), ImportEnd> {
+    /// A span from the origin, into the ingest. Pieces of it that are slow to come go to `slow`.
+    async fn import(&self, span: Span, slow: &mpsc::Sender<u32>) -> Result<(), ImportEnd> {
         let Some((origin, Whence { repository, credential, .. })) = &self.origin else {
             return Err(ImportEnd::Pull(PullError::Others));
         };
@@ -456,7 +472,7 @@ impl Target {
             return Err(ImportEnd::NoRanges);
         }
         let ingest = self.ingest().await?;
-        let mut at = span.start;
+        let (mut at, mut spoken_of) = (span.start, Instant::now());
         while at < span.end {
             let Some(chunk) = stream.next().await else {
                 return Err(ImportEnd::Origin(OriginError::Truncated { got: at, wanted: span.end }));
@@ -467,6 +483,12 @@ impl Target {
             ingest.write(at, chunk).await?;
             at += len;
             self.job.read_from_origin(len);
+            if spoken_of.elapsed() >= SPOKEN_OF_EVERY {
+                spoken_of = Instant::now();
+                // Where nobody could take it in yet, the next one will do.
+                let piece = (at - 1) / self.layout.piece_size();
+                let _ = slow.try_send(u32::try_from(piece).unwrap_or(u32::MAX));
+            }
         }
         Ok(())
     }

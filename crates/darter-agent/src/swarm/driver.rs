@@ -255,6 +255,7 @@ impl Driver {
             Action::Import { blob, segment, first, end } => {
                 return self.order(blob, Order::Import { segment, first, end });
             }
+            Action::Wait(blob) => return self.order(blob, Order::Wait),
             Action::Serve(request) => {
                 // Made in any case: a peer that went away meanwhile gives its slot back.
                 let slot = Slot::new(request, self.endings.clone());

@@ -56,6 +56,8 @@ pub enum Order {
         /// Index after the last.
         end: u32,
     },
+    /// Nothing comes, and it is worth waiting.
+    Wait,
 }
 
 /// What the driver hears from the rest of the agent.
@@ -267,6 +269,11 @@ impl Wish {
             None => Event::Imported { blob, piece },
         })
         .await;
+    }
+
+    /// Bytes of a piece come from the origin, slowly.
+    pub async fn importing(&self, piece: u32) {
+        self.report(Event::Importing { blob: self.blob, piece }).await;
     }
 
     /// A piece did not come.

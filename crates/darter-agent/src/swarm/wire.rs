@@ -94,7 +94,7 @@ pub fn encode(blob: &Digest, message: &Message) -> Result<v1::BlobMessage, WireE
             is_whole: lease.is_whole,
             interested: lease.interested,
         }),
-        Message::Released { piece } => Body::Released(v1::Released { piece: *piece }),
+        Message::Released { piece, is_whole } => Body::Released(v1::Released { piece: *piece, is_coming: !is_whole }),
         Message::LeaseEnd { segment, end, upload_time } => {
             let (outcome, wait) = match end {
                 LeaseEnd::Done => (v1::LeaseOutcome::Done, Duration::ZERO),
@@ -144,7 +144,7 @@ pub fn decode(message: v1::BlobMessage) -> Result<(Digest, Message), WireError> 
             let from = if from.is_empty() { None } else { Some(peer("lease.from", &from)?) };
             Message::Lease(Lease { segment, from, is_whole, interested })
         }
-        Body::Released(v1::Released { piece }) => Message::Released { piece },
+        Body::Released(v1::Released { piece, is_coming }) => Message::Released { piece, is_whole: !is_coming },
         Body::LeaseEnd(ended) => {
             let end = match v1::LeaseOutcome::try_from(ended.outcome) {
                 Ok(v1::LeaseOutcome::Done) => LeaseEnd::Done,

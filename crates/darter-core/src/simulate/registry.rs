@@ -7,6 +7,9 @@ use super::wires::{ImportRun, Link};
 use super::world::{World, nanos};
 use crate::swarm::{Event, ImportFailure};
 
+/// A piece that is slow to come is spoken of this often.
+const SPOKEN_OF_EVERY: Nanos = 1_000_000_000;
+
 pub(super) struct Registry {
     pub(super) link: Link,
     /// What one connection needs for a block.
@@ -27,7 +30,7 @@ impl World<'_> {
             None
         };
         let left = self.scenario.blocks;
-        let run = ImportRun { to: n, blob, segment, piece, end, left, paced_until: 0, refusal };
+        let run = ImportRun { to: n, blob, segment, piece, end, left, paced_until: 0, told: self.now, refusal };
         let place = self.imports.put(run);
         self.queue.at(self.now + self.origin.latency, Due::OriginReady(place));
     }
@@ -61,12 +64,19 @@ impl World<'_> {
             run.piece += 1;
             run.left = blocks;
         }
+        let is_told = !is_piece && now.saturating_sub(run.told) >= SPOKEN_OF_EVERY;
+        if is_piece || is_told {
+            run.told = now;
+        }
         let (ready, is_over) = (run.paced_until, run.piece == run.end);
         // With its last block: a piece may be smaller than its blocks.
         self.outcome.origin_bytes += if is_piece { self.bytes(blob, piece) } else { 0 };
         let arrival = self.nodes[to as usize].down.carry(now);
         if is_piece {
             self.queue.at(arrival, Due::OriginPiece { to, blob, piece });
+        }
+        if is_told {
+            self.tell(to, Event::Importing { blob: self.digest(blob), piece });
         }
         if is_over {
             self.imports.release(place);

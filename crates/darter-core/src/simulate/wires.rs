@@ -70,6 +70,8 @@ pub(super) struct ImportRun {
     pub(super) left: u32,
     /// This connection sends nothing before.
     pub(super) paced_until: Nanos,
+    /// When its node last spoke of it.
+    pub(super) told: Nanos,
     /// The origin answers with this instead.
     pub(super) refusal: Option<ImportFailure>,
 }

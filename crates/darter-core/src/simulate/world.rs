@@ -322,7 +322,7 @@ impl<'a> World<'a> {
             Action::Ban { .. } => self.outcome.bans += 1,
             Action::Reject { .. } => {}
             // No node goes here but by a fault, and none is a seed.
-            Action::Take { .. } | Action::Keep { .. } | Action::Used(_) | Action::Left => {}
+            Action::Take { .. } | Action::Keep { .. } | Action::Used(_) | Action::Wait(_) | Action::Left => {}
         }
     }
 

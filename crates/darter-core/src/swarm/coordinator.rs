@@ -46,6 +46,8 @@ pub(super) struct Coordinator {
     is_inherited: bool,
     /// Somebody spoke to us about the blob at this time.
     pub(super) used: Time,
+    /// When a piece came to an owner last, or all were told that one is coming.
+    pub(super) showed: Time,
     /// On whose account this is.
     _charge: Charge,
 }
@@ -94,6 +96,7 @@ impl Coordinator {
             is_needed: false,
             is_inherited: false,
             used: Time::ZERO,
+            showed: Time::ZERO,
             _charge: charge,
         }
     }
@@ -219,7 +222,7 @@ impl Coordinator {
     }
 
     pub(super) fn released(&mut self, from: PeerId, piece: u32, cx: &mut Cx<'_>) {
-        self.used = cx.now;
+        (self.used, self.showed) = (cx.now, cx.now);
         let zone = self.zone_of(&from, cx);
         let is_full = self.imports() >= self.budget.limit(cx.now);
         let bytes = self.layout.piece(u64::from(piece)).len();

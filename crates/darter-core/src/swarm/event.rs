@@ -75,6 +75,14 @@ pub enum Event {
         /// Index of the piece.
         piece: u32,
     },
+    /// Bytes of a piece that `Action::Import` asked for have come since this was said last, a second ago or
+    /// more, and it is not whole.
+    Importing {
+        /// Which blob.
+        blob: Digest,
+        /// Index of the piece.
+        piece: u32,
+    },
     /// An import ended before its last piece.
     ImportFailed {
         /// Which blob.
@@ -170,6 +178,8 @@ pub enum Action {
     },
     /// Somebody else pulled a blob that is here: this node, a seed, parts with others before it.
     Used(Digest),
+    /// Nothing of a blob comes, and somebody is at it: it is worth waiting for.
+    Wait(Digest),
     /// Whatever of this node's others could take, they have: it may go.
     Left,
     /// Answer a piece request with the piece.
@@ -261,6 +271,8 @@ pub enum Message {
     Released {
         /// Index of the piece.
         piece: u32,
+        /// Whether it has all of it. Else bytes of it come, slowly: the lease is not to be given to another.
+        is_whole: bool,
     },
     /// An owner gives a segment back, whole or not.
     LeaseEnd {
@@ -285,7 +297,7 @@ pub enum Message {
         /// Whether an answer is expected.
         wants_answer: bool,
     },
-    /// To neighbours: these pieces are here now.
+    /// To neighbours: these pieces are here now. From the coordinator: none is, and one comes slowly.
     Have {
         /// Indices of pieces.
         pieces: Vec<u32>,

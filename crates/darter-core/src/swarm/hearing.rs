@@ -92,11 +92,17 @@ impl Swarm {
                 download.welcomed(from, &neighbours, interested, &mut self.node.cx(now, out));
             }
             (Message::Lease(lease), _, Some(download)) => download.leased(from, lease, &mut self.node.cx(now, out)),
+            (Message::Have { pieces, .. }, _, Some(download)) if pieces.is_empty() => {
+                download.hears_it_comes(from, &mut self.node.cx(now, out));
+            }
             (Message::Have { pieces, free_slots, interested }, _, Some(download)) => {
                 download.heard_have(from, &pieces, free_slots, interested, now);
             }
-            (Message::Released { piece }, Some(coordinator), _) => {
+            (Message::Released { piece, is_whole: true }, Some(coordinator), _) => {
                 coordinator.released(from, piece, &mut self.node.cx(now, out));
+            }
+            (Message::Released { piece, is_whole: false }, Some(coordinator), _) => {
+                coordinator.reads_on(from, piece, &mut self.node.cx(now, out));
             }
             (Message::LeaseEnd { segment, end, upload_time }, Some(coordinator), _) => {
                 coordinator.lease_ended(from, segment, (end, upload_time), &mut self.node.cx(now, out));

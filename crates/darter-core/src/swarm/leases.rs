@@ -22,6 +22,9 @@ const PACE_OVER: u32 = 16;
 /// A lease is late that shows nothing while each of the others shows so many pieces.
 const LATE: u32 = 4;
 
+/// An owner's word that bytes come is taken for so many times the patience: it may say so and have nothing.
+const WORD: u32 = 30;
+
 #[derive(Debug)]
 pub(super) struct Table {
     segments: Vec<Segment>,
@@ -55,10 +58,19 @@ struct Running {
     owner: PeerId,
     from: Option<PeerId>,
     touched: Time,
+    /// When its owner last said that bytes come.
+    at_it: Time,
     /// `arrivals` at that time.
     seen: u64,
     /// How many leases ran then, this one included: its turn may come after that of each.
     among: usize,
+}
+
+impl Running {
+    /// One that begins while so many pieces have come in all, among so many leases.
+    fn new(owner: PeerId, from: Option<PeerId>, now: Time, (seen, among): (u64, usize)) -> Self {
+        Self { owner, from, touched: now, at_it: now, seen, among }
+    }
 }
 
 /// Whose turn it is: fewest leases now, fewest in all for the uplink it has, then a fixed shuffle.
@@ -111,10 +123,7 @@ impl Table {
         for segment in leased.iter().take(ADOPTED_MAX) {
             if self.segments.get(*segment as usize) == Some(&Segment::Free) {
                 self.segments[*segment as usize] = Segment::Leased;
-                self.running.insert(
-                    *segment,
-                    Running { owner, from: None, touched: now, seen: self.arrivals, among: self.running.len() + 1 },
-                );
+                self.running.insert(*segment, Running::new(owner, None, now, (self.arrivals, self.running.len() + 1)));
                 adopted = adopted.saturating_add(1);
             }
         }
@@ -178,8 +187,7 @@ impl Table {
             self.moved = now;
         }
         self.segments[segment as usize] = Segment::Leased;
-        self.running
-            .insert(segment, Running { owner, from, touched: now, seen: self.arrivals, among: self.running.len() + 1 });
+        self.running.insert(segment, Running::new(owner, from, now, (self.arrivals, self.running.len() + 1)));
         self.skip_taken();
     }
 
@@ -197,6 +205,12 @@ impl Table {
             self.moved = now;
         }
         Some(from)
+    }
+
+    /// Bytes of a piece come to an owner. Whether it is its own.
+    pub(super) fn reads_on(&mut self, segment: u32, owner: &PeerId, now: Time) -> bool {
+        let running = self.running.get_mut(&segment).filter(|running| running.owner == *owner);
+        running.map(|running| running.at_it = now).is_some()
     }
 
     /// An owner ends its lease. Where it read the segment, if it was its own.
@@ -259,7 +273,11 @@ impl Table {
         let leases = u32::try_from(self.running.len().max(running.among)).unwrap_or(u32::MAX);
         let is_outrun = self.arrivals - running.seen >= u64::from(leases.saturating_mul(LATE));
         let slow = self.pace.saturating_mul(leases).saturating_mul(LATE);
-        running.touched + if is_outrun { least } else { slow.max(least * 2) }
+        if is_outrun {
+            return running.touched + least;
+        }
+        let said = (running.at_it + least * 2).min(running.touched + least * WORD);
+        (running.touched + slow.max(least * 2)).max(said)
     }
 
     pub(super) fn free_overdue(&mut self, now: Time, least: Duration) -> Vec<(PeerId, Option<PeerId>)> {

@@ -27,6 +27,7 @@ mod register;
 mod seat;
 mod seed;
 mod slots;
+mod slowly;
 mod strikes;
 pub mod target;
 #[cfg(test)]
@@ -282,6 +283,11 @@ impl Swarm {
             Event::Imported { blob, piece } => {
                 if let Some(download) = self.downloads.get_mut(&blob) {
                     download.arrived(piece, None, &mut self.node.cx(now, out));
+                }
+            }
+            Event::Importing { blob, piece } => {
+                if let Some(download) = self.downloads.get_mut(&blob) {
+                    download.importing(piece, &mut self.node.cx(now, out));
                 }
             }
             Event::ImportFailed { blob, segment, reason } => {

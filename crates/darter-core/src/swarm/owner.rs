@@ -40,6 +40,11 @@ impl Leases {
         from_peers.flat_map(|(from, segment)| pieces_of(layout, segment).map(move |piece| (from, piece))).collect()
     }
 
+    /// Whether the piece is on its way from the origin.
+    pub(super) fn imports(&self, piece: u32) -> bool {
+        self.running.iter().any(|running| running.importing.contains(&piece))
+    }
+
     pub(super) fn is_importing(&self) -> bool {
         self.running.iter().any(|running| !running.importing.is_empty())
     }
@@ -119,7 +124,7 @@ impl Download {
         let Some(running) = owner else { return };
         running.importing.retain(|other| *other != piece);
         let coordinator = self.coordinator(cx);
-        cx.send(coordinator, self.blob, Message::Released { piece });
+        cx.send(coordinator, self.blob, Message::Released { piece, is_whole: true });
         self.work_leases(cx);
     }
 

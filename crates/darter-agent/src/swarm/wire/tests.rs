@@ -53,7 +53,7 @@ fn message() -> impl Strategy<Value = Message> {
         lease.prop_map(|(segment, from, is_whole, interested)| {
             Message::Lease(Lease { segment, from, is_whole, interested })
         }),
-        any::<u32>().prop_map(|piece| Message::Released { piece }),
+        any::<(u32, bool)>().prop_map(|(piece, is_whole)| Message::Released { piece, is_whole }),
         (any::<u32>(), end, wait()).prop_map(|(segment, end, upload_time)| Message::LeaseEnd {
             segment,
             end,
