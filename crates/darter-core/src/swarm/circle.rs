@@ -10,6 +10,10 @@ use crate::pieces::Bitfield;
 
 impl Download {
     pub(super) fn welcomed(&mut self, from: PeerId, neighbours: &[PeerId], interested: u32, cx: &mut Cx<'_>) {
+        if self.seat.heard_of(&from) {
+            // It did not answer in time, and is there.
+            return self.join(cx);
+        }
         if from != self.coordinator(cx) {
             return;
         }

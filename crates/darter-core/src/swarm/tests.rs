@@ -1,6 +1,7 @@
 //! One machine, hand-fed: what it must not believe, and what it must not forget.
 
 mod hostile;
+mod slow;
 
 use super::*;
 
@@ -257,65 +258,6 @@ fn a_last_segment_of_a_few_bytes_does_not_make_the_others_look_late() {
     // No first piece of 1 MiB came for 3 s: on a thin link no sign of anything.
     assert_eq!(note(swarm.handle(at(8000), Event::Tick)).len(), before);
     assert!(note(swarm.handle(at(9100), Event::Tick)).len() > before, "in the end it is");
-}
-
-#[test]
-fn an_owner_to_whom_bytes_come_slowly_keeps_its_lease_and_not_for_ever() {
-    let blob = blob_ranked(&[1]);
-    // When the lease is given to the other, if its owner says until `says_until` that bytes come.
-    let given_again_at = |says_until: u64| {
-        let mut swarm = node(1..=4);
-        let mut given = Vec::new();
-        for other in [2, 3] {
-            let (size, have) = (5 * MIB, Bitfield::new(5));
-            let join = Join { size, have, leased: Vec::new(), can_import: true, neighbours: Vec::new() };
-            given.extend(leases(&heard(&mut swarm, at(5000), other, blob, Message::Join(join))));
-        }
-        let [(owner, 0)] = given[..] else { panic!("{given:?}") };
-        let second = |time: &u64| {
-            let mut said = leases(&swarm.handle(at(*time), Event::Tick));
-            if *time < says_until {
-                let message = Message::Released { piece: 1, is_whole: false };
-                said.extend(leases(&swarm.handle(at(*time), Event::Message { from: owner, blob, message })));
-            }
-            said.iter().any(|(other, segment)| (*other != owner, *segment) == (true, 0))
-        };
-        (5000..200_000).step_by(1000).find(second)
-    };
-    assert_eq!(given_again_at(0), Some(9000));
-    assert_eq!(given_again_at(15_000), Some(18_000));
-    assert_eq!(given_again_at(u64::MAX), Some(65_000));
-}
-
-#[test]
-fn who_waits_for_a_slow_piece_hears_of_it_from_the_coordinator_alone() {
-    let blob = blob_ranked(&[1]);
-    let comes = |pieces: Vec<u32>| Message::Have { pieces, free_slots: 0, interested: 2 };
-    let mut swarm = node(1..=4);
-    let (size, have) = (5 * MIB, Bitfield::new(5));
-    let join = Join { size, have, leased: Vec::new(), can_import: true, neighbours: Vec::new() };
-    let mut given = Vec::new();
-    for other in [2, 3] {
-        given.extend(leases(&heard(&mut swarm, at(5000), other, blob, Message::Join(join.clone()))));
-    }
-    let owner = given[0].0;
-    let other = if owner == peer(2) { peer(3) } else { peer(2) };
-    let mut says = |time, from, is_whole| {
-        let message = Message::Released { piece: 0, is_whole };
-        let actions = swarm.handle(at(time), Event::Message { from, blob, message });
-        actions.contains(&Action::Send { to: other, blob, message: comes(Vec::new()) })
-    };
-    assert!(!says(6000, other, false), "who has no lease");
-    assert!(says(6001, owner, false));
-    assert!(!says(7000, owner, false), "it was just said");
-    assert!(says(8001, owner, false));
-    assert!(!says(9000, owner, true) && !says(10_500, owner, false), "a piece came");
-    // And who hears it.
-    let mut swarm = node([1, 2, 3]);
-    let blob = blob_ranked(&[2, 1, 3]);
-    want(&mut swarm, blob, 5 * MIB);
-    assert_eq!(heard(&mut swarm, at(10), 3, blob, comes(Vec::new())), []);
-    assert_eq!(heard(&mut swarm, at(10), 2, blob, comes(Vec::new())), [Action::Wait(blob)]);
 }
 
 /// A coordinator of a blob of 64 MiB that two nodes want, and the leases that it gave.

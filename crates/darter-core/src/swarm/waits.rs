@@ -29,8 +29,9 @@ impl Download {
             self.progress = cx.now;
         }
         if is_stuck && !self.is_complete() && !self.leases.is_importing() {
-            // A coordinator that has forgotten us does not answer what follows, nor does one that is dead.
-            if cx.now.since(self.refilled) > cx.limits.join_patience {
+            // A coordinator that has forgotten us does not answer what follows, nor does one that is dead. One
+            // that owes an answer is asked again when that is overdue, and not for this too.
+            if self.seat.is_seated() && cx.now.since(self.refilled) > cx.limits.join_patience {
                 self.refilled = cx.now;
                 self.join(cx);
             }

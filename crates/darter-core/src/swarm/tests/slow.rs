@@ -1,0 +1,106 @@
+//! What is slow is not dead: an origin, a coordinator.
+
+use super::*;
+
+#[test]
+fn an_owner_to_whom_bytes_come_slowly_keeps_its_lease_and_not_for_ever() {
+    let blob = blob_ranked(&[1]);
+    // When the lease is given to the other, if its owner says until `says_until` that bytes come.
+    let given_again_at = |says_until: u64| {
+        let mut swarm = node(1..=4);
+        let mut given = Vec::new();
+        for other in [2, 3] {
+            let (size, have) = (5 * MIB, Bitfield::new(5));
+            let join = Join { size, have, leased: Vec::new(), can_import: true, neighbours: Vec::new() };
+            given.extend(leases(&heard(&mut swarm, at(5000), other, blob, Message::Join(join))));
+        }
+        let [(owner, 0)] = given[..] else { panic!("{given:?}") };
+        let second = |time: &u64| {
+            let mut said = leases(&swarm.handle(at(*time), Event::Tick));
+            if *time < says_until {
+                let message = Message::Released { piece: 1, is_whole: false };
+                said.extend(leases(&swarm.handle(at(*time), Event::Message { from: owner, blob, message })));
+            }
+            said.iter().any(|(other, segment)| (*other != owner, *segment) == (true, 0))
+        };
+        (5000..200_000).step_by(1000).find(second)
+    };
+    assert_eq!(given_again_at(0), Some(9000));
+    assert_eq!(given_again_at(15_000), Some(18_000));
+    assert_eq!(given_again_at(u64::MAX), Some(65_000));
+}
+
+#[test]
+fn who_waits_for_a_slow_piece_hears_of_it_from_the_coordinator_alone() {
+    let blob = blob_ranked(&[1]);
+    let comes = |pieces: Vec<u32>| Message::Have { pieces, free_slots: 0, interested: 2 };
+    let mut swarm = node(1..=4);
+    let (size, have) = (5 * MIB, Bitfield::new(5));
+    let join = Join { size, have, leased: Vec::new(), can_import: true, neighbours: Vec::new() };
+    let mut given = Vec::new();
+    for other in [2, 3] {
+        given.extend(leases(&heard(&mut swarm, at(5000), other, blob, Message::Join(join.clone()))));
+    }
+    let owner = given[0].0;
+    let other = if owner == peer(2) { peer(3) } else { peer(2) };
+    let mut says = |time, from, is_whole| {
+        let message = Message::Released { piece: 0, is_whole };
+        let actions = swarm.handle(at(time), Event::Message { from, blob, message });
+        actions.contains(&Action::Send { to: other, blob, message: comes(Vec::new()) })
+    };
+    assert!(!says(6000, other, false), "who has no lease");
+    assert!(says(6001, owner, false));
+    assert!(!says(7000, owner, false), "it was just said");
+    assert!(says(8001, owner, false));
+    assert!(!says(9000, owner, true) && !says(10_500, owner, false), "a piece came");
+    // And who hears it.
+    let mut swarm = node([1, 2, 3]);
+    let blob = blob_ranked(&[2, 1, 3]);
+    want(&mut swarm, blob, 5 * MIB);
+    assert_eq!(heard(&mut swarm, at(10), 3, blob, comes(Vec::new())), []);
+    assert_eq!(heard(&mut swarm, at(10), 2, blob, comes(Vec::new())), [Action::Wait(blob)]);
+}
+
+/// Tells this node, which wants the blob, of every deadline until the end. Whom it asked to join meanwhile,
+/// and when.
+fn joins(swarm: &mut Swarm, (mut now, end): (Time, Time)) -> Vec<(PeerId, u64)> {
+    let mut asked = Vec::new();
+    while now < end {
+        for action in swarm.handle(now, Event::Tick) {
+            if let Action::Send { to, message: Message::Join(_), .. } = action {
+                asked.push((to, now.as_micros() / 1000));
+            }
+        }
+        now = swarm.deadline(now).max(now + Duration::from_millis(1));
+    }
+    asked
+}
+
+#[test]
+fn a_coordinator_has_its_time_for_an_answer_though_pieces_are_missed() {
+    let blob = blob_ranked(&[2, 3]);
+    let mut swarm = node([1, 3, 4]);
+    want(&mut swarm, blob, MIB);
+    heard(&mut swarm, at(2), 3, blob, Message::Welcome { neighbours: vec![peer(4)], interested: 2 });
+    // Another comes who ranks higher, while this node is about to complain that nothing comes.
+    swarm.handle(at(290), Event::Members(members_of(1..=4)));
+    let asked = joins(&mut swarm, (at(291), at(1000)));
+    assert_eq!(asked, [(peer(2), 590), (peer(3), 890)]);
+}
+
+#[test]
+fn a_coordinator_that_was_passed_over_and_answers_late_is_the_coordinator_again() {
+    let blob = blob_ranked(&[2, 3]);
+    let mut swarm = node(1..=4);
+    want(&mut swarm, blob, MIB);
+    assert_eq!(joins(&mut swarm, (at(2), at(602))), [(peer(2), 301), (peer(3), 601)]);
+    let late = heard(&mut swarm, at(602), 2, blob, Message::Welcome { neighbours: Vec::new(), interested: 2 });
+    let is_asked = |to| {
+        late.iter()
+            .any(|action| matches!(action, Action::Send { to: asked, message: Message::Join(_), .. } if *asked == to))
+    };
+    assert!(is_asked(peer(2)), "{late:?}");
+    let lease = || Message::Lease(Lease { segment: 0, from: None, is_whole: false, interested: 2 });
+    assert!(!heard(&mut swarm, at(603), 3, blob, lease()).iter().any(is_import), "who took its place meanwhile");
+    assert!(heard(&mut swarm, at(604), 2, blob, lease()).iter().any(is_import));
+}
