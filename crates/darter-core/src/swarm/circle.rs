@@ -10,14 +10,14 @@ use crate::pieces::Bitfield;
 
 impl Download {
     pub(super) fn welcomed(&mut self, from: PeerId, neighbours: &[PeerId], interested: u32, cx: &mut Cx<'_>) {
-        if self.seat.heard_of(&from) {
+        if self.seat.heard_of(&from, cx.answers, cx.limits) {
             // It did not answer in time, and is there.
             return self.join(cx);
         }
         if from != self.coordinator(cx) {
             return;
         }
-        self.seat.answered();
+        self.seat.answered(cx.now, cx.answers);
         self.interested = self.interested.max(interested);
         for id in neighbours {
             if self.place(id).is_ok() {

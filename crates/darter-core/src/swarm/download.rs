@@ -113,7 +113,7 @@ impl Download {
             can_import: self.can_import,
             neighbours: self.neighbours.iter().map(|neighbour| neighbour.id).collect(),
         };
-        let coordinator = self.seat.asked(cx.now).unwrap_or(cx.me);
+        let coordinator = self.seat.asked(cx.now, *cx.answers, cx.limits).unwrap_or(cx.me);
         cx.send(coordinator, self.blob, Message::Join(join));
     }
 

@@ -38,6 +38,8 @@ pub struct Limits {
     pub lease_patience: Duration,
     /// An answer by the coordinator that takes longer is a lost coordinator.
     pub join_patience: Duration,
+    /// Or, where answers have taken longer, four times what they took, but no longer than this.
+    pub join_patience_max: Duration,
     /// After this many joins without an answer the next ranked member is asked.
     pub join_tries: u32,
     /// A node that has just started reads nothing from the origin for others before it heard of no new
@@ -107,6 +109,7 @@ impl Default for Limits {
             imports_max: 32,
             lease_patience: Duration::from_secs(2),
             join_patience: Duration::from_millis(300),
+            join_patience_max: Duration::from_secs(2),
             join_tries: 2,
             settle_quiet: Duration::from_millis(250),
             settle_max: Duration::from_secs(2),

@@ -52,6 +52,7 @@ use self::download::Download;
 use self::handover::Handover;
 use self::peer::Dice;
 use self::register::Register;
+use self::seat::AnswerTime;
 use self::seed::Seed;
 use self::slots::Slots;
 use self::strikes::Strikes;
@@ -87,6 +88,7 @@ struct Node {
     strikes: Strikes,
     register: Register,
     dice: Dice,
+    answers: AnswerTime,
     /// When it heard of members first.
     born: Option<Time>,
     /// Until then it may know only some of them.
@@ -123,6 +125,7 @@ impl Node {
             upload_time: self.slots.piece_time(),
             is_settled: now >= self.settled_at,
             dice: &mut self.dice,
+            answers: &mut self.answers,
             out,
         }
     }
@@ -138,6 +141,7 @@ struct Cx<'a> {
     strikes: &'a Strikes,
     register: &'a mut Register,
     dice: &'a mut Dice,
+    answers: &'a mut AnswerTime,
     free_slots: u8,
     upload_time: Duration,
     /// Whether this node has heard of all members that there are, as far as it can tell.
@@ -170,6 +174,7 @@ impl Swarm {
                 strikes,
                 register: Register::default(),
                 dice,
+                answers: AnswerTime::default(),
                 born: None,
                 settled_at: Time::ZERO,
             },

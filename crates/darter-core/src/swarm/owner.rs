@@ -65,7 +65,7 @@ pub(super) fn pieces_of(layout: Layout, segment: u32) -> std::ops::Range<u32> {
 impl Download {
     /// A segment was given to us.
     pub(super) fn leased(&mut self, from: PeerId, lease: Lease, cx: &mut Cx<'_>) {
-        if self.seat.heard_of(&from) {
+        if self.seat.heard_of(&from, cx.answers, cx.limits) {
             // It did not answer, and now it does. It learns what is read already, and gives leases anew.
             return self.join(cx);
         }

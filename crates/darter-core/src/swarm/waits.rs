@@ -18,7 +18,7 @@ impl Download {
     pub(super) fn tick(&mut self, cx: &mut Cx<'_>) {
         self.ticked = cx.now;
         self.tell(cx);
-        if self.seat.is_overdue(cx.now, cx.limits) {
+        if self.seat.is_overdue(cx.now) {
             self.seat.give_up(cx.limits);
             self.join(cx);
         }
@@ -80,7 +80,7 @@ impl Download {
 
     /// When `tick` is due next.
     pub(super) fn deadline(&self, limits: &Limits) -> Time {
-        let mut at = self.seat.deadline(limits);
+        let mut at = self.seat.deadline();
         if !self.untold.is_empty() {
             at = at.min(self.told + limits.have_delay);
         }
