@@ -226,6 +226,9 @@ pub struct Leave {}
 pub struct Take {
     #[prost(uint64, tag = "1")]
     pub size_bytes: u64,
+    /// Not in the speaker's own zone. Who does not know this takes it there too.
+    #[prost(bool, tag = "2")]
+    pub is_for_elsewhere: bool,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct TakeEnd {

@@ -125,7 +125,9 @@ pub fn encode(blob: &Digest, message: &Message) -> Result<v1::BlobMessage, WireE
         Message::NoNeed => Body::NoNeed(v1::NoNeed {}),
         Message::Holds { size } => Body::Holds(v1::Holds { size_bytes: *size }),
         Message::Leave => Body::Leave(v1::Leave {}),
-        Message::Take { size } => Body::Take(v1::Take { size_bytes: *size }),
+        Message::Take { size, is_for_elsewhere } => {
+            Body::Take(v1::Take { size_bytes: *size, is_for_elsewhere: *is_for_elsewhere })
+        }
         Message::TakeEnd { is_kept } => Body::TakeEnd(v1::TakeEnd { is_kept: *is_kept }),
     };
     Ok(v1::BlobMessage { blob: blob.as_bytes().to_vec(), body: Some(body) })
@@ -174,7 +176,9 @@ pub fn decode(message: v1::BlobMessage) -> Result<(Digest, Message), WireError> 
         Body::NoNeed(v1::NoNeed {}) => Message::NoNeed,
         Body::Holds(v1::Holds { size_bytes }) => Message::Holds { size: size("holds.size_bytes", size_bytes)? },
         Body::Leave(v1::Leave {}) => Message::Leave,
-        Body::Take(v1::Take { size_bytes }) => Message::Take { size: size("take.size_bytes", size_bytes)? },
+        Body::Take(v1::Take { size_bytes, is_for_elsewhere }) => {
+            Message::Take { size: size("take.size_bytes", size_bytes)?, is_for_elsewhere }
+        }
         Body::TakeEnd(v1::TakeEnd { is_kept }) => Message::TakeEnd { is_kept },
     };
     Ok((blob, message))

@@ -321,6 +321,8 @@ pub enum Message {
     Take {
         /// Its size in bytes.
         size: u64,
+        /// Not in the sender's own zone: what happens to a zone happens to both.
+        is_for_elsewhere: bool,
     },
     /// The answer, once it is known.
     TakeEnd {

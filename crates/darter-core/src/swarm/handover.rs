@@ -3,16 +3,16 @@
 //! It asks the coordinator of each blob, the one that was used last first, a few at a time. A coordinator
 //! that knows somebody else who has the blob says so at once; else it takes the blob itself, from the
 //! node that goes, without anybody on its own node asking for it. What it has no room for, the next in
-//! rank is asked to take. Where there are seeds, they are asked before all: they stay. What comes while it
-//! is still there is handed over too. Not here: how long the agent waits for all that, and how much room
-//! there is.
+//! rank is asked to take. Seeds are asked before all, since they stay, and who is in another zone before who
+//! shares the fate of this one. What comes while it is still there is handed over too. Not here: how long the
+//! agent waits for all that, and how much room there is.
 
 use std::collections::{BTreeMap, VecDeque};
 
 use super::Swarm;
 use super::event::{Action, Message};
 use super::hearing::coordinate;
-use super::peer::PeerId;
+use super::peer::{PeerId, Zone};
 use super::seed;
 use super::time::Time;
 use crate::Digest;
@@ -23,7 +23,7 @@ pub(super) struct Handover {
     /// What this node did not speak of yet. Nothing: it stays.
     leaving: Option<VecDeque<Digest>>,
     /// Who was asked about each blob; the last one has not answered yet.
-    asked: BTreeMap<Digest, Vec<PeerId>>,
+    asked: BTreeMap<Digest, Vec<Asked>>,
     /// `Action::Left` is said once each time.
     has_left: bool,
     /// No upload begins any more.
@@ -31,6 +31,9 @@ pub(super) struct Handover {
     /// What this node takes for others that go.
     takes: BTreeMap<Digest, PeerId>,
 }
+
+/// Somebody who was asked to take a blob, and whether only if it is in another zone.
+type Asked = (PeerId, bool);
 
 impl Swarm {
     /// This node is to go, and has these blobs.
@@ -68,20 +71,37 @@ impl Swarm {
         }
     }
 
-    /// Asks the best ranked that was not asked yet. Where all were, the blob is lost with this node.
-    fn ask_to_take(&mut self, blob: Digest, mut asked: Vec<PeerId>, out: &mut Vec<Action>) {
+    /// Asks the next that was not asked yet. Where all were, the blob is lost with this node.
+    fn ask_to_take(&mut self, blob: Digest, mut asked: Vec<Asked>, out: &mut Vec<Action>) {
         let me = self.node.me;
         let Some(size) = self.held.get(&blob).map(|layout| layout.size()) else { return };
         if self.is_held_by_others(&blob, &me) {
             return;
         }
-        let members = &self.node.members;
-        let mut takers = seed::told(members, &blob).into_iter().chain(members.ranked(&blob));
-        if let Some(next) = takers.find(|id| *id != me && !asked.contains(id)) {
+        if let Some(next) = self.takers(&blob).into_iter().find(|next| next.0 != me && !asked.contains(next)) {
             asked.push(next);
             self.handover.asked.insert(blob, asked);
-            out.push(Action::Send { to: next, blob, message: Message::Take { size } });
+            let (to, is_for_elsewhere) = next;
+            out.push(Action::Send { to, blob, message: Message::Take { size, is_for_elsewhere } });
         }
+    }
+
+    /// Who may take a blob, in the order in which they are asked: the seeds; the coordinator, who knows
+    /// whether somebody has it; who is in another zone; whoever is there.
+    fn takers(&self, blob: &Digest) -> Vec<Asked> {
+        let members = &self.node.members;
+        let elsewhere = members.ranked_among(blob, |member| self.is_elsewhere(member.zone));
+        let ranked = members.ranked(blob);
+        let knows = ranked.first().filter(|id| !elsewhere.is_empty() && !elsewhere.contains(id));
+        let seeds = seed::told(members, blob).into_iter().map(|id| (id, false));
+        let others = elsewhere.iter().chain(&ranked).map(|id| (*id, false));
+        seeds.chain(knows.map(|id| (*id, true))).chain(others).collect()
+    }
+
+    /// Whether a zone is another than this node's. A node that does not know its own knows no other.
+    fn is_elsewhere(&self, zone: Zone) -> bool {
+        let unknown = Zone::default();
+        zone != self.node.zone && zone != unknown && self.node.zone != unknown
     }
 
     /// Whether somebody but this node and `leaver` has the blob, as far as this node coordinates it.
@@ -94,7 +114,14 @@ impl Swarm {
     }
 
     /// Somebody goes who has the blob.
-    pub(super) fn asked_to_take(&mut self, now: Time, from: PeerId, blob: Digest, size: u64, out: &mut Vec<Action>) {
+    pub(super) fn asked_to_take(
+        &mut self,
+        now: Time,
+        (from, is_for_elsewhere): Asked,
+        blob: Digest,
+        size: u64,
+        out: &mut Vec<Action>,
+    ) {
         let answer = |is_kept| Action::Send { to: from, blob, message: Message::TakeEnd { is_kept } };
         if self.held.contains_key(&blob) || self.is_held_by_others(&blob, &from) {
             // Who goes too has nothing to keep it in.
@@ -104,7 +131,8 @@ impl Swarm {
             Some(other) => *other != from,
             None => self.handover.takes.len() >= self.node.limits.takes_max,
         };
-        if self.handover.leaving.is_some() || is_busy || size == 0 {
+        let is_unfit = is_for_elsewhere && !self.node.members.get(&from).is_some_and(|it| self.is_elsewhere(it.zone));
+        if self.handover.leaving.is_some() || is_busy || is_unfit || size == 0 {
             return out.push(answer(false));
         }
         // Its word that it has the blob may have been lost, or come before this node coordinated it.
@@ -128,7 +156,7 @@ impl Swarm {
 
     /// Somebody answers who was asked to take a blob.
     pub(super) fn take_ended(&mut self, from: PeerId, blob: &Digest, is_kept: bool, out: &mut Vec<Action>) {
-        if self.handover.asked.get(blob).and_then(|asked| asked.last()) != Some(&from) {
+        if self.handover.asked.get(blob).and_then(|asked| asked.last()).is_none_or(|asked| asked.0 != from) {
             return;
         }
         let asked = self.handover.asked.remove(blob).unwrap_or_default();
@@ -141,8 +169,13 @@ impl Swarm {
     /// A peer is gone: it takes nothing any more, and needs no answer.
     pub(super) fn lost_taker(&mut self, peer: &PeerId, out: &mut Vec<Action>) {
         self.handover.takes.retain(|_, leaver| leaver != peer);
-        let lost: Vec<Digest> =
-            self.handover.asked.iter().filter(|(_, asked)| asked.last() == Some(peer)).map(|(blob, _)| *blob).collect();
+        let lost: Vec<Digest> = self
+            .handover
+            .asked
+            .iter()
+            .filter(|(_, asked)| asked.last().is_some_and(|it| it.0 == *peer))
+            .map(|(blob, _)| *blob)
+            .collect();
         for blob in lost {
             self.take_ended(*peer, &blob, false, out);
         }
@@ -188,7 +221,7 @@ mod tests {
         Action::Send { to: peer(to), blob, message }
     }
 
-    const TAKE: Message = Message::Take { size: SIZE };
+    const TAKE: Message = Message::Take { size: SIZE, is_for_elsewhere: false };
 
     fn end(is_kept: bool) -> Message {
         Message::TakeEnd { is_kept }
@@ -238,6 +271,30 @@ mod tests {
         swarm.handle(Time::ZERO, Event::Stay);
         let stays = swarm.handle(Time::ZERO, Event::Proven { blob: later, layout: Layout::new(SIZE) });
         assert!(!stays.contains(&send(3, later, TAKE)), "{stays:?}");
+    }
+
+    #[test]
+    fn another_zone_is_asked_before_the_own_one_and_the_coordinator_first_for_what_it_knows() {
+        let blob = ranked([2, 3, 1]);
+        let zone = |n: u8| if n == 3 { Zone(8) } else { Zone(7) };
+        let node = |me: u8| {
+            let mut swarm = Swarm::new(peer(me), zone(me), Limits::default(), 7);
+            let members = (1..=3).map(|n| Member { id: peer(n), zone: zone(n), is_seed: false }).collect();
+            swarm.handle(Time::ZERO, Event::Members(Members::new(members)));
+            swarm
+        };
+        let elsewhere = Message::Take { size: SIZE, is_for_elsewhere: true };
+        let mut leaver = node(1);
+        proven(&mut leaver, blob);
+        assert_eq!(leaver.handle(Time::ZERO, Event::Leave(vec![blob])), [send(2, blob, elsewhere.clone())]);
+        assert_eq!(heard(&mut leaver, 2, blob, end(false)), [send(3, blob, TAKE)]);
+        assert_eq!(heard(&mut leaver, 3, blob, end(false)), [send(2, blob, TAKE)], "better here than nowhere");
+        assert_eq!(heard(&mut leaver, 2, blob, end(false)), [Action::Left]);
+        let taken = |me: u8, message: &Message| {
+            heard(&mut node(me), 1, blob, message.clone()).contains(&Action::Take { blob, size: SIZE })
+        };
+        assert!(!taken(2, &elsewhere) && taken(3, &elsewhere));
+        assert!(taken(2, &TAKE) && taken(3, &TAKE));
     }
 
     #[test]

@@ -47,7 +47,9 @@ impl Swarm {
                     download.drop_neighbour(&from, &mut self.node.cx(now, out));
                 }
             }
-            Message::Take { size } => self.asked_to_take(now, from, blob, size, out),
+            Message::Take { size, is_for_elsewhere } => {
+                self.asked_to_take(now, (from, is_for_elsewhere), blob, size, out);
+            }
             Message::TakeEnd { is_kept } => self.take_ended(from, &blob, is_kept, out),
             Message::Slot => self.offered(now, from, blob, out),
             Message::NoNeed => self.node.slots.not_needed(&from, &blob),

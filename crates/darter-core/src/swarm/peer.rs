@@ -120,8 +120,13 @@ impl Members {
 
     /// The best ranked members for `blob`: its coordinator first, then its backups.
     pub fn ranked(&self, blob: &Digest) -> Vec<PeerId> {
+        self.ranked_among(blob, |_| true)
+    }
+
+    /// The best ranked members for `blob` that `fit`, as many as it has coordinators.
+    pub fn ranked_among(&self, blob: &Digest, fits: impl Fn(&Member) -> bool) -> Vec<PeerId> {
         let mut best: Vec<(u64, PeerId)> = Vec::with_capacity(COORDINATORS + 1);
-        for member in self.all.iter() {
+        for member in self.all.iter().filter(|member| fits(member)) {
             let entry = (score(blob, &member.id), member.id);
             if best.len() == COORDINATORS && entry <= best[COORDINATORS - 1] {
                 continue;

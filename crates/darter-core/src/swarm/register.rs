@@ -201,7 +201,7 @@ mod tests {
         prop_oneof![
             4 => size().prop_map(join),
             3 => size().prop_map(|size| Message::Holds { size }),
-            1 => size().prop_map(|size| Message::Take { size }),
+            1 => size().prop_map(|size| Message::Take { size, is_for_elsewhere: false }),
             2 => Just(Message::Leave),
             1 => (0u32..9).prop_map(|segment| Message::Missing { segments: vec![segment], without: vec![peer(3)] }),
         ]

@@ -275,7 +275,7 @@ mod tests {
 
     #[test]
     fn a_seed_makes_room_for_what_is_handed_to_it() {
-        let take = Message::Take { size: SIZE };
+        let take = Message::Take { size: SIZE, is_for_elsewhere: false };
         assert_eq!(kept(&heard(&mut node(1), Time::ZERO, 2, blob(1), take.clone())), [blob(1)]);
         let by_another = heard(&mut node(3), Time::ZERO, 2, blob(1), take);
         assert!(by_another.contains(&Action::Take { blob: blob(1), size: SIZE }), "{by_another:?}");
@@ -296,7 +296,8 @@ mod tests {
         let blob = (0..).map(blob).find(|blob| node(2).node.members.ranked(blob).first() == Some(&peer(3))).unwrap();
         let mut swarm = node(2);
         swarm.handle(Time::ZERO, Event::Proven { blob, layout: Layout::new(SIZE) });
-        let take = |to| Action::Send { to: peer(to), blob, message: Message::Take { size: SIZE } };
+        let take =
+            |to| Action::Send { to: peer(to), blob, message: Message::Take { size: SIZE, is_for_elsewhere: false } };
         assert_eq!(swarm.handle(Time::ZERO, Event::Leave(vec![blob])), [take(1)]);
         assert_eq!(heard(&mut swarm, Time::ZERO, 1, blob, Message::TakeEnd { is_kept: false }), [take(3)]);
     }

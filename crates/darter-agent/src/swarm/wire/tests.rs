@@ -68,7 +68,8 @@ fn message() -> impl Strategy<Value = Message> {
         Just(Message::NoNeed),
         (0..=PIECES_MAX * (8 << 20)).prop_map(|size| Message::Holds { size }),
         Just(Message::Leave),
-        (0..=PIECES_MAX * (8 << 20)).prop_map(|size| Message::Take { size }),
+        (0..=PIECES_MAX * (8 << 20), any::<bool>())
+            .prop_map(|(size, is_for_elsewhere)| Message::Take { size, is_for_elsewhere }),
         any::<bool>().prop_map(|is_kept| Message::TakeEnd { is_kept }),
     ]
 }
@@ -128,7 +129,7 @@ fn what_is_out_of_bounds_is_refused() {
     assert!(matches!(about(Body::Join(join)), Err(WireError::Bitfield(_))), "two pieces of a blob of 512");
     let holds = v1::Holds { size_bytes: u64::MAX };
     assert!(matches!(about(Body::Holds(holds)), Err(WireError::TooMuch { field: "holds.size_bytes", .. })));
-    let take = v1::Take { size_bytes: u64::MAX };
+    let take = v1::Take { size_bytes: u64::MAX, is_for_elsewhere: false };
     assert!(matches!(about(Body::Take(take)), Err(WireError::TooMuch { field: "take.size_bytes", .. })));
 }
 
