@@ -126,6 +126,11 @@ impl Download {
         self.missing == 0
     }
 
+    /// How many want it, as far as is known, and how large its pieces are.
+    pub(super) fn company(&self) -> (u32, u64) {
+        (self.interested, self.layout.piece_size())
+    }
+
     pub(super) const fn requests(&self) -> usize {
         self.requests.len()
     }
@@ -163,7 +168,7 @@ impl Download {
     /// A piece is here, verified: from a peer, or from the origin.
     pub(super) fn arrived(&mut self, piece: u32, peer: Option<PeerId>, cx: &mut Cx<'_>) {
         if let Some(peer) = peer {
-            self.delivered(piece, peer, cx.now);
+            self.delivered(piece, peer, cx);
         }
         self.progress = cx.now;
         self.came = cx.now;
@@ -200,17 +205,19 @@ impl Download {
         }
     }
 
-    fn delivered(&mut self, piece: u32, peer: PeerId, now: Time) {
+    fn delivered(&mut self, piece: u32, peer: PeerId, cx: &mut Cx<'_>) {
         let Some(request) = self.take_request(piece, peer) else { return };
+        cx.depth.came(cx.now.since(request.since));
         if let Ok(at) = self.place(&peer) {
-            self.neighbours[at].delivered(now.since(request.since));
+            self.neighbours[at].delivered(cx.now.since(request.since));
             self.judge_speed();
         }
     }
 
     pub(super) fn fetch_failed(&mut self, piece: u32, peer: PeerId, reason: FetchFailure, cx: &mut Cx<'_>) {
-        if self.take_request(piece, peer).is_none() {
-            return;
+        let Some(request) = self.take_request(piece, peer) else { return };
+        if matches!(reason, FetchFailure::Refused(_)) {
+            cx.depth.refused(cx.now.since(request.since));
         }
         self.reopen(piece);
         self.is_dry = false;

@@ -17,6 +17,13 @@ pub struct Limits {
     pub waiting_max: usize,
     /// Pieces asked for at a time.
     pub in_flight: usize,
+    /// Where only a few want the blob: each neighbour has most of what is new, and gives it over one
+    /// connection, which shares a link with others.
+    pub in_flight_few: usize,
+    /// So many are a few.
+    pub few: u32,
+    /// And at most, where answers take long.
+    pub in_flight_max: usize,
     /// Pieces asked for at a time from one neighbour.
     pub in_flight_per_peer: u8,
     /// Neighbours that a node looks for. More than 16 buys no speed; the rest is for those that die.
@@ -99,6 +106,9 @@ impl Default for Limits {
             slot_patience: Duration::from_millis(8),
             waiting_max: 256,
             in_flight: 6,
+            in_flight_few: 12,
+            few: 8,
+            in_flight_max: 12,
             in_flight_per_peer: 2,
             neighbours: 24,
             neighbours_max: 48,

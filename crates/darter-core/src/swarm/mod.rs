@@ -13,6 +13,7 @@ mod choice;
 mod circle;
 mod complaints;
 mod coordinator;
+mod depth;
 mod download;
 mod event;
 mod handover;
@@ -48,6 +49,7 @@ pub use peer::{Member, Members, PeerId, Zone, score};
 pub use time::Time;
 
 use self::coordinator::Coordinator;
+use self::depth::Depth;
 use self::download::Download;
 use self::handover::Handover;
 use self::peer::Dice;
@@ -89,6 +91,7 @@ struct Node {
     register: Register,
     dice: Dice,
     answers: AnswerTime,
+    depth: Depth,
     /// When it heard of members first.
     born: Option<Time>,
     /// Until then it may know only some of them.
@@ -126,6 +129,7 @@ impl Node {
             is_settled: now >= self.settled_at,
             dice: &mut self.dice,
             answers: &mut self.answers,
+            depth: &mut self.depth,
             out,
         }
     }
@@ -142,6 +146,7 @@ struct Cx<'a> {
     register: &'a mut Register,
     dice: &'a mut Dice,
     answers: &'a mut AnswerTime,
+    depth: &'a mut Depth,
     free_slots: u8,
     upload_time: Duration,
     /// Whether this node has heard of all members that there are, as far as it can tell.
@@ -175,6 +180,7 @@ impl Swarm {
                 register: Register::default(),
                 dice,
                 answers: AnswerTime::default(),
+                depth: Depth::default(),
                 born: None,
                 settled_at: Time::ZERO,
             },
@@ -212,7 +218,8 @@ impl Swarm {
 
     /// When `Event::Tick` is due, unless something else happens before.
     pub fn deadline(&self, now: Time) -> Time {
-        let downloads = self.downloads.values().map(|download| download.deadline(&self.node.limits));
+        let most = self.most();
+        let downloads = self.downloads.values().map(|download| download.deadline(most, &self.node.limits));
         let sessions = self.sessions.iter().filter_map(|blob| self.coordinated.get(blob));
         let coordinated = sessions.map(|coordinator| coordinator.deadline(now, &self.node.limits));
         let settled = Some(self.node.settled_at).filter(|at| *at > now && !self.coordinated.is_empty());
@@ -330,10 +337,17 @@ impl Swarm {
         out.push(Action::Ban { peer, period });
     }
 
+    /// Pieces that may be asked for at a time.
+    fn most(&self) -> usize {
+        let of_one = self.downloads.values().map(Download::company);
+        let (interested, size) = of_one.fold((0, 0), |(some, size), (more, larger)| (some.max(more), size.max(larger)));
+        self.node.depth.most(&self.node.limits, interested, size)
+    }
+
     /// Pieces that may be asked for now.
     fn room(&self) -> usize {
         let asked: usize = self.downloads.values().map(Download::requests).sum();
-        self.node.limits.in_flight.saturating_sub(asked)
+        self.most().saturating_sub(asked)
     }
 
     /// Whether it is news.

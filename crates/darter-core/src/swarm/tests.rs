@@ -124,7 +124,7 @@ fn who_wants_a_blob_is_believed_over_a_wrong_size_that_somebody_told_before() {
 #[test]
 fn layers_are_asked_for_in_their_turn_whatever_the_order_of_the_wishes() {
     let mut swarm = node(1..=4);
-    swarm.node.limits.in_flight = 0;
+    (swarm.node.limits.few, swarm.node.limits.in_flight) = (0, 0);
     let blobs: Vec<Digest> = (0..100_u32).map(|n| Digest::of(&n.to_le_bytes())).collect();
     let others = members_of(2..=4);
     let mut layers: Vec<Digest> =

@@ -78,8 +78,8 @@ impl Download {
         limits.lease_patience.max(self.median.unwrap_or_default() * 16)
     }
 
-    /// When `tick` is due next.
-    pub(super) fn deadline(&self, limits: &Limits) -> Time {
+    /// When `tick` is due next, where so many pieces may be asked for at a time.
+    pub(super) fn deadline(&self, most: usize, limits: &Limits) -> Time {
         let mut at = self.seat.deadline();
         if !self.untold.is_empty() {
             at = at.min(self.told + limits.have_delay);
@@ -89,7 +89,7 @@ impl Download {
             return at;
         }
         at = at.min(self.missing_at(limits));
-        if self.requests.len() < limits.in_flight {
+        if self.requests.len() < most {
             let waits = self.neighbours.iter().map(|neighbour| neighbour.not_before);
             at = at.min(waits.filter(|wait| *wait > self.ticked).min().unwrap_or(Time::NEVER));
         }
