@@ -93,6 +93,11 @@ impl Members {
         self.all.iter()
     }
 
+    /// Whether a member is of the zone beyond which nothing goes, if there is one.
+    pub(super) fn is_within(&self, scope: Option<Zone>, id: &PeerId) -> bool {
+        scope.is_none_or(|zone| self.get(id).is_some_and(|member| member.zone == zone))
+    }
+
     /// The seeds among them, by ascending `PeerId`.
     pub fn seeds(&self) -> &[PeerId] {
         &self.seeds
@@ -120,8 +125,13 @@ impl Members {
 
     /// The best ranked members for `blob`: its coordinator first, then its backups.
     pub fn ranked(&self, blob: &Digest) -> Vec<PeerId> {
+        self.ranked_within(blob, None)
+    }
+
+    /// The same of those that are of one zone, if it is to be that.
+    pub(super) fn ranked_within(&self, blob: &Digest, scope: Option<Zone>) -> Vec<PeerId> {
         let mut best: Vec<(u64, PeerId)> = Vec::with_capacity(COORDINATORS + 1);
-        for member in self.all.iter() {
+        for member in self.all.iter().filter(|member| scope.is_none_or(|zone| member.zone == zone)) {
             let entry = (score(blob, &member.id), member.id);
             if best.len() == COORDINATORS && entry <= best[COORDINATORS - 1] {
                 continue;
