@@ -401,7 +401,6 @@ impl Together<'_> {
     async fn import_failed(&mut self, segment: u32, error: OriginError) -> Result<(), Ended> {
         let job = &self.target.job;
         job.account.retry();
-        self.failures += 1;
         debug!(digest = %job.wanted.digest, segment, error = %chain(&error), "an import broke off");
         let reason = match &error {
             OriginError::Status { status: 429 | 503, retry_after, .. } => {
@@ -410,6 +409,8 @@ impl Together<'_> {
             OriginError::Denied { .. } | OriginError::NotFound => ImportFailure::Forbidden,
             _ => ImportFailure::Broken,
         };
+        // A registry that is to be asked later has not failed; who waits for it too long is stalled.
+        self.failures += u32::from(!matches!(reason, ImportFailure::Throttled(_)));
         // Others may have it, or be let in where this node is not.
         self.wish.import_failed(segment, reason).await;
         let is_over = self.failures >= job.settings.attempts && self.fetches.is_empty();
@@ -446,7 +447,8 @@ impl Target {
             return Err(ImportEnd::Pull(PullError::Others));
         };
         let digest = &self.job.wanted.digest;
-        let opened = origin.blob(repository, digest, Some(span), credential).await;
+        // Whoever waits here holds a lease that shows nothing, and another node would read the same.
+        let opened = origin.telling_throttles().blob(repository, digest, Some(span), credential).await;
         let mut stream = opened.map_err(ImportEnd::Origin)?;
         let size = self.layout.size();
         if let Some(told) = stream.size.filter(|told| *told != size) {
