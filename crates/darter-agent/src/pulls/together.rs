@@ -20,6 +20,7 @@ use tracing::{debug, warn};
 use super::blame::{self, Word};
 use super::fetch::{self, Job};
 use super::{PullError, State, TURN, Whence};
+use crate::activity::Pulse;
 use crate::log::chain;
 use crate::metrics::{ReasonLabels, Source};
 use crate::origin::{Origin, OriginError, Whom};
@@ -296,8 +297,12 @@ impl Together<'_> {
     async fn run(&mut self, mut opened: oneshot::Receiver<mpsc::Receiver<PieceHere>>) -> Result<(), Ended> {
         let mut notices = None;
         let patience = self.target.job.settings.patience;
+        let mut pulse = Pulse::start();
         while self.missing.count() > 0 {
             let quiet_until = || self.target.job.account.activity().last_in_turn(patience * TURN) + patience;
+            if pulse.stood_still() {
+                self.target.job.account.activity().touch();
+            }
             tokio::select! {
                 order = self.wish.order() => match order {
                     Some(order) => self.carry_out(order),
@@ -317,8 +322,10 @@ impl Together<'_> {
                     Err(_) => return Err(Ended::Alone("panic")),
                 },
                 // Bytes that came meanwhile woke nobody here.
-                () = tokio::time::sleep_until(quiet_until().into()) => {
-                    if quiet_until() <= Instant::now() {
+                () = tokio::time::sleep_until(pulse.next(quiet_until()).into()) => {
+                    if pulse.stood_still() {
+                        self.target.job.account.activity().touch();
+                    } else if quiet_until() <= Instant::now() {
                         return Err(Ended::Alone("stalled"));
                     }
                 }
