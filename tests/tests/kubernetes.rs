@@ -9,15 +9,20 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use darter_agent::metrics::Metrics;
 use darter_agent::swarm::discovery::{Discovery, ServiceWatch};
 use darter_agent::swarm::key;
 use darter_tests::agent::{Agent, Options};
+use darter_tests::cluster::Copies;
+use darter_tests::emulator::{Emulator, Host};
+use darter_tests::fake_ecr::{self, Auth, FakeEcr};
+use darter_tests::image::{Format, Image};
 use darter_tests::kubernetes::ControlPlane;
 use darter_tests::net::{Network, Place, node_address};
 use darter_tests::process;
 use darter_tests::scratch::Scratch;
+use darter_tests::stage::{MIB, REPOSITORY, TAG};
 use darter_tests::tools::{Need, can_run};
 use serde_json::{Value, json};
 use tokio::sync::watch;
@@ -267,4 +272,46 @@ async fn two_agents_find_each_other_and_do_so_again_while_the_api_server_is_away
         meet(agent).await?;
     }
     Ok(())
+}
+
+#[tokio::test]
+async fn agents_that_boot_first_while_the_api_server_says_nothing_serve_and_join_later() -> Result<()> {
+    let test = "agents_that_boot_first_while_the_api_server_says_nothing_serve_and_join_later";
+    if !can_run(test, &[Need::Kubernetes, Need::Darter, Need::Root]) {
+        return Ok(());
+    }
+    let (network, dir) = (Network::new(2)?, Scratch::new()?);
+    fs::write(dir.join("swarm.key"), key::make()?)?;
+    let mut plane = control_plane(&network.hub()).await?;
+    let token = plane.service_account("gpu", "darter").await?;
+    plane.allow("gpu", "darter", &rules()).await?;
+    plane.apply(&slice("darter-a", &[&node_address(0)?.to_string(), &node_address(1)?.to_string()])).await?;
+    plane.kill_api().await?;
+    let listener = network.hub().listen(plane.address())?;
+    let ecr = FakeEcr::start(&network.hub(), fake_ecr::Options { auth: Auth::Public, ..fake_ecr::Options::default() })?;
+    let image = Image::index(Format::Oci, 7, &[4 * MIB])?;
+    ecr.push(&image, REPOSITORY, TAG);
+    let keys = [("endpoint", ecr.url().into()), ("plain_http", true.into()), ("access", "public".into())];
+    let mut agents = Vec::new();
+    for number in 0..2 {
+        // A first byte that comes later is a 404, and the client knows no other host.
+        let options = options(&network.node(number), dir.path()).set("mirror.answer_within", "3s");
+        let options = options.set("mirror.platform", "linux/amd64").registry(&ecr.name(), &keys);
+        agents.push(Agent::start(outside(options, &plane.kubeconfig("gpu", &token)?)).await?);
+    }
+    let pull = async |number: usize| {
+        let client = Emulator::new(&network.node(number), &ecr.name(), &[Host::new(agents[number].mirror())]);
+        client.pull(REPOSITORY, TAG).await.map(drop)
+    };
+    pull(0).await.with_context(|| process::tail(&agents[0].log()))?;
+    for agent in &agents {
+        ensure!(agent.metrics().await?.sum("darter_swarm_peers", &[]) == 0.0, "who told them of each other?");
+    }
+    drop(listener);
+    plane.start_api().await?;
+    for agent in &agents {
+        eventually(agent, "a peer", async || Ok(agent.metrics().await?.sum("darter_swarm_peers", &[]) == 1.0)).await?;
+    }
+    pull(1).await.with_context(|| process::tail(&agents[1].log()))?;
+    Copies::of_image(&ecr, &image).ensure_exactly(1)
 }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use darter_core::Digest;
 use darter_tests::agent::{Agent, Options};
+use darter_tests::cluster::skew::Other;
 use darter_tests::fake_ecr::Auth;
 use darter_tests::net::{Place, Port};
 use darter_tests::process;
@@ -155,5 +156,38 @@ async fn who_comes_back_to_a_blob_that_was_just_left_goes_on_where_it_stopped() 
     pair.ecr.set_rate(None, None);
     let answer = pair.get(&path).await?;
     ensure!(answer.status == 200 && Digest::of(&answer.body) == layer.digest(), "it came wrong: {}", answer.status);
+    Ok(())
+}
+
+/// The bit of whoever knows `Take`.
+const TAKES: u64 = 1;
+
+#[tokio::test]
+async fn members_of_another_version_are_told_what_they_know_and_nothing_else() -> Result<()> {
+    if !can_run("members_of_another_version_are_told_what_they_know_and_nothing_else", &[Need::Darter]) {
+        return Ok(());
+    }
+    let dir = Scratch::new()?;
+    let file = dir.join("swarm.key");
+    fs::write(&file, key().await?)?;
+    // An older one that knows of no features, and a newer one that has all of them and says more besides.
+    for features in [0, u64::MAX] {
+        let ports = [Place::Host.port()?, Place::Host.port()?];
+        let [control, exchange] = [&ports[0], &ports[1]].map(|port| SocketAddr::from(([127, 0, 0, 1], port.number())));
+        let change = |options: Options| {
+            let options = options.set("mirror.prefetch", "off").set("swarm.key_file", file.display().to_string());
+            options.set("swarm.listen", control.to_string()).set("swarm.exchange_listen", exchange.to_string())
+        };
+        let mut pair = Pair::with(&[MIB], Auth::Public, &[("access", "public".into())], change).await?;
+        let other = Other::start(&Place::Host, &file, control, features)?;
+        counts(&pair.agent, "darter_swarm_peers", &[], |peers| peers == 1.0).await?;
+        let said = |word: &str| other.heard().iter().any(|frame| frame.contains(word));
+        pair.bring(&pair.layer()).await?;
+        eventually("it is told what is here", async || Ok(said("body: Some(Holds("))).await?;
+        // What only this node has goes to others, if they can take it.
+        pair.agent.stop().await?;
+        let is_asked = said("body: Some(Take(");
+        ensure!(is_asked == (features & TAKES != 0), "features {features:x}: {:?}", other.heard());
+    }
     Ok(())
 }

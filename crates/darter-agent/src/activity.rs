@@ -74,6 +74,45 @@ impl Activity {
     }
 }
 
+/// Whoever waits looks this often whether the time it waited was its own.
+const BEAT: Duration = Duration::from_secs(1);
+/// Later than a busy machine wakes whoever sleeps.
+const STOOD_STILL: Duration = Duration::from_secs(1);
+/// All waiting has an end, on a machine too that is always late.
+const EXCUSES: u8 = 3;
+
+/// Tells waiting from standing still with the whole node: a virtual machine that was paused, or moved. Nobody
+/// was silent then, and what came meanwhile is still to be heard.
+#[derive(Debug)]
+pub struct Pulse {
+    looked: Instant,
+    excuses: u8,
+}
+
+impl Pulse {
+    /// Of whoever begins to wait now.
+    pub fn start() -> Self {
+        Self { looked: Instant::now(), excuses: EXCUSES }
+    }
+
+    /// When to look again, on the way to `due`.
+    pub fn next(&self, due: Instant) -> Instant {
+        due.min(self.looked + BEAT)
+    }
+
+    /// Whether this node stood still since the last look.
+    pub fn stood_still(&mut self) -> bool {
+        self.stood_still_at(Instant::now())
+    }
+
+    fn stood_still_at(&mut self, now: Instant) -> bool {
+        let gap = now.saturating_duration_since(std::mem::replace(&mut self.looked, now));
+        let is_excused = gap >= BEAT + STOOD_STILL && self.excuses > 0;
+        self.excuses -= u8::from(is_excused);
+        is_excused
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -92,5 +131,21 @@ mod tests {
         assert!(near(one.last_in_turn(Duration::ZERO), at(40)) && near(all.last(), at(40)));
         assert!(near(other.last(), at(30)) && near(other.last_in_turn(Duration::from_secs(90)), at(40)));
         assert!(near(all.last_in_turn(Duration::from_secs(90)), at(40)), "there are no others");
+    }
+
+    #[test]
+    fn a_gap_between_two_looks_is_a_node_that_stood_still_and_not_for_ever() {
+        let mut pulse = Pulse::start();
+        let mut now = pulse.looked;
+        let mut after = |millis| {
+            now += Duration::from_millis(millis);
+            let next = pulse.next(now + Duration::from_secs(60));
+            (pulse.stood_still_at(now), next < now + Duration::from_secs(60))
+        };
+        assert_eq!([after(1000), after(1900), after(2000)], [(false, true), (false, true), (true, true)]);
+        assert_eq!(
+            [after(9000), after(10), after(9000), after(9000)].map(|(stood, _)| stood),
+            [true, false, true, false]
+        );
     }
 }

@@ -11,6 +11,7 @@
 //! - [`measure`]: rates, the bound, and whether a run counts
 //! - [`swarm`]: a cluster whose agents share
 //! - [`hostile`], [`garbage`]: members of it that lie, and peers that do not even speak its protocol
+//! - [`skew`]: members of another version
 
 pub mod control;
 pub mod copies;
@@ -18,6 +19,7 @@ pub mod garbage;
 pub mod hostile;
 pub mod measure;
 mod node;
+pub mod skew;
 pub mod swarm;
 
 use std::net::{Ipv4Addr, SocketAddr};
@@ -203,9 +205,15 @@ impl Cluster {
 
     /// Puts an image with layers of these sizes into the registry. Another seed is another image.
     pub async fn push(&self, seed: u64, layers: &[u64]) -> Result<Pushed> {
+        self.push_as(&format!("seed-{seed}"), seed, layers).await
+    }
+
+    /// The same under another tag. Images of one seed have the layers in common that are of one size, from
+    /// the base up.
+    pub async fn push_as(&self, tag: &str, seed: u64, layers: &[u64]) -> Result<Pushed> {
         let layers = layers.to_vec();
         let image = tokio::task::spawn_blocking(move || Image::index(Format::Oci, seed, &layers)).await??;
-        let (image, tag) = (image.in_memory(), format!("seed-{seed}"));
+        let (image, tag) = (image.in_memory(), tag.to_owned());
         self.ecr.push(&image, REPOSITORY, &tag);
         let reference = format!("{}/{REPOSITORY}:{tag}", self.ecr.name());
         Ok(Pushed { image, tag, reference })

@@ -232,10 +232,13 @@ fn whatever_breaks_every_node_that_lives_gets_the_blob() {
         let bound = Duration::from_secs_f64(Bound::of(&scenario).seconds());
         let at = bound * u32::try_from(lot(5, 120)).expect("few") / 100;
         let fault = by_lot(lot(6, 18), &node, &lot);
-        let is_calm = fault.is_empty();
+        // A node that may not read the registry, in a zone where nobody else is, never gets it.
+        let is_zonal = lot(11, 4) == 0 && !matches!(fault[..], [Fault::Forbid(_)]);
+        let is_calm = fault.is_empty() && !is_zonal;
         scenario.faults = fault.into_iter().map(|fault| (at, fault)).collect();
         scenario.seed = seed;
         scenario.zones = 1 + node(9) % 3;
+        scenario.limits.scope_is_zone = is_zonal;
         scenario.spread = bound * u32::try_from(lot(10, 3)).expect("few");
         scenario.end = bound * 20 + Duration::from_secs(30);
         let outcome = play(&scenario);

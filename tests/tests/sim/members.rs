@@ -117,6 +117,14 @@ fn lost_messages_delay_a_swarm_and_do_not_stop_it() {
 }
 
 #[test]
+fn what_another_zone_has_is_asked_for_again_where_a_word_of_it_was_lost() {
+    let zones = Scenario { zones: 2, ..Scenario::cold(2, 96 * MIB, 1) };
+    for run in trouble(1..=40, &zones, |_, _| vec![(Duration::ZERO, Fault::Lose(100))]) {
+        assert!(run.copies() <= 2.0, "seed {}: {:.4} copies", run.scenario.seed, run.copies());
+    }
+}
+
+#[test]
 fn nodes_that_boot_at_once_and_know_nobody_read_the_origin_once() {
     for (nodes, size, blocks) in [(100, GIB, 4), (1000, 128 * MIB, 2)] {
         let boot = Scenario { spread: SECOND, introductions: SECOND, blocks, ..Scenario::cold(nodes, size, 1) };

@@ -2,7 +2,7 @@
 
 use darter_core::units::Seconds;
 
-use super::{Access, Config, RegistryConfig, ServeStale, Swarm};
+use super::{Access, Config, RegistryConfig, Scope, ServeStale, Swarm};
 use crate::store::PIN_MAX;
 use crate::swarm::discovery::has_port;
 
@@ -133,6 +133,9 @@ fn check_swarm(config: &Config) -> Result<(), Fault> {
     for peer in peers {
         require(has_port(peer), "swarm.peers", || format!("`{peer}` is not host:port, such as 10.0.0.1:4002"))?;
     }
+    require(swarm.scope == Scope::Cluster || swarm.zone.is_some(), "swarm.scope", || {
+        "needs swarm.zone: nodes whose zone is not known would be a zone of their own, wherever they are".to_owned()
+    })?;
     let is_name = |name: &String| !name.contains(['/', ' ']) && (!name.contains(':') || has_port(name));
     require(dns.as_ref().is_none_or(is_name), "swarm.dns", || {
         "must be a name, with or without a port, such as darter.kube-system.svc".to_owned()

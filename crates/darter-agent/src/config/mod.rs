@@ -217,7 +217,16 @@ pub struct Swarm {
     pub lookup_every: Seconds,
     #[serde(with = "optional")]
     pub zone: Option<String>,
+    pub scope: Scope,
     pub max_members: usize,
+}
+
+/// Whom one node reads a registry for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Scope {
+    Cluster,
+    Zone,
 }
 
 #[derive(Debug, Clone, Deserialize, Serialize)]

@@ -92,6 +92,11 @@ fn a_swarm_that_cannot_work_is_named_with_its_line() {
     assert!(error.starts_with("darter.toml:3: swarm.peers") && error.contains("10.0.0.1:4002"), "{error}");
     let error = refused("[swarm]\nkey_file = \"/k\"\ndns = \"http://x\"\n");
     assert!(error.starts_with("darter.toml:3: swarm.dns"), "{error}");
+    let error = refused("[swarm]\nkey_file = \"/k\"\nscope = \"zone\"\n");
+    assert!(error.starts_with("darter.toml:3: swarm.scope") && error.contains("needs swarm.zone"), "{error}");
+    assert!(file("[swarm]\nkey_file = \"/k\"\nscope = \"zone\"\nzone = \"a\"\n").is_ok());
+    let error = refused("[swarm]\nkey_file = \"/k\"\nscope = \"region\"\n");
+    assert!(error.starts_with("darter.toml:3: ") && error.contains("cluster"), "{error}");
     let error = refused("[swarm]\nkey_file = \"/k\"\nmax_members = 1\n");
     assert!(error.starts_with("darter.toml:3: swarm.max_members"), "{error}");
     let error = refused("[seed]\nenabled = true\n");

@@ -155,6 +155,11 @@ impl OriginError {
         }
     }
 
+    /// Whether the origin wants fewer requests.
+    pub(super) fn is_throttling(&self) -> bool {
+        matches!(self, Self::Status { status: 429 | 503, .. })
+    }
+
     /// The pause that the origin asked for.
     pub(super) fn retry_after(&self) -> Option<Duration> {
         match self {

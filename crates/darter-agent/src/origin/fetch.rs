@@ -60,8 +60,14 @@ pub(super) struct Answer {
 
 impl Inner {
     /// Asks until there is a good answer, or none to be had: the hosts before the registry once, the
-    /// registry itself again where that may help.
-    pub(super) async fn fetch(&self, job: &Job<'_>, whom: Whom, who: &Credential) -> Result<Answer, OriginError> {
+    /// registry itself again where that may help; when it throttles only if `waits_when_throttled`.
+    pub(super) async fn fetch(
+        &self,
+        job: &Job<'_>,
+        whom: Whom,
+        waits_when_throttled: bool,
+        who: &Credential,
+    ) -> Result<Answer, OriginError> {
         let (own, others) = self.targets.split_last().ok_or(OriginError::NotFound)?;
         if whom != Whom::Registry
             && let Some(answer) = self.walk(others, job, who).await
@@ -75,6 +81,7 @@ impl Inner {
         loop {
             match self.at(own, job, who).await {
                 Ok(answer) => return Ok(answer),
+                Err(error) if error.is_throttling() && !waits_when_throttled => return Err(error),
                 Err(error) => attempts.pause(error).await?,
             }
         }

@@ -72,6 +72,7 @@ const DOCKER_CONTENT_DIGEST: &str = "docker-content-digest";
 pub struct Origin {
     inner: Arc<Inner>,
     whom: Whom,
+    waits_when_throttled: bool,
 }
 
 struct Inner {
@@ -185,12 +186,17 @@ impl Origin {
         let http = http::Http::new(settings, connections, kept.roots.clone(), guard)?;
         let (metrics, label) = (body.metrics.clone(), body.label.clone());
         let wire = Wire { http, plain_http: registry.plain_http, metrics, label };
-        Ok(Self { inner: Arc::new(Inner { targets, wire, kept }), whom: Whom::Registry })
+        Ok(Self { inner: Arc::new(Inner { targets, wire, kept }), whom: Whom::Registry, waits_when_throttled: true })
     }
 
     /// The same registry, for answers of these.
     pub fn of(&self, whom: Whom) -> Self {
-        Self { inner: self.inner.clone(), whom }
+        Self { whom, ..self.clone() }
+    }
+
+    /// The same, for whoever paces all readers of a registry and has to hear at once that it throttles.
+    pub fn telling_throttles(&self) -> Self {
+        Self { waits_when_throttled: false, ..self.clone() }
     }
 
     /// Whether other hosts stand before the registry.
@@ -326,7 +332,7 @@ impl Origin {
     }
 
     async fn fetch(&self, job: &Job<'_>, credential: &Credential) -> Result<Answer, OriginError> {
-        self.inner.fetch(job, self.whom, credential).await
+        self.inner.fetch(job, self.whom, self.waits_when_throttled, credential).await
     }
 
     fn stall(&self) -> Duration {

@@ -8,6 +8,7 @@ use tokio::sync::watch;
 use tokio::time::timeout_at;
 
 use super::{Interest, Joined, PullError, State, TURN};
+use crate::activity::Pulse;
 use crate::metrics::Source;
 use crate::store::{self, IngestReader};
 
@@ -109,7 +110,7 @@ impl Reader {
     /// `patience`: neither these bytes nor others of the blob, which comes out of order, nor of other blobs
     /// of this node, whose turn it may be.
     pub async fn progress_past(&mut self, offset: u64, patience: Duration) -> Progress {
-        let began = Instant::now();
+        let (mut began, mut pulse) = (Instant::now(), Pulse::start());
         let size = self.ingest.size();
         let past = |progress: &store::Progress| match progress {
             store::Progress::Readable(end) => *end > offset,
@@ -119,13 +120,18 @@ impl Reader {
             let came = || self.interest.0.activity.last_in_turn(patience * TURN);
             let quiet_since = came().max(began);
             let until = (quiet_since + patience).min(began + patience * GAP);
-            return match timeout_at(until.into(), self.readable.wait_for(past)).await {
+            return match timeout_at(pulse.next(until).into(), self.readable.wait_for(past)).await {
                 Ok(Ok(progress)) => match &*progress {
                     store::Progress::Readable(end) => Progress::Readable(*end),
                     store::Progress::Complete => Progress::Readable(size),
                     store::Progress::Failed(reason) => Progress::Failed(reason.to_string()),
                 },
                 Ok(Err(_)) => Progress::Failed("the pull ended".to_owned()),
+                Err(_) if pulse.stood_still() => {
+                    began = Instant::now();
+                    continue;
+                }
+                Err(_) if until > Instant::now() => continue,
                 Err(_) if came() > quiet_since && Instant::now() < began + patience * GAP => {
                     continue;
                 }

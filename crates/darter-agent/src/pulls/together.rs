@@ -20,6 +20,7 @@ use tracing::{debug, warn};
 use super::blame::{self, Word};
 use super::fetch::{self, Job};
 use super::{PullError, State, TURN, Whence};
+use crate::activity::Pulse;
 use crate::log::chain;
 use crate::metrics::{ReasonLabels, Source};
 use crate::origin::{Origin, OriginError, Whom};
@@ -307,8 +308,12 @@ impl Together<'_> {
     ) -> Result<(), Ended> {
         let mut notices = None;
         let patience = self.target.job.settings.patience;
+        let mut pulse = Pulse::start();
         while self.missing.count() > 0 {
             let quiet_until = || self.target.job.account.activity().last_in_turn(patience * TURN) + patience;
+            if pulse.stood_still() {
+                self.target.job.account.activity().touch();
+            }
             tokio::select! {
                 order = self.wish.order() => match order {
                     Some(order) => self.carry_out(order),
@@ -329,8 +334,10 @@ impl Together<'_> {
                 },
                 Some(piece) = slowly.recv() => self.wish.importing(piece).await,
                 // Bytes that came meanwhile woke nobody here.
-                () = tokio::time::sleep_until(quiet_until().into()) => {
-                    if quiet_until() <= Instant::now() {
+                () = tokio::time::sleep_until(pulse.next(quiet_until()).into()) => {
+                    if pulse.stood_still() {
+                        self.target.job.account.activity().touch();
+                    } else if quiet_until() <= Instant::now() {
                         return Err(Ended::Alone("stalled"));
                     }
                 }
@@ -417,7 +424,6 @@ impl Together<'_> {
     async fn import_failed(&mut self, segment: u32, error: OriginError) -> Result<(), Ended> {
         let job = &self.target.job;
         job.account.retry();
-        self.failures += 1;
         debug!(digest = %job.wanted.digest, segment, error = %chain(&error), "an import broke off");
         let reason = match &error {
             OriginError::Status { status: 429 | 503, retry_after, .. } => {
@@ -426,6 +432,8 @@ impl Together<'_> {
             OriginError::Denied { .. } | OriginError::NotFound => ImportFailure::Forbidden,
             _ => ImportFailure::Broken,
         };
+        // A registry that is to be asked later has not failed; who waits for it too long is stalled.
+        self.failures += u32::from(!matches!(reason, ImportFailure::Throttled(_)));
         // Others may have it, or be let in where this node is not.
         self.wish.import_failed(segment, reason).await;
         let is_over = self.failures >= job.settings.attempts && self.fetches.is_empty();
@@ -462,7 +470,8 @@ impl Target {
             return Err(ImportEnd::Pull(PullError::Others));
         };
         let digest = &self.job.wanted.digest;
-        let opened = origin.blob(repository, digest, Some(span), credential).await;
+        // Whoever waits here holds a lease that shows nothing, and another node would read the same.
+        let opened = origin.telling_throttles().blob(repository, digest, Some(span), credential).await;
         let mut stream = opened.map_err(ImportEnd::Origin)?;
         let size = self.layout.size();
         if let Some(told) = stream.size.filter(|told| *told != size) {

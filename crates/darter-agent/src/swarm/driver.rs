@@ -22,6 +22,7 @@ use super::exchange::Client;
 use super::handle::{Ending, Endings, Input, Order, Reply, Slot, SwarmHandle};
 use super::tokens::Tokens;
 use super::wire::TAKES;
+use crate::config::Scope;
 use crate::metrics::{Metrics, ReasonLabels};
 use crate::store::Store;
 
@@ -86,14 +87,15 @@ pub(super) enum Why {
 impl Driver {
     pub(super) fn new(
         control: ControlHandle,
-        zone: Zone,
+        (zone, scope): (Zone, Scope),
         client: Arc<Client>,
         tokens: Option<Arc<Tokens>>,
         endings: Arc<Endings>,
         house: House,
     ) -> Self {
+        let limits = Limits { scope_is_zone: scope == Scope::Zone, ..Limits::default() };
         Self {
-            core: Swarm::new(control.me(), zone, Limits::default(), seed()),
+            core: Swarm::new(control.me(), zone, limits, seed()),
             control,
             client,
             tokens,

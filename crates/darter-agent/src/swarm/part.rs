@@ -138,7 +138,8 @@ impl SwarmPart {
         let endings = Arc::new(Endings::default());
         let (errand, errands) = mpsc::channel(ERRANDS);
         let house = House { store: store.clone(), metrics: metrics.clone(), errands: errand };
-        let driver = Driver::new(words.clone(), zone, client.clone(), tokens.clone(), endings.clone(), house);
+        let driver =
+            Driver::new(words.clone(), (zone, swarm.scope), client.clone(), tokens.clone(), endings.clone(), house);
         let (peer, address, tls) = (words.me(), words.address(), swarm.tls);
         info!(%peer, %address, key = %key.fingerprint(), tls, "this node is in a swarm");
         let handle = SwarmHandle(Arc::new(Shared {

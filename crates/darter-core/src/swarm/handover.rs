@@ -87,13 +87,14 @@ impl Swarm {
     }
 
     /// Who may take a blob, in the order in which they are asked: the seeds; the coordinator, who knows
-    /// whether somebody has it; who is in another zone; whoever is there.
+    /// whether somebody has it; who is in another zone; whoever is there. Where each zone reads for itself,
+    /// nobody of another.
     fn takers(&self, blob: &Digest) -> Vec<Asked> {
-        let members = &self.node.members;
-        let elsewhere = members.ranked_among(blob, |member| self.is_elsewhere(member.zone));
-        let ranked = members.ranked(blob);
+        let (members, scope) = (&self.node.members, self.node.scope(self.node.zone));
+        let ranked = members.ranked_among(blob, |member| scope.is_none_or(|zone| member.zone == zone));
+        let elsewhere = members.ranked_among(blob, |member| scope.is_none() && self.is_elsewhere(member.zone));
         let knows = ranked.first().filter(|id| !elsewhere.is_empty() && !elsewhere.contains(id));
-        let seeds = seed::told(members, blob).into_iter().map(|id| (id, false));
+        let seeds = seed::told(members, blob, scope).into_iter().map(|id| (id, false));
         let others = elsewhere.iter().chain(&ranked).map(|id| (*id, false));
         seeds.chain(knows.map(|id| (*id, true))).chain(others).collect()
     }
@@ -104,9 +105,15 @@ impl Swarm {
         zone != self.node.zone && zone != unknown && self.node.zone != unknown
     }
 
-    /// Whether somebody but this node and `leaver` has the blob, as far as this node coordinates it.
+    /// Whether somebody but this node and `leaver` has the blob, as far as this node coordinates it: of the
+    /// zone of `leaver`, where each zone reads for itself.
     fn is_held_by_others(&self, blob: &Digest, leaver: &PeerId) -> bool {
-        let is_other = |id: &PeerId| *id != self.node.me && id != leaver && self.node.members.get(id).is_some();
+        let members = &self.node.members;
+        let zone = members.get(leaver).map_or(self.node.zone, |member| member.zone);
+        let scope = self.node.scope(zone);
+        let is_other = |id: &PeerId| {
+            *id != self.node.me && id != leaver && members.get(id).is_some() && members.is_within(scope, id)
+        };
         self.coordinated.get(blob).is_some_and(|state| {
             let complete = state.interested.iter().filter(|(_, node)| node.is_complete).map(|(id, _)| id);
             state.holders.keys().chain(complete).any(is_other)
@@ -320,6 +327,28 @@ mod tests {
         heard(&mut coordinator, 3, blob, Message::Holds { size: SIZE });
         assert_eq!(heard(&mut coordinator, 2, blob, TAKE), [send(2, blob, end(true))]);
         assert!(heard(&mut coordinator, 3, blob, TAKE).contains(&Action::Take { blob, size: SIZE }), "the only one");
+    }
+
+    #[test]
+    fn where_each_zone_reads_for_itself_a_blob_goes_to_who_stays_of_that_zone() {
+        let blob = ranked([2, 1, 3]);
+        let limits = Limits { scope_is_zone: true, ..Limits::default() };
+        let zone = |n: u8| Zone(if n == 2 { 2 } else { 1 });
+        let node = |me: u8| {
+            let mut swarm = Swarm::new(peer(me), zone(me), limits, 7);
+            let members = (1..=3).map(|n| Member { id: peer(n), zone: zone(n), is_seed: n == 2 }).collect();
+            swarm.handle(Time::ZERO, Event::Members(Members::new(members)));
+            swarm
+        };
+        let mut swarm = node(1);
+        proven(&mut swarm, blob);
+        // What one beyond it has is of no help, and one beyond it cannot take it.
+        heard(&mut swarm, 2, blob, Message::Holds { size: SIZE });
+        assert_eq!(swarm.handle(Time::ZERO, Event::Leave(vec![blob])), [send(3, blob, TAKE)]);
+        // Nor does a seed want what it cannot get.
+        let mut seed = node(2);
+        heard(&mut seed, 1, blob, Message::Holds { size: SIZE });
+        assert_eq!(seed.handle(Time::ZERO + limits.seed_quiet * 2, Event::Tick), []);
     }
 
     #[test]

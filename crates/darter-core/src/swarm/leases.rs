@@ -19,6 +19,9 @@ const WEIGHT_MAX: u32 = 64;
 /// Pieces over which the pace is smoothed: those of all leases come in bursts.
 const PACE_OVER: u32 = 16;
 
+/// Who is so many times slower than the node in the middle gets its share and no more.
+const SLOW: u32 = 4;
+
 /// A lease is late that shows nothing while each of the others shows so many pieces.
 const LATE: u32 = 4;
 
@@ -33,6 +36,8 @@ pub(super) struct Table {
     running: BTreeMap<u32, Running>,
     /// Nodes that may own more, those first that owned least.
     ready: BTreeSet<Turn>,
+    /// How many of them have each weight.
+    weights: BTreeMap<u32, usize>,
     /// How long it takes from one piece to the next, whoever reads it, smoothed.
     pace: Duration,
     /// When the last piece came, or the first lease of a time without any was given.
@@ -80,11 +85,18 @@ struct Turn {
     burden: u32,
     lot: u64,
     id: PeerId,
+    weight: u32,
 }
 
 impl Turn {
     fn of(id: PeerId, node: &Interested) -> Self {
-        Self { leases: node.leases, burden: node.granted.saturating_mul(node.weight), lot: id.lot(), id }
+        Self {
+            leases: node.leases,
+            burden: node.granted.saturating_mul(node.weight),
+            lot: id.lot(),
+            id,
+            weight: node.weight,
+        }
     }
 }
 
@@ -95,6 +107,7 @@ impl Table {
             first_free: 0,
             running: BTreeMap::new(),
             ready: BTreeSet::new(),
+            weights: BTreeMap::new(),
             pace: Duration::ZERO,
             moved: Time::ZERO,
             arrivals: 0,
@@ -167,18 +180,42 @@ impl Table {
         }
     }
 
-    /// The next in turn with fewer than `cap` leases that fits.
+    /// The next in turn with fewer than `cap` leases that fits. A slow node has read what it was given long
+    /// before the others have it from there, so that its turn comes soon: it gets its share of all and no
+    /// more, and the rest waits for those that are busy now, if any other fits.
     pub(super) fn owner_for(&self, cap: u8, fits: impl Fn(&PeerId) -> bool) -> Option<PeerId> {
-        self.ready.iter().take_while(|turn| turn.leases < cap).map(|turn| turn.id).find(fits)
+        let next = self.ready.iter().take_while(|turn| turn.leases < cap).find(|turn| fits(&turn.id))?;
+        let slow = self.median_weight().saturating_mul(SLOW);
+        if next.weight <= slow {
+            return Some(next.id);
+        }
+        let others = || self.ready.iter().filter(|turn| turn.weight <= slow && fits(&turn.id));
+        match others().map(|turn| turn.burden).min() {
+            Some(least) if next.burden > least => others().find(|turn| turn.leases < cap).map(|turn| turn.id),
+            _ => Some(next.id),
+        }
+    }
+
+    /// That of the node in the middle.
+    fn median_weight(&self) -> u32 {
+        let middle = self.ready.len() / 2;
+        let mut below = 0;
+        let found = self.weights.iter().find(|(_, nodes)| {
+            below += **nodes;
+            below > middle
+        });
+        found.map_or(1, |(weight, _)| *weight)
     }
 
     /// A node's leases changed: it moves to another place in the turn. `None`: it had or has none.
     pub(super) fn turn(&mut self, id: PeerId, before: Option<&Interested>, after: Option<&Interested>) {
-        if let Some(before) = before {
-            self.ready.remove(&Turn::of(id, before));
+        let before = before.map(|node| Turn::of(id, node)).filter(|turn| self.ready.remove(turn));
+        if let Some(nodes) = before.and_then(|turn| self.weights.get_mut(&turn.weight)) {
+            *nodes -= 1;
         }
-        if let Some(after) = after.filter(|node| !node.is_complete) {
-            self.ready.insert(Turn::of(id, after));
+        let after = after.filter(|node| !node.is_complete).map(|node| Turn::of(id, node));
+        if let Some(turn) = after.filter(|turn| self.ready.insert(*turn)) {
+            *self.weights.entry(turn.weight).or_default() += 1;
         }
     }
 

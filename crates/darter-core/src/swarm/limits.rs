@@ -107,7 +107,7 @@ impl Default for Limits {
             waiting_max: 256,
             in_flight: 6,
             in_flight_few: 12,
-            few: 8,
+            few: 0,
             in_flight_max: 12,
             in_flight_per_peer: 2,
             neighbours: 24,

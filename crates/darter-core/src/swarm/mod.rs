@@ -110,6 +110,23 @@ impl Node {
         std::mem::replace(&mut self.members, members)
     }
 
+    /// Beyond this zone nothing goes that a node of `zone` has, where each zone reads for itself.
+    fn scope(&self, zone: Zone) -> Option<Zone> {
+        self.limits.scope_is_zone.then_some(zone)
+    }
+
+    /// Who is to know that a blob is held, each once: those that may be asked for it, and those that keep it.
+    fn told_of_holders(&self, members: &Members, blob: &Digest) -> Vec<PeerId> {
+        let mut told = members.ranked(blob);
+        told.truncate(HOLDS_TOLD);
+        for seed in seed::told(members, blob, self.scope(self.zone)) {
+            if !told.contains(&seed) {
+                told.push(seed);
+            }
+        }
+        told
+    }
+
     /// Whether nobody ranks higher for the blob, as far as this node sees.
     fn is_first(&self, blob: &Digest) -> bool {
         self.members.ranked(blob).first().is_none_or(|first| *first == self.me)
@@ -274,7 +291,7 @@ impl Swarm {
             }
             Event::Gone(blob) => {
                 if self.held.remove(&blob).is_some() {
-                    for id in told_of_holders(&self.node.members, &blob) {
+                    for id in self.node.told_of_holders(&self.node.members, &blob) {
                         out.push(Action::Send { to: id, blob, message: Message::Leave });
                     }
                 }
@@ -370,7 +387,7 @@ impl Swarm {
 
     fn proven(&mut self, now: Time, blob: Digest, layout: Layout, out: &mut Vec<Action>) {
         self.turns.remove(&blob);
-        let mut told = told_of_holders(&self.node.members, &blob);
+        let mut told = self.node.told_of_holders(&self.node.members, &blob);
         if let Some(mut download) = self.downloads.remove(&blob) {
             let cx = &mut self.node.cx(now, out);
             // The word about the last pieces may come later than that about the whole.
@@ -392,8 +409,8 @@ impl Swarm {
     /// because its coordinator died.
     fn tell_new_coordinators(&self, before: &Members, out: &mut Vec<Action>) {
         for (blob, layout) in &self.held {
-            let known = told_of_holders(before, blob);
-            for to in told_of_holders(&self.node.members, blob) {
+            let known = self.node.told_of_holders(before, blob);
+            for to in self.node.told_of_holders(&self.node.members, blob) {
                 if !known.contains(&to) {
                     out.push(Action::Send { to, blob: *blob, message: Message::Holds { size: layout.size() } });
                 }
@@ -462,15 +479,3 @@ impl Swarm {
 
 /// How many of the ranked know who holds a blob: its coordinator, and the first backup.
 const HOLDS_TOLD: usize = 2;
-
-/// Who is to know that a blob is held, each once: those that may be asked for it, and those that keep it.
-fn told_of_holders(members: &Members, blob: &Digest) -> Vec<PeerId> {
-    let mut told = members.ranked(blob);
-    told.truncate(HOLDS_TOLD);
-    for seed in seed::told(members, blob) {
-        if !told.contains(&seed) {
-            told.push(seed);
-        }
-    }
-    told
-}

@@ -79,8 +79,13 @@ impl Download {
             return self.end_lease(lease.segment, LeaseEnd::Broken, cx);
         }
         self.interest(lease.interested);
+        let is_again = self.leases.segments().any(|segment| segment == lease.segment);
         if let Some(from) = lease.from {
             self.meet(from, lease.is_whole, cx);
+            if is_again {
+                // Nothing of it came, and a word of what is there may have been lost: it says all of it once more.
+                self.hello(from, true, cx);
+            }
         }
         pieces_of(self.layout, lease.segment).for_each(|piece| self.leases.owned.set(u64::from(piece)));
         match self.leases.running.iter_mut().find(|running| running.lease.segment == lease.segment) {

@@ -93,6 +93,11 @@ impl Members {
         self.all.iter()
     }
 
+    /// Whether a member is of the zone beyond which nothing goes, if there is one.
+    pub(super) fn is_within(&self, scope: Option<Zone>, id: &PeerId) -> bool {
+        scope.is_none_or(|zone| self.get(id).is_some_and(|member| member.zone == zone))
+    }
+
     /// The seeds among them, by ascending `PeerId`.
     pub fn seeds(&self) -> &[PeerId] {
         &self.seeds
@@ -123,8 +128,8 @@ impl Members {
         self.ranked_among(blob, |_| true)
     }
 
-    /// The best ranked members for `blob` that `fit`, as many as it has coordinators.
-    pub fn ranked_among(&self, blob: &Digest, fits: impl Fn(&Member) -> bool) -> Vec<PeerId> {
+    /// The same of those that fit.
+    pub(super) fn ranked_among(&self, blob: &Digest, fits: impl Fn(&Member) -> bool) -> Vec<PeerId> {
         let mut best: Vec<(u64, PeerId)> = Vec::with_capacity(COORDINATORS + 1);
         for member in self.all.iter().filter(|member| fits(member)) {
             let entry = (score(blob, &member.id), member.id);

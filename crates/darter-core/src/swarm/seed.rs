@@ -11,7 +11,7 @@ use std::time::Duration;
 use super::Swarm;
 use super::event::Action;
 use super::limits::Limits;
-use super::peer::{Members, PeerId, score};
+use super::peer::{Members, PeerId, Zone, score};
 use super::time::Time;
 use crate::Digest;
 
@@ -21,9 +21,10 @@ const TOLD_MAX: usize = 4;
 /// After the first failure; it doubles with each.
 const TRY_AGAIN: Duration = Duration::from_secs(10);
 
-/// The seeds that keep `blob`, best ranked first.
-pub(super) fn told(members: &Members, blob: &Digest) -> Vec<PeerId> {
+/// The seeds that keep `blob`, best ranked first, as far as they are in `scope`.
+pub(super) fn told(members: &Members, blob: &Digest, scope: Option<Zone>) -> Vec<PeerId> {
     let mut seeds = members.seeds().to_vec();
+    seeds.retain(|id| members.is_within(scope, id));
     if seeds.len() > 1 {
         seeds.sort_by_cached_key(|id| std::cmp::Reverse((score(blob, id), *id)));
         seeds.truncate(TOLD_MAX);
@@ -108,7 +109,9 @@ impl Swarm {
     /// `from` has the blob: a seed wants it too, or knows now that it is still of use.
     pub(super) fn heard_of_holder(&mut self, now: Time, from: PeerId, blob: Digest, size: u64, out: &mut Vec<Action>) {
         let me = self.node.me;
-        if from == me || !self.node.members.is_seed(&me) {
+        // What another zone has does not come here where each zone reads for itself.
+        let is_beyond = !self.node.members.is_within(self.node.scope(self.node.zone), &from);
+        if from == me || is_beyond || !self.node.members.is_seed(&me) {
             return;
         }
         if self.held.contains_key(&blob) {

@@ -8,7 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use futures_util::future::join_all;
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
@@ -31,9 +32,10 @@ impl Names {
         let mut known: BTreeMap<&str, BTreeSet<SocketAddr>> = BTreeMap::new();
         let mut failing = BTreeSet::new();
         loop {
-            // All at once: a name that does not answer must not hold up the others.
-            let answers = join_all(self.names.iter().map(|name| look_up(name))).await;
-            for (name, answer) in self.names.iter().zip(answers) {
+            // All at once, and each is told as it comes: a name that does not answer must not hold up the others.
+            let mut answers: FuturesUnordered<_> =
+                self.names.iter().map(|name| async move { (name, look_up(name).await) }).collect();
+            while let Some((name, answer)) = answers.next().await {
                 match answer {
                     Ok(addresses) => {
                         if failing.remove(name) {
@@ -47,8 +49,8 @@ impl Names {
                     }
                     Err(_) => {}
                 }
+                replace(&found, known.values().flatten().copied().collect());
             }
-            replace(&found, known.values().flatten().copied().collect());
             if self.names.is_empty() {
                 std::future::pending::<()>().await;
             }
@@ -95,10 +97,9 @@ mod tests {
         let discovery = Names { names, every: Duration::from_secs(3600) };
         let (sender, mut found) = watch::channel(BTreeSet::new());
         let running = tokio::spawn(discovery.run(sender));
-        let found = found.wait_for(|found| !found.is_empty()).await.unwrap().clone();
+        let ports = |found: &BTreeSet<SocketAddr>| found.iter().map(SocketAddr::port).collect::<BTreeSet<u16>>();
+        let found = found.wait_for(|found| ports(found) == [7001, 7003].into()).await.unwrap().clone();
         running.abort();
-        let ports: BTreeSet<u16> = found.iter().map(SocketAddr::port).collect();
-        assert_eq!(ports, [7001, 7003].into());
         assert!(found.iter().all(|address| address.ip().is_loopback()), "{found:?}");
     }
 }

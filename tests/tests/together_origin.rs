@@ -1,0 +1,179 @@
+//! A registry that throttles or whose signed URLs end, images that share layers, and nodes that have no
+//! room: the others read it once all the same, and no pull fails.
+
+use std::sync::Mutex;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use darter_tests::agent::{Agent, Options};
+use darter_tests::cluster::swarm::Swarm;
+use darter_tests::cluster::{Copies, Plan, Pushed, Seat, last};
+use darter_tests::fake_ecr::{Fault, Kind, Rule, Seen};
+use darter_tests::stage::{MIB, bytes, eventually};
+use darter_tests::tmpfs::Tmpfs;
+use darter_tests::tools::{Need, Release, can_run};
+
+/// So long a registry throttles, that asks to be left alone for a second each time.
+const BUSY: Duration = Duration::from_secs(3);
+
+const NEEDS: [Need; 2] = [Need::Containerd(Release::V2), Need::Darter];
+
+fn agent(swarm: &Swarm, node: usize) -> Result<&Agent> {
+    swarm.node(node).running_agent().context("an agent is gone")
+}
+
+/// Waits until the agents have read so much of the registry together.
+async fn has_read(swarm: &Swarm, least: u64) -> Result<()> {
+    eventually("they read the registry", async || Ok(swarm.sum("darter_origin_bytes_total", &[]).await? > bytes(least)))
+        .await
+}
+
+/// What the agents read of the largest layer. What containerd reads by itself is not the swarm's.
+fn by_agents(swarm: &Swarm, pushed: &Pushed) -> Copies {
+    let log = swarm.ecr().log();
+    let by_agents: Vec<_> = log.into_iter().filter(|seen| !seen.agent.starts_with("containerd/")).collect();
+    Copies::of_blob(&by_agents, &pushed.image.layers[0])
+}
+
+/// Nobody read alone, and every byte was read once.
+async fn read_once(swarm: &Swarm, pushed: &Pushed) -> Result<()> {
+    swarm.ensure_peaceful().await?;
+    swarm.copies(pushed).ensure_exactly(1).with_context(|| swarm.told())
+}
+
+#[tokio::test]
+async fn a_registry_that_throttles_is_left_alone_and_read_once() -> Result<()> {
+    if !can_run("a_registry_that_throttles_is_left_alone_and_read_once", &NEEDS) {
+        return Ok(());
+    }
+    let swarm = Swarm::start(Plan::new(4, 100, 1), |_, options| options).await?;
+    let pushed = swarm.push(71, &[48 * MIB]).await?;
+    let layer = pushed.image.layers[0].digest();
+    let busy = Rule::on(Kind::Object).digest(layer).always();
+    swarm.ecr().inject(busy, Fault::Status(503, Some(1)));
+    let recovers = async {
+        tokio::time::sleep(BUSY).await;
+        swarm.ecr().clear_faults();
+    };
+    let (pulls, ()) = tokio::join!(swarm.pull_all(&pushed), recovers);
+    last(pulls)?;
+    let refused = swarm.ecr().log().iter().filter(|seen| seen.status == 503).count();
+    // Eight that are asked for at the start, and after each second half as many as before.
+    ensure!((2..=16).contains(&refused), "{refused} requests in {BUSY:?} were refused");
+    read_once(&swarm, &pushed).await
+}
+
+#[tokio::test]
+async fn a_signed_url_that_ends_in_the_middle_costs_each_reader_one_more() -> Result<()> {
+    if !can_run("a_signed_url_that_ends_in_the_middle_costs_each_reader_one_more", &NEEDS) {
+        return Ok(());
+    }
+    let swarm = Swarm::start(Plan::new(4, 100, 1), |_, options| options).await?;
+    // Eleven segments, of which eight are read at a time at first: some are asked for afterwards.
+    let pushed = swarm.push(72, &[88 * MIB]).await?;
+    let end = async {
+        has_read(&swarm, 4 * MIB).await?;
+        swarm.ecr().expire_signatures();
+        anyhow::Ok(())
+    };
+    let (pulls, ended) = tokio::join!(swarm.pull_all(&pushed), end);
+    ended?;
+    last(pulls)?;
+    let layer = pushed.image.layers[0].digest();
+    let refused = swarm.ecr().log().iter().filter(|seen| seen.kind == Kind::Object && seen.status == 403).count();
+    ensure!(refused > 0, "no URL was refused: this tests nothing");
+    let signed = swarm.ecr().count_of(Kind::Blob, layer).requests;
+    ensure!(signed <= 8, "{signed} URLs for four readers, before and after");
+    read_once(&swarm, &pushed).await
+}
+
+#[tokio::test]
+async fn images_with_layers_in_common_are_read_as_often_as_their_unique_bytes() -> Result<()> {
+    if !can_run("images_with_layers_in_common_are_read_as_often_as_their_unique_bytes", &NEEDS) {
+        return Ok(());
+    }
+    let swarm = Swarm::start(Plan::new(4, 100, 1), |_, options| options).await?;
+    let base = [16 * MIB, 6 * MIB];
+    let one = swarm.push_as("one", 73, &[base[0], base[1], 5 * MIB]).await?;
+    let other = swarm.push_as("other", 73, &[base[0], base[1], 4 * MIB, 3 * MIB]).await?;
+    let shared = |n: usize| one.image.layers[n].digest() == other.image.layers[n].digest();
+    ensure!(shared(0) && shared(1) && !shared(2), "not the images that this is about");
+    let (these, those) = tokio::join!(swarm.pull_on(&[0, 1], &one), swarm.pull_on(&[2, 3], &other));
+    last(these)?;
+    last(those)?;
+    read_once(&swarm, &one).await?;
+    read_once(&swarm, &other).await
+}
+
+#[tokio::test]
+async fn a_blob_that_is_evicted_while_another_node_fetches_it_fails_nothing() -> Result<()> {
+    if !can_run("a_blob_that_is_evicted_while_another_node_fetches_it_fails_nothing", &NEEDS) {
+        return Ok(());
+    }
+    let plan = Plan::new(2, 200, 1);
+    let thin = plan.link / 10;
+    let small = |seat: &Seat, options: Options| {
+        let options = options.set("log.level", "debug").set("mirror.prefetch", "off");
+        if seat.number == 0 { options.set("store.limit", "24MiB") } else { options }
+    };
+    let swarm = Swarm::start(plan, small).await?;
+    let [pushed, next] = [swarm.push(75, &[16 * MIB]).await?, swarm.push(76, &[14 * MIB]).await?];
+    last(swarm.pull_on(&[0], &pushed).await)?;
+    swarm.network().limit_link(1, thin)?;
+    let evict = async {
+        let received = async || {
+            let metrics = agent(&swarm, 1)?.metrics().await?;
+            anyhow::Ok(metrics.sum("darter_peer_bytes_total", &[("direction", "received")]))
+        };
+        eventually("the other node fetches it", async || Ok(received().await? > bytes(2 * MIB))).await?;
+        last(swarm.pull_on(&[0], &next).await)?;
+        let file = agent(&swarm, 0)?.dir().join("data/blobs").join(pushed.image.layers[0].digest().hex());
+        eventually("it is evicted", async || Ok(!file.exists())).await.with_context(|| swarm.story(0))?;
+        let got = received().await?;
+        ensure!(got < bytes(14 * MIB), "it had come before: this tests nothing");
+        anyhow::Ok(())
+    };
+    let (pulls, evicted) = tokio::join!(swarm.pull_on(&[1], &pushed), evict);
+    evicted?;
+    last(pulls)?;
+    swarm.ensure_peaceful().await?;
+    // What had come is not read again, and what was open came whole.
+    let copies = Copies::of_blob(&swarm.ecr().log(), &pushed.image.layers[0]);
+    let got = agent(&swarm, 1)?.metrics().await?.sum("darter_peer_bytes_total", &[("direction", "received")]);
+    ensure!(copies.most <= 2 && bytes(copies.sent) + got <= 2.0 * bytes(copies.size) + bytes(MIB), "{copies}, {got}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_node_without_room_pulls_from_the_registry_and_the_others_share() -> Result<()> {
+    if !can_run("a_node_without_room_pulls_from_the_registry_and_the_others_share", &NEEDS) {
+        return Ok(());
+    }
+    let tmpfs = Tmpfs::new(96 * MIB)?;
+    let data = Mutex::new(tmpfs.path().join("data").display().to_string());
+    let on_tmpfs = move |seat: &Seat, options: Options| {
+        let data = data.lock().map(|data| data.clone()).unwrap_or_default();
+        if seat.number == 2 { options.set("agent.data_dir", data).set("store.min_free", "1MiB") } else { options }
+    };
+    let swarm = Swarm::start(Plan::new(3, 100, 2), on_tmpfs).await?;
+    let pushed = swarm.push(77, &[24 * MIB]).await?;
+    tmpfs.fill()?;
+    last(swarm.pull_all(&pushed).await)?;
+    by_agents(&swarm, &pushed).ensure_exactly(1).with_context(|| swarm.told())?;
+    let log = swarm.ecr().log();
+    let itself: u64 = log.iter().filter(|seen| seen.agent.starts_with("containerd/")).map(Seen::bytes).sum();
+    ensure!(itself >= pushed.image.layer_bytes(), "{itself} bytes were read by the node without room");
+    swarm.ensure_peaceful().await?;
+    // With room it is one of them again.
+    tmpfs.empty()?;
+    let ready = agent(&swarm, 2)?;
+    eventually("the store takes blobs", async || {
+        let answer = ready.admin("/readyz").await?;
+        Ok(!answer.text().contains("takes no new blobs") && !answer.text().contains("degraded"))
+    })
+    .await
+    .with_context(|| swarm.story(2))?;
+    let next = swarm.push(78, &[8 * MIB]).await?;
+    last(swarm.pull_all(&next).await)?;
+    read_once(&swarm, &next).await
+}
