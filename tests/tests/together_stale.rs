@@ -106,6 +106,7 @@ async fn with_the_registry_away_a_node_that_never_saw_a_tag_has_all_of_it_from_t
     ensure!(said.contains("on which all members agree") && said.contains("asked=2 answered=2 knowing=2"), "{said}");
     // Both know it of another repository too, for which the third has no proof.
     ensure!(head(&swarm, 2, secret, hidden).await?.status == 404, "opened without a proof");
+    ensure!(!agent(&swarm, 2)?.log().contains("repository=team/secret"), "members were asked without a proof");
     // A tag that nobody saw stays unknown.
     ensure!(status(&swarm, 2, "never-seen").await? == 404);
     ensure!(refused(&swarm, 2, "unknown").await? >= 1.0, "not counted");
@@ -115,6 +116,7 @@ async fn with_the_registry_away_a_node_that_never_saw_a_tag_has_all_of_it_from_t
     swarm.ecr().inject(Rule::any().digest(index).always(), Fault::Status(404, None));
     let by_digest = async || anyhow::Ok(head(&swarm, 2, REPOSITORY, &index.to_string()).await?.status.as_u16());
     eventually("the registry denies it", async || Ok(by_digest().await? == 404)).await?;
+    swarm.ecr().clear_faults();
     away(&swarm);
     ensure!(by_digest().await? == 404, "it opens again\n{}", swarm.story(2));
     swarm.ecr().clear_faults();
