@@ -29,6 +29,17 @@ fuzz_target!(|bytes: &[u8]| {
             let again = wire::encode_token(&blob, &token).kind;
             assert_eq!(again, Some(v1::frame::Kind::Token(given)), "one form");
         }
+        Some(v1::frame::Kind::SeenWanted(wanted)) => {
+            let Ok(question) = wire::decode_question(&wanted) else { return };
+            let again = wire::encode_question(&question).kind;
+            assert_eq!(again, Some(v1::frame::Kind::SeenWanted(wanted)), "one form");
+        }
+        Some(v1::frame::Kind::Seen(told)) => {
+            let Ok((number, seen)) = wire::decode_seen(&told) else { return };
+            let again = wire::encode_seen(number, seen).expect("what was believed is within the bounds");
+            let Some(v1::frame::Kind::Seen(again)) = again.kind else { panic!("another kind") };
+            assert_eq!(wire::decode_seen(&again), Ok((number, seen)));
+        }
         None => {}
     }
 });

@@ -60,6 +60,16 @@ impl Options {
         self
     }
 
+    /// Sets a key of every `[[registry]]` that was added.
+    pub fn in_registries(mut self, key: &str, value: impl Into<Value>) -> Self {
+        let value = value.into();
+        let registries = self.document.get_mut("registry").and_then(Item::as_array_of_tables_mut);
+        for table in registries.into_iter().flat_map(ArrayOfTables::iter_mut) {
+            table[key] = Item::Value(value.clone());
+        }
+        self
+    }
+
     /// A registry that is really at a plain http address of this test.
     pub fn plain_registry(self, name: &str, endpoint: &str) -> Self {
         self.registry(name, &[("endpoint", endpoint.into()), ("plain_http", true.into())])

@@ -100,6 +100,9 @@ impl Agent {
         let handle = swarm.as_ref().map(SwarmPart::handle);
         let pulls = Pulls::new(&config, store.clone(), handle, metrics.clone(), pulling.clone());
         let images = Images::new(&config, store.clone(), pulls.clone(), metrics.clone(), pulling.clone());
+        if let Some(swarm) = &swarm {
+            swarm.answer_from(images.memory());
+        }
         let mirror = Mirror::bind(&config, sites.clone(), images.clone(), metrics.clone())?;
         let serving = watch::Sender::new(Err("the self-test has not run yet".to_owned()));
         let preflight = watch::Sender::new(preflight);

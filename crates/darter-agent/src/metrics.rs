@@ -104,6 +104,8 @@ labels! {
     PeerBytesLabels { direction: &'static str, zone_relation: &'static str }
     /// One registry.
     RegistryLabels { registry: RegistryLabel }
+    /// One registry, and a reason.
+    RegistryReasonLabels { registry: RegistryLabel, reason: &'static str }
     /// Of `darter_hosts_toml`.
     HostsTomlLabels { registry: RegistryLabel, state: &'static str }
     /// Of `darter_ready`.
@@ -135,6 +137,7 @@ pub struct Metrics {
     pub peer_bytes: Family<PeerBytesLabels, Counter>,
     pub peer_rejected: Family<ReasonLabels, Counter>,
     pub stale_tags: Family<RegistryLabels, Counter>,
+    pub stale_tag_refusals: Family<RegistryReasonLabels, Counter>,
     pub store_bytes: Gauge,
     pub store_limit_bytes: Gauge,
     pub store_pinned_bytes: Gauge,
@@ -211,6 +214,11 @@ impl Metrics {
             ),
             peer_rejected: metric!(Family::default(), "peer_rejected", "What other nodes did that was not taken"),
             stale_tags: metric!(Family::default(), "stale_tags", "Tags answered from memory while the origin was away"),
+            stale_tag_refusals: metric!(
+                Family::default(),
+                "stale_tag_refusals",
+                "Tags on which the members of the swarm had no answer while the origin was away"
+            ),
             store_bytes: metric!(Gauge::default(), "store_bytes", "Disk used by blobs and ingests"),
             store_limit_bytes: metric!(
                 Gauge::default(),

@@ -2,7 +2,9 @@
 //!
 //! A proof says that a credential could read a repository at its registry a short while ago. It
 //! opens only what that repository is known to hold: manifests that were seen in it, and what they
-//! refer to. A loan is far less: another host gave one digest while the registry could not be asked.
+//! refer to. A loan is far less: another host gave one digest while the registry could not be asked. So
+//! is the word of the swarm's members: it opens a digest to whoever has a proof, and ends with the
+//! registry's return.
 //! Not here: how either is got (a HEAD or GET at an origin, by `darter_agent::images::access`).
 
 use std::collections::BTreeMap;
@@ -37,6 +39,8 @@ pub struct Limits {
     pub proofs: usize,
     /// Loans remembered.
     pub loans: usize,
+    /// Digests remembered of which members of the swarm spoke.
+    pub words: usize,
     /// Repositories whose content is remembered.
     pub places: usize,
     /// Digests remembered for one repository: some hundred images of a hundred layers.
@@ -61,13 +65,33 @@ pub struct Proofs {
     proved: BTreeMap<(CredentialKey, Place), Instant>,
     /// Apart from all that is proved: no loan ever tells what a repository holds.
     loans: BTreeMap<(CredentialKey, Place, Digest), Instant>,
+    /// Apart from what repositories hold, too: with the registry's return it counts for nothing.
+    words: BTreeMap<(Place, Digest), Word>,
     places: BTreeMap<Place, Content>,
+}
+
+/// What members of the swarm say of a digest in a repository whose registry is away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Said {
+    /// The repository has it, of this size in bytes where it was told.
+    Held(Option<u64>),
+    /// An index that the repository has names it. That opens nothing: who pushes an index may name
+    /// somebody else's manifest in it.
+    Named,
+}
+
+#[derive(Debug)]
+struct Word {
+    said: Said,
+    at: Instant,
 }
 
 /// What a repository is known to hold.
 #[derive(Debug)]
 struct Content {
     used: Instant,
+    /// When the registry itself was last heard of it: what is kept here may be used while it is away.
+    told: Instant,
     /// A manifest that was seen last: what a later proof asks the origin for.
     manifest: Option<Digest>,
     /// Sizes in bytes where a manifest told them.
@@ -77,7 +101,13 @@ struct Content {
 impl Proofs {
     /// Nothing proved, nothing seen.
     pub const fn new(limits: Limits) -> Self {
-        Self { limits, proved: BTreeMap::new(), loans: BTreeMap::new(), places: BTreeMap::new() }
+        Self {
+            limits,
+            proved: BTreeMap::new(),
+            loans: BTreeMap::new(),
+            words: BTreeMap::new(),
+            places: BTreeMap::new(),
+        }
     }
 
     /// How good the proof of `credential` for `place` is at `now`.
@@ -114,6 +144,46 @@ impl Proofs {
         at.is_some_and(|at| now.saturating_duration_since(*at) < self.limits.loan)
     }
 
+    /// Members of the swarm said this of digests in `place` while the registry could not be asked.
+    pub fn hear(&mut self, now: Instant, place: &Place, words: &[(Digest, Said)]) {
+        // One manifest refers to fewer than there is room for.
+        for (digest, said) in words.iter().take(self.limits.words) {
+            // Less is no news: a digest that is held may be named too.
+            let said = match (self.heard(now, place, digest), said) {
+                (Some(known @ Said::Held(_)), Said::Named | Said::Held(None)) => known,
+                _ => *said,
+            };
+            self.words.insert((place.clone(), *digest), Word { said, at: now });
+        }
+        let excess = self.words.len().saturating_sub(self.limits.words);
+        if excess > 0 {
+            let mut ages: Vec<_> = self.words.iter().map(|(key, word)| (word.at, key.clone())).collect();
+            ages.sort_unstable();
+            for (_, key) in ages.into_iter().take(excess) {
+                self.words.remove(&key);
+            }
+        }
+    }
+
+    /// What members said of a digest, if that was not too long ago.
+    pub fn heard(&self, now: Instant, place: &Place, digest: &Digest) -> Option<Said> {
+        let word = self.words.get(&(place.clone(), *digest))?;
+        (now.saturating_duration_since(word.at) < self.limits.stale).then_some(word.said)
+    }
+
+    /// The registry says that `place` does not have it.
+    pub fn disown(&mut self, place: &Place, digest: &Digest) {
+        self.words.remove(&(place.clone(), *digest));
+    }
+
+    /// The size that a manifest of `place` gives `digest`, if the registry itself said that `place` holds
+    /// it and spoke of `place` lately: what this node can tell others.
+    pub fn saw_lately(&self, now: Instant, place: &Place, digest: &Digest) -> Option<Option<u64>> {
+        let content = self.places.get(place)?;
+        let is_late = now.saturating_duration_since(content.told) >= self.limits.stale;
+        content.digests.get(digest).copied().filter(|_| !is_late)
+    }
+
     /// `manifest` was read from `place` and refers to `references`.
     pub fn saw_manifest(&mut self, now: Instant, place: &Place, manifest: Digest, references: &[(Digest, u64)]) {
         self.note(now, place, &[(manifest, None)]);
@@ -127,6 +197,9 @@ impl Proofs {
     /// The registry itself says that `place` holds this.
     pub fn saw(&mut self, now: Instant, place: &Place, digest: Digest, size: Option<u64>) {
         self.note(now, place, &[(digest, size)]);
+        if let Some(content) = self.places.get_mut(place) {
+            content.told = now;
+        }
     }
 
     fn note(&mut self, now: Instant, place: &Place, digests: &[(Digest, Option<u64>)]) {
@@ -134,7 +207,7 @@ impl Proofs {
             let idlest = self.places.iter().min_by_key(|(_, content)| content.used).map(|(place, _)| place.clone());
             idlest.map(|place| self.places.remove(&place));
         }
-        let new = || Content { used: now, manifest: None, digests: BTreeMap::new() };
+        let new = || Content { used: now, told: now, manifest: None, digests: BTreeMap::new() };
         let content = self.places.entry(place.clone()).or_insert_with(new);
         content.used = now;
         if content.digests.len() + digests.len() > self.limits.digests {
@@ -185,6 +258,7 @@ mod tests {
         loan: Duration::from_secs(60),
         proofs: 3,
         loans: 4,
+        words: 5,
         places: 2,
         digests: 8,
     };
@@ -243,6 +317,43 @@ mod tests {
         assert!(proofs.is_lent(soon, key, &place("b"), digest("other")));
     }
 
+    #[test]
+    fn the_word_of_members_is_no_content_of_a_repository_and_what_an_index_names_is_not_open() {
+        let t0 = Instant::now();
+        let mut proofs = Proofs::new(LIMITS);
+        let heard = |proofs: &Proofs, now, name| proofs.heard(now, &place("a"), &digest(name));
+        let names = [(digest("index"), Said::Held(Some(7))), (digest("child"), Said::Named)];
+        proofs.hear(t0, &place("a"), &names);
+        assert_eq!(heard(&proofs, t0, "index"), Some(Said::Held(Some(7))));
+        assert_eq!(heard(&proofs, t0, "child"), Some(Said::Named));
+        assert_eq!(proofs.heard(t0, &place("b"), &digest("index")), None, "another repository");
+        assert_eq!(proofs.heard(t0 + LIMITS.stale, &place("a"), &digest("index")), None, "too long ago");
+        assert!(!proofs.holds(&place("a"), &digest("index")), "the registry did not say so");
+        assert_eq!(proofs.saw_lately(t0, &place("a"), &digest("index")), None, "nor is it told to others");
+        proofs.hear(t0, &place("a"), &[(digest("child"), Said::Held(None))]);
+        proofs.hear(t0, &place("a"), &[(digest("child"), Said::Named)]);
+        assert_eq!(heard(&proofs, t0, "child"), Some(Said::Held(None)), "less is no news");
+        proofs.hear(t0 + LIMITS.stale, &place("a"), &[(digest("child"), Said::Named)]);
+        assert_eq!(heard(&proofs, t0 + LIMITS.stale, "child"), Some(Said::Named), "too long ago to be held still");
+        proofs.disown(&place("a"), &digest("child"));
+        assert_eq!(heard(&proofs, t0, "child"), None);
+    }
+
+    #[test]
+    fn others_are_told_what_the_registry_itself_said_and_only_for_a_while() {
+        let t0 = Instant::now();
+        let mut proofs = Proofs::new(LIMITS);
+        proofs.saw(t0, &place("a"), digest("manifest"), Some(7));
+        let told = |proofs: &Proofs, now, repository, name| proofs.saw_lately(now, &place(repository), &digest(name));
+        assert_eq!(told(&proofs, t0, "a", "manifest"), Some(Some(7)));
+        assert_eq!(told(&proofs, t0, "b", "manifest"), None);
+        assert_eq!(told(&proofs, t0, "a", "other"), None);
+        proofs.saw_manifest(t0 + LIMITS.stale / 2, &place("a"), digest("manifest"), &[]);
+        assert_eq!(told(&proofs, t0 + LIMITS.stale, "a", "manifest"), None, "using it is not asking the registry");
+        proofs.saw(t0 + LIMITS.stale, &place("a"), digest("other"), None);
+        assert_eq!(told(&proofs, t0 + LIMITS.stale, "a", "manifest"), Some(Some(7)));
+    }
+
     proptest! {
         #[test]
         fn memory_is_bounded_whatever_is_asked(names in prop::collection::vec("[a-d]{1,2}", 1..40)) {
@@ -254,6 +365,12 @@ mod tests {
                 proofs.prove(now, key, &place(name));
                 proofs.saw_manifest(now, &place(name), digest(name), &[(digest(&format!("{name}{step}")), 1)]);
                 proofs.lend(now, key, &place(name), digest(name));
+                let word = |part: usize| (digest(&format!("{name}{step}{part}")), Said::Held(None));
+                let words: Vec<_> = (0..step % 8).map(word).collect();
+                proofs.hear(now, &place(name), &words);
+                let is_heard = |word: &(Digest, _)| proofs.heard(now, &place(name), &word.0).is_some();
+                prop_assert!(words.iter().take(LIMITS.words).all(is_heard), "what was just heard is known");
+                prop_assert!(proofs.words.len() <= LIMITS.words);
                 prop_assert!(proofs.is_lent(now, key, &place(name), digest(name)), "what was just lent is");
                 prop_assert!(proofs.holds(&place(name), &digest(name)), "what was just seen is known");
                 prop_assert_eq!(proofs.proof(now, key, &place(name)), Proof::Fresh, "what was just proved holds");

@@ -21,6 +21,7 @@ pub mod range;
 pub mod ready;
 #[cfg(feature = "simulate")]
 pub mod simulate;
+pub mod stale;
 pub mod swarm;
 pub mod units;
 

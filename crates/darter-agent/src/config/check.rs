@@ -80,6 +80,7 @@ pub(super) fn check(config: &Config) -> Result<(), Fault> {
         let twin = config.registries[..index].iter().any(|other| other.name == registry.name);
         require(!twin, &format!("registry[{index}].name"), || format!("{} is configured twice", registry.name))?;
         check_registry(registry)
+            .and_then(|()| check_cluster(registry, &config.swarm))
             .map_err(|(key, message)| Fault { key: format!("registry[{index}].{key}"), message })?;
     }
     if let Some(default) = &mirror.default_registry {
@@ -177,6 +178,16 @@ fn check_registry(registry: &RegistryConfig) -> Result<(), (&'static str, String
     }
     if registry.serve_stale != ServeStale::Off && registry.access == Some(Access::Off) {
         return Err(("serve_stale", "has no meaning with access = \"off\"".to_owned()));
+    }
+    Ok(())
+}
+
+fn check_cluster(registry: &RegistryConfig, swarm: &Swarm) -> Result<(), (&'static str, String)> {
+    if registry.serve_stale == ServeStale::Cluster && swarm.key_file.is_none() {
+        return Err((
+            "serve_stale",
+            "\"cluster\" needs swarm.key_file: without a swarm nobody can be asked".to_owned(),
+        ));
     }
     Ok(())
 }

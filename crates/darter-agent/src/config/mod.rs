@@ -348,6 +348,8 @@ pub enum ServeStale {
     Off,
     /// The digest that this node saw last.
     Node,
+    /// The digest on which all members of the swarm agree that know the tag.
+    Cluster,
 }
 
 const fn yes() -> bool {

@@ -107,6 +107,23 @@ fn a_swarm_that_cannot_work_is_named_with_its_line() {
 }
 
 #[test]
+fn old_tags_by_the_word_of_a_swarm_take_a_swarm() {
+    let registry = "[[registry]]\nname = \"a.example\"\nserve_stale = \"cluster\"\n";
+    let error = refused(registry);
+    assert!(error.starts_with("darter.toml:3: registry[0].serve_stale") && error.contains("swarm.key_file"), "{error}");
+    let swarm = "[swarm]\nkey_file = \"/k\"\n";
+    let config = file(&format!("{swarm}{registry}")).unwrap();
+    assert_eq!(config.registries[0].serve_stale, ServeStale::Cluster);
+    let error = refused(&format!("{swarm}{registry}resolve = false\n"));
+    assert!(error.contains("registry[0].serve_stale") && error.contains("resolve = true"), "{error}");
+    let error = refused(&format!("{swarm}{registry}access = \"off\"\n"));
+    assert!(error.contains("registry[0].serve_stale") && error.contains("no meaning"), "{error}");
+    let error = refused("[[registry]]\nname = \"a.example\"\nserve_stale = \"all\"\n");
+    assert!(error.starts_with("darter.toml:3: ") && error.contains("cluster"), "{error}");
+    assert!(file(&registry.replace("cluster", "node")).is_ok(), "this node's own memory takes no swarm");
+}
+
+#[test]
 fn a_service_that_cannot_be_watched_is_named_with_its_line() {
     let error = refused("[swarm]\nkey_file = \"/k\"\nservice = \"darter.gpu.svc\"\n");
     assert!(error.starts_with("darter.toml:3: ") && error.contains("namespace/name"), "{error}");

@@ -1,7 +1,7 @@
 //! What a request of a pull gets: a manifest or a blob, if whoever asks may read it.
 //!
 //! `access` says with which credential and whether its proof holds, `loan` what may be read where the
-//! registry cannot say so, `tags` what a tag means now, `prefetch` what is fetched ahead, `handover` what
+//! registry cannot say so, `tags` what a tag means now, `members` what the swarm says of that, `prefetch` what is fetched ahead, `handover` what
 //! is left to the origin for a while. Blobs come
 //! from the store, from containerd's content store or by a pull; manifests are small and come whole,
 //! from the registry or (`others`) from the other nodes.
@@ -12,6 +12,7 @@ mod access;
 mod away;
 mod handover;
 mod loan;
+mod members;
 mod others;
 mod prefetch;
 mod tags;
@@ -41,6 +42,8 @@ use access::{Gate, Grant};
 use handover::HandedOver;
 pub use handover::Share;
 use loan::may_borrow;
+use members::Members;
+pub use members::Memory;
 use others::{Asked, Others};
 use prefetch::Prefetch;
 use tags::Tags;
@@ -134,8 +137,10 @@ impl Images {
     /// Images out of this store, brought by these pulls. Prefetching ends when `stop` does.
     pub fn new(config: &Config, store: Store, pulls: Pulls, metrics: Arc<Metrics>, stop: CancellationToken) -> Self {
         let prefetch = Prefetch::new(config, pulls.swarm().is_some(), stop);
+        let proofs = access::proofs(&config.mirror);
+        let members = Members::new(config, proofs.clone(), pulls.swarm().cloned(), metrics.clone());
         Self(Arc::new(Inner {
-            gate: Gate::new(&config.mirror, store.clone()),
+            gate: Gate::new(proofs, store.clone(), members),
             others: Others::new(pulls.swarm().cloned(), metrics.clone()),
             store,
             pulls,
@@ -145,6 +150,11 @@ impl Images {
             keeping: Arc::new(Semaphore::new(KEEPING_MAX)),
             fetching: Turns::default(),
         }))
+    }
+
+    /// What the registries said to this node, for the other nodes.
+    pub fn memory(&self) -> Memory {
+        self.0.gate.members.memory()
     }
 
     /// The manifest that `reference` means to this asker. With `ahead`, the layers of the image
@@ -206,9 +216,7 @@ impl Images {
             }
         };
         let Ok(manifest) = Manifest::parse(&content) else { return Ok(None) };
-        if let Grant::Proof = grant {
-            self.saw(asker, digest, &manifest);
-        }
+        self.note(asker, digest, &manifest, &grant);
         let media_type = manifest.media_type().to_owned();
         Ok(Some(ManifestFound { digest, media_type, content, source: Source::Cache }))
     }
@@ -226,17 +234,15 @@ impl Images {
             Asked::Turn(wish) => Some(wish),
             Asked::Nobody => None,
         };
-        let (fetched, is_proved) = if asker.site.origin().has_others() {
+        let (fetched, grant) = if asker.site.origin().has_others() {
             self.fetch_before_the_registry(asker, digest, credential).await?
         } else {
-            (self.fetch_from_the_registry(asker, digest, credential).await?, true)
+            (self.fetch_from_the_registry(asker, digest, credential).await?, Grant::Proof)
         };
         let Fetched { content, media_type, .. } = fetched;
         match Manifest::parse(&content) {
             Ok(manifest) => {
-                if is_proved {
-                    self.saw(asker, digest, &manifest);
-                }
+                self.note(asker, digest, &manifest, &grant);
                 // Kept only if its media type can be told again from its bytes.
                 if manifest.media_type() == media_type {
                     self.keep(digest, content.clone(), turn).await;
@@ -248,9 +254,14 @@ impl Images {
         Ok(ManifestFound { digest, media_type, content, source: Source::Origin })
     }
 
-    /// Notes what a manifest says that the registry itself has in the asker's repository.
-    fn saw(&self, asker: &Asker, digest: Digest, manifest: &Manifest) {
-        self.0.gate.saw_manifest(asker, digest, manifest);
+    /// Notes what a manifest says that the asker's repository has.
+    fn note(&self, asker: &Asker, digest: Digest, manifest: &Manifest, grant: &Grant) {
+        match grant {
+            Grant::Proof => self.0.gate.saw_manifest(asker, digest, manifest),
+            Grant::Word => self.0.gate.heard_manifest(asker, manifest),
+            // What it refers to is borrowed by itself.
+            Grant::Loan(_) => return,
+        }
         self.0.others.saw_manifest(asker, manifest);
     }
 
@@ -265,23 +276,25 @@ impl Images {
     }
 
     /// A manifest where hosts stand before the registry, which are there to spare it: the proof by a HEAD,
-    /// and the bytes from them. Docker Hub counts GETs. Whether the registry opened it is told too.
+    /// and the bytes from them. Docker Hub counts GETs. Why it may be read is told too.
     async fn fetch_before_the_registry(
         &self,
         asker: &Asker,
         digest: Digest,
         credential: &Credential,
-    ) -> Result<(Fetched, bool), Refusal> {
+    ) -> Result<(Fetched, Grant), Refusal> {
         let grant = self.0.gate.prove_manifest(asker, digest, credential).await?;
         if let Grant::Loan(Some(fetched)) = grant {
-            return Ok((fetched, false));
+            return Ok((fetched, Grant::Loan(None)));
         }
         let others = asker.site.origin().of(Whom::Others);
         match (others.manifest(&asker.repository, &Reference::Digest(digest), credential).await, grant) {
-            (Ok(fetched), grant) => Ok((fetched, matches!(grant, Grant::Proof))),
+            (Ok(fetched), grant) => Ok((fetched, grant)),
             // They do not have it, or something else under its name.
-            (Err(_), Grant::Proof) => Ok((self.fetch_from_the_registry(asker, digest, credential).await?, true)),
-            (Err(error), Grant::Loan(_)) => Err(error.into()),
+            (Err(_), Grant::Proof) => {
+                Ok((self.fetch_from_the_registry(asker, digest, credential).await?, Grant::Proof))
+            }
+            (Err(error), Grant::Word | Grant::Loan(_)) => Err(error.into()),
         }
     }
 

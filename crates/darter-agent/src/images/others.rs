@@ -95,7 +95,7 @@ impl Images {
     pub(super) async fn ask_others(&self, asker: &Asker, digest: Digest, credential: &Credential) -> Asked {
         let Some(swarm) = &self.0.others.swarm else { return Asked::Nobody };
         let place = asker.place();
-        let told = self.0.gate.proofs().size(&place, &digest);
+        let told = self.0.gate.size(asker, digest, credential);
         let Some(size) = told.or_else(|| self.0.others.size(place, digest)) else { return Asked::Nobody };
         let layout = Layout::new(size);
         // Larger ones are rare, and not worth a transfer of pieces.
@@ -125,7 +125,7 @@ impl Images {
     ) -> Asked {
         let began = Instant::now();
         let mut wish = swarm.want(digest, layout, Bitfield::new(layout.pieces()), (FIRST, true)).await;
-        let hunted = {
+        let (hunted, grant) = {
             let hunt = timeout_at(began + PATIENCE, hunt(&mut wish, digest));
             let proof = self.0.gate.prove_manifest(asker, digest, credential);
             tokio::pin!(hunt, proof);
@@ -137,36 +137,32 @@ impl Images {
                     proved = &mut proof, if is_late && grant.is_none() => grant = Some(proved),
                 }
             };
-            // A loan is asked for again below, and gives the bytes too; what refuses, refuses there.
-            match hunted {
-                Hunted::Content(content) => {
-                    let grant = match grant {
-                        Some(grant) => grant,
-                        None => proof.await,
-                    };
-                    if let Ok(Grant::Proof) = grant { Hunted::Content(content) } else { Hunted::Nobody }
-                }
-                hunted => hunted,
+            if grant.is_none() && matches!(hunted, Hunted::Content(_)) {
+                grant = Some(proof.await);
             }
+            (hunted, grant)
         };
-        match hunted {
-            Hunted::Content(content) => self.take(asker, digest, content, wish).await,
-            Hunted::Turn => Asked::Turn(wish),
-            Hunted::Wrong(importer) => {
+        match (hunted, grant) {
+            (Hunted::Content(content), Some(Ok(grant @ (Grant::Proof | Grant::Word)))) => {
+                self.take(asker, digest, content, wish, grant).await
+            }
+            // A loan is asked for again below, and gives the bytes too; what refuses, refuses there.
+            (Hunted::Content(_) | Hunted::Nobody, _) => Asked::Nobody,
+            (Hunted::Turn, _) => Asked::Turn(wish),
+            (Hunted::Wrong(importer), _) => {
                 warn!(%digest, %importer, "a node vouched for something else under the name of a manifest");
                 self.0.others.metrics.peer_rejected.get_or_create(&ReasonLabels { reason: "lied" }).inc();
                 swarm.lied(importer).await;
                 Asked::Nobody
             }
-            Hunted::Nobody => Asked::Nobody,
         }
     }
 
     /// A manifest from another node, which may be read here.
-    async fn take(&self, asker: &Asker, digest: Digest, content: Bytes, wish: Wish) -> Asked {
+    async fn take(&self, asker: &Asker, digest: Digest, content: Bytes, wish: Wish, grant: Grant) -> Asked {
         // Only manifests are kept whose media type their bytes tell; this is none of them.
         let Ok(manifest) = Manifest::parse(&content) else { return Asked::Nobody };
-        self.saw(asker, digest, &manifest);
+        self.note(asker, digest, &manifest, &grant);
         let media_type = manifest.media_type().to_owned();
         self.keep(digest, content.clone(), Some(wish)).await;
         Asked::Found(ManifestFound { digest, media_type, content, source: Source::Peer })

@@ -1,15 +1,17 @@
 //! What a tag means now: asked at the registry itself, once for everybody who asks at the same time.
 //!
 //! A peer is never asked (design: one lying member must not be able to redirect a tag), and an old
-//! answer is given only where the operator said so and the registry cannot be reached. Where there is
-//! no such answer either, a host before the registry is asked, if hosts.toml lets it resolve tags, as
-//! containerd itself would ask it; what it says is forgotten with the tag's TTL.
+//! answer is given only where the operator said so and the registry cannot be reached: this node's own
+//! (`serve_stale = "node"`), or one on which all `members` agree that know the tag (`"cluster"`). Where
+//! there is no such answer either, a host before the registry is asked, if hosts.toml lets it resolve tags,
+//! as containerd itself would ask it. What members or such a host say is forgotten with the tag's TTL.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use darter_core::access::{CredentialKey, Place};
+use darter_core::stale::{Discord, Seen};
 use darter_core::{Digest, Reference, Tag};
 use tracing::warn;
 
@@ -36,8 +38,23 @@ type Slot = Arc<tokio::sync::Mutex<Option<Known>>>;
 struct Known {
     digest: Digest,
     at: Instant,
-    /// A host before the registry said so.
-    is_lent: bool,
+    by: Teller,
+}
+
+/// Who said it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Teller {
+    Registry,
+    /// All members of the swarm that knew it, while the registry was away.
+    Members,
+    /// A host before the registry, while that was away.
+    Host,
+}
+
+impl Known {
+    fn now(digest: Digest, by: Teller) -> Self {
+        Self { digest, at: Instant::now(), by }
+    }
 }
 
 pub(super) struct Tags {
@@ -65,21 +82,21 @@ impl Tags {
         let slot = self.slot((credential.key(), asker.place(), tag.clone()));
         let mut known = slot.lock().await;
         let fresh = known.filter(|known| known.at.elapsed() < self.ttl);
-        if let Some(Known { digest, is_lent: false, .. }) = fresh {
+        if let Some(Known { digest, by: Teller::Registry, .. }) = fresh {
             return Ok(digest);
         }
-        let memory = known.filter(|known| {
-            !known.is_lent
-                && asker.site.config.serve_stale == ServeStale::Node
-                && gate.holds_while_away(asker, credential)
-        });
+        let holds = gate.holds_while_away(asker, credential);
+        let is_kept = holds && asker.site.config.serve_stale == ServeStale::Node;
+        let memory = known.filter(|known| is_kept && known.by == Teller::Registry);
+        let may_ask_members = holds && gate.members.count_for(asker);
         // Only what stands in below makes the wait shorter.
-        let fallback = memory.is_some() || may_borrow(asker, credential);
+        let fallback = memory.is_some() || may_ask_members || may_borrow(asker, credential);
         let answer = away::ask(&asker.site, fallback, ask(asker, tag, credential, Whom::Registry)).await;
         match (gate.learn(asker, credential, answer), memory) {
             (Ok((digest, size)), _) => {
                 gate.saw(asker, digest, size);
-                *known = Some(Known { digest, at: Instant::now(), is_lent: false });
+                gate.members.saw(asker, tag, credential, Seen { digest, size });
+                *known = Some(Known::now(digest, Teller::Registry));
                 Ok(digest)
             }
             // What the registry said itself comes before what another host says.
@@ -87,17 +104,20 @@ impl Tags {
                 self.tell_stale(asker, tag, memory, &error);
                 Ok(memory.digest)
             }
-            (Err(Refusal::Origin(error)), None) if error.is_away() && may_borrow(asker, credential) => {
-                if let Some(Known { digest, .. }) = fresh {
-                    return Ok(digest);
+            (Err(Refusal::Origin(error)), None) if error.is_away() => {
+                let told = match fresh {
+                    Some(told) => told,
+                    None => stand_in(asker, tag, credential, gate, may_ask_members, error).await?,
+                };
+                if told.by == Teller::Members {
+                    self.count_stale(asker);
                 }
-                let (digest, _) = ask(asker, tag, credential, Whom::Others).await.map_err(|_| error)?;
-                *known = Some(Known { digest, at: Instant::now(), is_lent: true });
-                Ok(digest)
+                *known = Some(told);
+                Ok(told.digest)
             }
-            (Err(Refusal::Origin(error)), None) if error.is_away() => Err(error.into()),
             (Err(refusal), _) => {
                 *known = None;
+                gate.members.forget(asker, tag, credential);
                 Err(refusal)
             }
         }
@@ -105,11 +125,15 @@ impl Tags {
 
     /// The digest seen last is given, because the operator prefers it to nothing.
     fn tell_stale(&self, asker: &Asker, tag: &Tag, Known { digest, at, .. }: Known, error: &OriginError) {
-        let labels = RegistryLabels { registry: asker.site.label.clone() };
-        self.metrics.stale_tags.get_or_create(&labels).inc();
+        self.count_stale(asker);
         warn!(registry = %asker.site.registry(), repository = %asker.repository, %tag, %digest,
             age_seconds = at.elapsed().as_secs(), error = %chain(error),
             "the origin is away; answering the digest seen last");
+    }
+
+    fn count_stale(&self, asker: &Asker) {
+        let labels = RegistryLabels { registry: asker.site.label.clone() };
+        self.metrics.stale_tags.get_or_create(&labels).inc();
     }
 
     fn slot(&self, key: Key) -> Slot {
@@ -126,6 +150,35 @@ impl Tags {
     fn slots(&self) -> MutexGuard<'_, HashMap<Key, (Slot, Instant)>> {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Somebody else than the registry, which is `away`, and of which this node has no answer of its own to give.
+async fn stand_in(
+    asker: &Asker,
+    tag: &Tag,
+    credential: &Credential,
+    gate: &Gate,
+    may_ask_members: bool,
+    away: OriginError,
+) -> Result<Known, Refusal> {
+    if may_ask_members {
+        match gate.members.tag(asker, tag).await {
+            Ok(seen) => {
+                gate.heard(asker, seen);
+                return Ok(Known::now(seen.digest, Teller::Members));
+            }
+            // One of them may be right, and a host before the registry does not know which.
+            Err(Discord::Differ) => {
+                return Err(Refusal::NotHere("the registry is away, and members differ on what this tag means"));
+            }
+            Err(Discord::Few | Discord::Unknown) => {}
+        }
+    }
+    if !may_borrow(asker, credential) {
+        return Err(away.into());
+    }
+    let (digest, _) = ask(asker, tag, credential, Whom::Others).await.map_err(|_| away)?;
+    Ok(Known::now(digest, Teller::Host))
 }
 
 /// Digest, and size where it is told: HEAD, and GET where the answer to it names no digest.

@@ -10,6 +10,7 @@ mod blame;
 mod fetch;
 mod provenance;
 mod reader;
+mod target;
 mod together;
 
 use std::collections::HashMap;

@@ -4,33 +4,27 @@
 //! this node has a lease for from the origin. Where the others are of no help the pull goes on alone
 //! with what is here. Not here: which piece from whom (the core), reading all of it alone (`fetch`).
 
-use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use darter_core::pieces::{Bitfield, Layout};
 use darter_core::range::Span;
-use darter_core::swarm::attest::Attest;
 use darter_core::swarm::{ImportFailure, PeerId};
-use tokio::sync::{OnceCell, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::{AbortHandle, JoinSet};
 use tracing::{debug, warn};
 
 use super::blame::{self, Word};
 use super::fetch::{self, Job};
-use super::{PullError, State, TURN, Whence};
+use super::target::{FetchEnd, ImportEnd, Target, lock};
+use super::{PullError, TURN};
 use crate::activity::Pulse;
 use crate::log::chain;
-use crate::metrics::{ReasonLabels, Source};
-use crate::origin::{Origin, OriginError, Whom};
-use crate::store::{Blob, Ingest, PieceHere, StoreError};
-use crate::swarm::coming::Coming;
-use crate::swarm::exchange::FetchError;
+use crate::metrics::ReasonLabels;
+use crate::origin::OriginError;
+use crate::store::{Blob, PieceHere, StoreError};
 use crate::swarm::handle::{Fetcher, Order, SwarmHandle, Wish};
-
-/// How often the coordinator hears that a piece is slow to come from the origin.
-const SPOKEN_OF_EVERY: Duration = Duration::from_secs(1);
 
 /// What an origin that throttles without naming a time is left alone for.
 const THROTTLED: Duration = Duration::from_secs(1);
@@ -108,95 +102,6 @@ impl From<StoreError> for Ended {
 
 /// Its pieces were as vouched for, and its sha256 was not.
 const WRONG: &str = "wrong_digest";
-
-/// What the tasks of one pull share.
-struct Target {
-    job: Job,
-    layout: Layout,
-    origin: Option<(Origin, Whence)>,
-    swarm: SwarmHandle,
-    /// Made when the first bytes are here: a manifest may lie about the size, and must not be able to
-    /// empty the cache with it.
-    ingest: OnceCell<Ingest>,
-    coming: std::sync::OnceLock<Arc<Coming>>,
-    /// Where the loop gets the notices of the ingest from.
-    opened: Mutex<Option<oneshot::Sender<mpsc::Receiver<PieceHere>>>>,
-    /// Who sent the pieces that are being written: two may send the same.
-    senders: Mutex<BTreeMap<u32, Vec<(PeerId, Attest)>>>,
-    /// Words for pieces that came out otherwise.
-    disputed: Mutex<Vec<(u32, Attest)>>,
-}
-
-impl Target {
-    fn new(job: &Job, swarm: &SwarmHandle, layout: Layout) -> Self {
-        Self {
-            job: job.clone(),
-            layout,
-            // One for all of the blob: where others come to stand before the registry meanwhile, this
-            // ends on what it began with.
-            origin: job.wanted.whence.clone().map(|whence| (whence.site.origin().of(Whom::Anyone), whence)),
-            swarm: swarm.clone(),
-            ingest: OnceCell::new(),
-            coming: std::sync::OnceLock::new(),
-            opened: Mutex::default(),
-            senders: Mutex::default(),
-            disputed: Mutex::default(),
-        }
-    }
-
-    async fn ingest(&self) -> Result<&Ingest, StoreError> {
-        let open = async {
-            let ingest = self.job.store.ingest(&self.job.wanted.digest, self.layout.size()).await?;
-            let reader = ingest.reader();
-            if let Some(coming) = self.coming.get() {
-                coming.is_in(reader.file().clone());
-            }
-            let listener = lock(&self.opened).take();
-            if let (Some(listener), Some(notices)) = (listener, ingest.pieces()) {
-                // Nobody listens where the pull has just ended.
-                let _ = listener.send(notices);
-            }
-            let resumed: Vec<_> = ingest.resumed().iter().map(|piece| self.layout.piece(piece)).collect();
-            resumed.into_iter().for_each(|span| self.job.pull.provenance.note(span, Source::Cache));
-            self.job.pull.state.send_replace(State::Coming(reader));
-            Ok(ingest)
-        };
-        self.ingest.get_or_try_init(|| open).await
-    }
-
-    fn disputed(&self) -> Vec<(u32, Attest)> {
-        lock(&self.disputed).clone()
-    }
-
-    /// Everybody's word for a piece of it.
-    fn vouched(&self) -> Vec<(u32, Attest)> {
-        let pieces = 0..u32::try_from(self.layout.pieces()).unwrap_or(u32::MAX);
-        let coming = self.coming.get();
-        let attests = pieces.filter_map(|piece| Some((piece, coming?.attest(piece)?)));
-        attests.chain(self.disputed()).collect()
-    }
-
-    /// Whether somebody who vouched for a piece is found to have lied.
-    async fn finds_liar(&self) -> bool {
-        let Some((origin, whence)) = &self.origin else { return false };
-        blame::find_liar(&self.job, &self.swarm, self.layout, (origin, whence), &self.vouched()).await
-    }
-
-    /// What is here goes on in another way.
-    fn into_ingest(self: Arc<Self>) -> Option<Ingest> {
-        // The tasks that shared it have ended.
-        Arc::into_inner(self).and_then(|target| target.ingest.into_inner())
-    }
-
-    /// What is here waits for the next pull.
-    async fn put_away(self: Arc<Self>) {
-        if let Some(ingest) = self.into_ingest()
-            && let Err(error) = ingest.finish().await
-        {
-            debug!(error = %chain(&error), "put an unfinished blob away");
-        }
-    }
-}
 
 async fn run(
     job: &Job,
@@ -278,25 +183,6 @@ struct Together<'a> {
 enum Done {
     Fetched { piece: u32, peer: PeerId, result: Result<(), FetchEnd> },
     Imported { segment: u32, result: Result<(), ImportEnd> },
-}
-
-enum FetchEnd {
-    Peer(FetchError),
-    Store(StoreError),
-}
-
-enum ImportEnd {
-    /// The origin failed.
-    Origin(OriginError),
-    /// It sends the whole blob whatever is asked.
-    NoRanges,
-    Pull(PullError),
-}
-
-impl From<StoreError> for ImportEnd {
-    fn from(error: StoreError) -> Self {
-        Self::Pull(error.into())
-    }
 }
 
 impl Together<'_> {
@@ -447,62 +333,4 @@ async fn next(notices: &mut Option<mpsc::Receiver<PieceHere>>) -> Option<PieceHe
         Some(notices) => notices.recv().await,
         None => std::future::pending().await,
     }
-}
-
-impl Target {
-    /// One piece from one peer, into the ingest.
-    async fn fetch(&self, fetcher: &Fetcher, piece: u32, peer: PeerId) -> Result<(), FetchEnd> {
-        let activity = self.job.account.activity().clone();
-        let got = fetcher.fetch(piece, peer, activity).await.map_err(FetchEnd::Peer)?;
-        let ingest = self.ingest().await.map_err(FetchEnd::Store)?;
-        let span = self.layout.piece(u64::from(piece));
-        // Before a byte of it is written: its notice must find who sent it.
-        lock(&self.senders).entry(piece).or_default().push((peer, got.attest));
-        self.job.pull.provenance.note(span, Source::Peer);
-        ingest.write(span.start, Bytes::from_owner(got.bytes)).await.map_err(FetchEnd::Store)?;
-        self.job.account.got_from_peer(span.len());
-        Ok(())
-    }
-
-    /// A span from the origin, into the ingest. Pieces of it that are slow to come go to `slow`.
-    async fn import(&self, span: Span, slow: &mpsc::Sender<u32>) -> Result<(), ImportEnd> {
-        let Some((origin, Whence { repository, credential, .. })) = &self.origin else {
-            return Err(ImportEnd::Pull(PullError::Others));
-        };
-        let digest = &self.job.wanted.digest;
-        // Whoever waits here holds a lease that shows nothing, and another node would read the same.
-        let opened = origin.telling_throttles().blob(repository, digest, Some(span), credential).await;
-        let mut stream = opened.map_err(ImportEnd::Origin)?;
-        let size = self.layout.size();
-        if let Some(told) = stream.size.filter(|told| *told != size) {
-            return Err(ImportEnd::Pull(PullError::OtherLength { told, wanted: size }));
-        }
-        if stream.start != span.start {
-            return Err(ImportEnd::NoRanges);
-        }
-        let ingest = self.ingest().await?;
-        let (mut at, mut spoken_of) = (span.start, Instant::now());
-        while at < span.end {
-            let Some(chunk) = stream.next().await else {
-                return Err(ImportEnd::Origin(OriginError::Truncated { got: at, wanted: span.end }));
-            };
-            let mut chunk = chunk.map_err(ImportEnd::Origin)?;
-            chunk.truncate(usize::try_from(span.end - at).unwrap_or(usize::MAX));
-            let len = chunk.len() as u64;
-            ingest.write(at, chunk).await?;
-            at += len;
-            self.job.read_from_origin(len);
-            if spoken_of.elapsed() >= SPOKEN_OF_EVERY {
-                spoken_of = Instant::now();
-                // Where nobody could take it in yet, the next one will do.
-                let piece = (at - 1) / self.layout.piece_size();
-                let _ = slow.try_send(u32::try_from(piece).unwrap_or(u32::MAX));
-            }
-        }
-        Ok(())
-    }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

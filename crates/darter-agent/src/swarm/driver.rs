@@ -22,6 +22,7 @@ use super::exchange::Client;
 use super::handle::{Ending, Endings, Input, Order, Reply, Slot, SwarmHandle};
 use super::tokens::Tokens;
 use super::wire::TAKES;
+use super::witnesses::Witnesses;
 use crate::config::Scope;
 use crate::metrics::{Metrics, ReasonLabels};
 use crate::store::Store;
@@ -48,6 +49,7 @@ pub(super) struct Driver {
     client: Arc<Client>,
     /// Where pieces go in plaintext.
     tokens: Option<Arc<Tokens>>,
+    witnesses: Arc<Witnesses>,
     endings: Arc<Endings>,
     began: Instant,
     wanted: HashMap<Digest, Wanted>,
@@ -90,6 +92,7 @@ impl Driver {
         (zone, scope): (Zone, Scope),
         client: Arc<Client>,
         tokens: Option<Arc<Tokens>>,
+        witnesses: Arc<Witnesses>,
         endings: Arc<Endings>,
         house: House,
     ) -> Self {
@@ -99,6 +102,7 @@ impl Driver {
             control,
             client,
             tokens,
+            witnesses,
             endings,
             began: Instant::now(),
             wanted: HashMap::new(),
@@ -159,12 +163,18 @@ impl Driver {
                 if let Some(tokens) = &self.tokens {
                     tokens.lost(peer);
                 }
+                self.witnesses.lost(peer);
                 self.handle(Event::PeerLost(peer));
             }
             ControlEvent::Message { from, blob, message, turn } => {
                 self.handle(Event::Message { from, blob, message });
                 drop(turn);
             }
+            ControlEvent::SeenWanted { from, question, turn } => {
+                self.witnesses.wanted(from, &question);
+                drop(turn);
+            }
+            ControlEvent::Seen { from, number, seen } => self.witnesses.came(from, number, seen),
             ControlEvent::TokenWanted { from, blob } => {
                 if let Some(tokens) = &self.tokens {
                     tokens.wanted(from, blob);

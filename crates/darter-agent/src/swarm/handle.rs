@@ -7,10 +7,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use darter_core::Digest;
 use darter_core::pieces::{Bitfield, Layout};
 use darter_core::swarm::attest::Attest;
 use darter_core::swarm::{Event, FetchFailure, ImportFailure, PeerId, Refusal, RequestId};
+use darter_core::{Digest, Reference, access};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::Instant;
 
@@ -18,6 +18,7 @@ use super::coming::Coming;
 use super::control::{ControlHandle, Standing};
 use super::exchange::{Client, FetchError, Identity, Piece, PieceRequest};
 use super::tokens::Tokens;
+use super::witnesses::{Heard, Witnesses};
 use crate::activity::Activity;
 
 /// Orders that a pull did not take yet. The core asks for some dozens of pieces at a time, of all blobs
@@ -139,6 +140,7 @@ pub(super) struct Shared {
     pub(super) client: Arc<Client>,
     /// Where pieces go in plaintext.
     pub(super) tokens: Option<Arc<Tokens>>,
+    pub(super) witnesses: Arc<Witnesses>,
     pub(super) identity: Identity,
     pub(super) inbox: mpsc::Sender<Input>,
     pub(super) endings: Arc<Endings>,
@@ -212,6 +214,11 @@ impl SwarmHandle {
     /// What `Takes` asked for does not come.
     pub(super) async fn not_taken(&self, blob: Digest) {
         self.tell(Input::Event(Event::NotTaken(blob))).await;
+    }
+
+    /// Asks all members what they saw of this at its registry, which is away.
+    pub async fn ask_members(&self, place: &access::Place, reference: &Reference) -> Heard {
+        self.0.witnesses.ask(place, reference).await
     }
 
     /// A peer vouched for bytes that the origin does not have.

@@ -3,7 +3,8 @@
 //! `control` is connected to the other agents and carries messages, `discovery` finds where they may
 //! be, `wire` and `frame` are what the messages look like, `identity` and `key` who may
 //! take part. `exchange` moves the bytes of pieces, on connections of its own, `shelf` is what it
-//! serves, and `tokens` the right to it where it is plaintext. `driver` is the loop that carries out what the core decides, `handle` what the rest of the
+//! serves, and `tokens` the right to it where it is plaintext. `witnesses` is what members say of a registry
+//! that is away. `driver` is the loop that carries out what the core decides, `handle` what the rest of the
 //! agent has of it, `coming` a blob on its way; `part` puts all of it together.
 //! Not here: what is asked of whom, which the core decides.
 
@@ -20,3 +21,4 @@ pub mod part;
 mod shelf;
 mod tokens;
 pub mod wire;
+pub mod witnesses;

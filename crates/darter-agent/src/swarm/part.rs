@@ -23,8 +23,10 @@ use super::identity::{Identity, IdentityError};
 use super::key::{self, KeyError};
 use super::shelf::{Others, Shelf};
 use super::tokens::Tokens;
+use super::witnesses::Witnesses;
 use crate::config::{self, Config};
 use crate::going::Reason;
+use crate::images::Memory;
 use crate::log::chain;
 use crate::metrics::Metrics;
 use crate::pulls::Pulls;
@@ -138,14 +140,17 @@ impl SwarmPart {
         let endings = Arc::new(Endings::default());
         let (errand, errands) = mpsc::channel(ERRANDS);
         let house = House { store: store.clone(), metrics: metrics.clone(), errands: errand };
-        let driver =
-            Driver::new(words.clone(), (zone, swarm.scope), client.clone(), tokens.clone(), endings.clone(), house);
+        let witnesses = Arc::new(Witnesses::new(words.clone(), metrics.clone()));
+        let (asking, has_rights, ending) = (witnesses.clone(), tokens.clone(), endings.clone());
+        let place = (zone, swarm.scope);
+        let driver = Driver::new(words.clone(), place, client.clone(), has_rights, asking, ending, house);
         let (peer, address, tls) = (words.me(), words.address(), swarm.tls);
         info!(%peer, %address, key = %key.fingerprint(), tls, "this node is in a swarm");
         let handle = SwarmHandle(Arc::new(Shared {
             control: words,
             client,
             tokens,
+            witnesses,
             identity: shown,
             inbox: sender,
             endings,
@@ -169,6 +174,11 @@ impl SwarmPart {
     /// How it stands.
     pub fn standing(&self) -> watch::Receiver<Standing> {
         self.handle.0.control.standing()
+    }
+
+    /// From now on members that ask what this node saw at a registry get an answer.
+    pub fn answer_from(&self, memory: Memory) {
+        self.handle.0.witnesses.answer_from(memory);
     }
 
     /// Until `stop`. While `going` has a reason, and from `leaving` on, what only this node has goes to

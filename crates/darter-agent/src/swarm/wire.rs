@@ -7,6 +7,7 @@
 
 mod checks;
 mod hello;
+mod seen;
 #[cfg(test)]
 mod tests;
 mod tokens;
@@ -23,7 +24,8 @@ use self::checks::{
     bitfield, digest, duration, indices, peer, peers, size, small, unbitfield, unduration, unindices, unpeers,
 };
 
-pub use self::hello::{Hello, TAKES, decode_peers, encode_peers};
+pub use self::hello::{Hello, SEES, TAKES, decode_peers, encode_peers};
+pub use self::seen::{decode_question, decode_seen, encode_question, encode_seen};
 pub use self::tokens::{decode_token, decode_wanted, encode_token, encode_wanted};
 
 /// Pieces of one blob: 8 TiB in pieces of 8 MiB, twenty times the largest model.
@@ -68,6 +70,9 @@ pub enum WireError {
     /// A bitfield whose bytes do not fit its number of pieces, or the blob's.
     #[error("a bitfield that does not fit: {0}")]
     Bitfield(&'static str),
+    /// Another text where a name should be. It is not repeated: it would go into logs.
+    #[error("{0} that is none")]
+    Name(&'static str),
     /// Another text where a token should be.
     #[error("a token that is none")]
     Token(#[from] Malformed),

@@ -53,6 +53,12 @@ impl Mind {
                     }
                     // It has TLS, and nobody with TLS speaks of tokens.
                     Some(ControlEvent::TokenWanted { .. } | ControlEvent::Token { .. }) => {}
+                    Some(ControlEvent::SeenWanted { from, question, .. }) => {
+                        if let Some(seen) = *lock(&self.known.word) {
+                            self.control.tell_seen(from, question.number, Some(seen));
+                        }
+                    }
+                    Some(ControlEvent::Seen { .. }) => {}
                     None => return,
                 },
                 order = orders.recv() => match order {

@@ -25,6 +25,7 @@ use darter_agent::swarm::identity::Identity;
 use darter_agent::swarm::key;
 use darter_core::Digest;
 use darter_core::pieces::Layout;
+use darter_core::stale::{Question, Seen};
 use darter_core::swarm::{Message, PeerId, Zone};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
@@ -64,6 +65,8 @@ struct Known {
     blobs: Mutex<BTreeMap<Digest, Layout>>,
     /// The members that it is connected to.
     others: Mutex<Vec<PeerId>>,
+    /// What it says that it saw at registries, whatever it is asked for; nothing: it does not answer.
+    word: Mutex<Option<Seen>>,
 }
 
 /// A hostile member, as a test holds it. It is gone when this is dropped.
@@ -129,6 +132,16 @@ impl Hostile {
     /// Says something to a member. It is lost where that one does not keep up, as for an agent.
     pub fn say(&self, to: PeerId, blob: Digest, message: Message) {
         self.control.send(to, blob, message);
+    }
+
+    /// What it answers from now on, whatever it is asked what it saw at a registry.
+    pub fn swear(&self, seen: Option<Seen>) {
+        *lock(&self.known.word) = seen;
+    }
+
+    /// Asks a member what that saw at a registry, and does not wait for the answer.
+    pub fn ask(&self, to: PeerId, question: Question) {
+        self.control.want_seen(to, question);
     }
 
     /// How many pieces it was asked for.

@@ -3,7 +3,7 @@
 //! The loop of the control plane writes it, everybody else reads it: a look-up, never a wait.
 
 use std::collections::{HashMap, VecDeque};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Instant;
 
@@ -79,6 +79,13 @@ impl Directory {
 
     pub(super) fn route(&self, peer: &PeerId) -> Option<Route> {
         self.read().routes.get(peer).cloned()
+    }
+
+    /// Members that can do something beyond the protocol's version, each with its address.
+    pub(super) fn all_that_can(&self, feature: u64) -> Vec<(PeerId, IpAddr)> {
+        let inner = self.read();
+        let can = inner.routes.iter().filter(|(_, route)| route.features & feature == feature);
+        can.map(|(peer, route)| (*peer, route.exchange.ip())).collect()
     }
 
     pub(super) fn members(&self) -> usize {

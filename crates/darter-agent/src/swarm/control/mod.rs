@@ -25,11 +25,12 @@ pub mod raw {
 }
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use darter_core::Digest;
+use darter_core::stale::{Question, Seen};
 use darter_core::swarm::token::Token;
 use darter_core::swarm::{Members, Message, PeerId, Zone};
 use libp2p::pnet::PreSharedKey;
@@ -149,6 +150,24 @@ pub enum ControlEvent {
         /// The right.
         token: Token,
     },
+    /// A peer wants to know what this node saw at a registry.
+    SeenWanted {
+        /// Who.
+        from: PeerId,
+        /// What.
+        question: Question,
+        /// As with a message.
+        turn: Turn,
+    },
+    /// A peer tells what it saw.
+    Seen {
+        /// Who.
+        from: PeerId,
+        /// Of the question.
+        number: u64,
+        /// Nothing: it does not know.
+        seen: Option<Seen>,
+    },
 }
 
 /// The place of a message among those of its peer that were not handled yet.
@@ -203,6 +222,16 @@ impl ControlHandle {
         self.queue(to, Outgoing::Token(blob, token));
     }
 
+    /// Asks a peer that [`can`](Self::can) answer what it saw at a registry. Like a message, it may get lost.
+    pub fn want_seen(&self, to: PeerId, question: Question) {
+        self.queue(to, Outgoing::SeenWanted(question));
+    }
+
+    /// Tells a peer what this node saw. Like a message, it may get lost.
+    pub fn tell_seen(&self, to: PeerId, number: u64, seen: Option<Seen>) {
+        self.queue(to, Outgoing::Seen(number, seen));
+    }
+
     fn queue(&self, to: PeerId, outgoing: Outgoing) {
         let route = self.directory.route(&to);
         let reason = match route.as_ref().map(|route| route.queue.try_reserve()) {
@@ -230,6 +259,11 @@ impl ControlHandle {
     /// Whether a member can do something that not every version can.
     pub fn can(&self, peer: PeerId, feature: u64) -> bool {
         self.directory.route(&peer).is_some_and(|route| route.features & feature == feature)
+    }
+
+    /// All members that can do something, and the address that each speaks from.
+    pub fn all_that_can(&self, feature: u64) -> Vec<(PeerId, IpAddr)> {
+        self.directory.all_that_can(feature)
     }
 
     /// Whether what a peer attests counts: it is a member or was one, and is not banned.

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use darter_api::v1;
 use darter_core::Digest;
+use darter_core::stale::{Question, Seen};
 use darter_core::swarm::token::Token;
 use darter_core::swarm::{Message, PeerId};
 use futures_util::{AsyncRead, AsyncWrite, AsyncWriteExt};
@@ -35,6 +36,10 @@ pub(super) enum Outgoing {
     TokenWanted(Digest),
     /// Gives it.
     Token(Digest, Token),
+    /// Asks what the peer saw at a registry.
+    SeenWanted(Question),
+    /// Answers such a question.
+    Seen(u64, Option<Seen>),
 }
 
 /// What a task tells the loop.
@@ -94,6 +99,8 @@ fn append(buffer: &mut Vec<u8>, outgoing: Outgoing) {
         Outgoing::Peers(addresses) => Ok(wire::encode_peers(addresses)),
         Outgoing::TokenWanted(blob) => Ok(wire::encode_wanted(&blob)),
         Outgoing::Token(blob, token) => Ok(wire::encode_token(&blob, &token)),
+        Outgoing::SeenWanted(question) => Ok(wire::encode_question(&question)),
+        Outgoing::Seen(number, seen) => wire::encode_seen(number, seen),
     };
     // What is within the bounds of `wire` fits a frame; a test of it says so.
     let is_sent = frame.is_ok_and(|frame| frame::append(buffer, &frame));
@@ -149,6 +156,15 @@ async fn converse(
                 // Nobody closes it.
                 let Ok(turn) = turns.clone().acquire_owned().await else { return Ok(()) };
                 ControlEvent::Message { from, blob, message, turn: Turn(Arc::new(turn)) }
+            }
+            Kind::SeenWanted(wanted) => {
+                let question = wire::decode_question(&wanted)?;
+                let Ok(turn) = turns.clone().acquire_owned().await else { return Ok(()) };
+                ControlEvent::SeenWanted { from, question, turn: Turn(Arc::new(turn)) }
+            }
+            Kind::Seen(told) => {
+                let (number, seen) = wire::decode_seen(&told)?;
+                ControlEvent::Seen { from, number, seen }
             }
             Kind::TokenWanted(wanted) => ControlEvent::TokenWanted { from, blob: wire::decode_wanted(&wanted)? },
             Kind::Token(given) => {

@@ -2,6 +2,7 @@
 
 mod apart;
 mod odd;
+mod witnesses;
 
 use std::collections::BTreeSet;
 

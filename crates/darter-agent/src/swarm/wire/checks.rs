@@ -9,7 +9,7 @@ use darter_core::swarm::PeerId;
 
 use super::{DURATION_MAX, INDICES_MAX, PEERS_MAX, PIECES_MAX, WireError};
 
-fn bounded(field: &'static str, found: usize, max: usize) -> Result<(), WireError> {
+pub(super) fn bounded(field: &'static str, found: usize, max: usize) -> Result<(), WireError> {
     let wide = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
     if found <= max { Ok(()) } else { Err(WireError::TooMuch { field, found: wide(found), max: wide(max) }) }
 }

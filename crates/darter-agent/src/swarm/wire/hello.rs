@@ -13,6 +13,8 @@ const VERSION_MAX: usize = 64;
 /// The feature of whoever knows `Take` and `TakeEnd`. Others take a kind of message that they do not know
 /// for a broken peer.
 pub const TAKES: u64 = 1;
+/// The feature of whoever knows `SeenWanted` and `Seen`.
+pub const SEES: u64 = 2;
 
 /// Who speaks.
 #[derive(Debug, Clone, PartialEq, Eq)]

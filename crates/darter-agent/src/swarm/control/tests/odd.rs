@@ -74,9 +74,14 @@ impl Odd {
 }
 
 pub(super) fn hello() -> Vec<u8> {
+    hello_with(u64::MAX)
+}
+
+/// The hello of a version that can do this.
+pub(super) fn hello_with(features: u64) -> Vec<u8> {
     let version = "odd".to_owned();
     let (zone, control_port, exchange_port) = (Zone(1), 1, 1);
-    let (features, wants_peers, is_seed, is_plain) = (u64::MAX, false, false, false);
+    let (wants_peers, is_seed, is_plain) = (false, false, false);
     let hello = Hello { version, features, zone, control_port, exchange_port, wants_peers, is_seed, is_plain };
     let mut bytes = Vec::new();
     assert!(crate::swarm::frame::append(&mut bytes, &hello.encode()));
