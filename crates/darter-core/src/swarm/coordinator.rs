@@ -350,7 +350,9 @@ impl Coordinator {
         // The first to come would get all of a small blob, a moment before the others are here: it has
         // its share one by one, as fast as what it reads arrives.
         let share = self.budget.limit(cx.now).div_ceil(self.count().max(1)).min(self.imported);
-        let cap = cx.limits.leases_per_owner.saturating_add(u8::try_from(share).unwrap_or(u8::MAX));
+        let is_few = from.is_none() && self.count() <= cx.limits.few;
+        let own = if is_few { cx.limits.leases_per_owner_few } else { cx.limits.leases_per_owner };
+        let cap = own.saturating_add(u8::try_from(share).unwrap_or(u8::MAX));
         // Nobody is to wait for a seed, whom the others serve last.
         let is_incomplete = |id: &&PeerId| self.interested.get(id).is_some_and(|node| !node.is_complete);
         let seeds_too = cx.members.seeds().iter().filter(is_incomplete).count() == self.incomplete;

@@ -34,6 +34,8 @@ pub struct Limits {
     pub window_min: u32,
     /// Leases of one owner at a time, while others want the blob too: one is read, one waits.
     pub leases_per_owner: u8,
+    /// Where only a few want it, of the origin: each reads as much as any other.
+    pub leases_per_owner_few: u8,
     /// Leases at a time from one lone holder, which serves them in turn.
     pub leases_per_holder: u8,
     /// Origin leases of a blob at a time, at the start. Eight keep a link full although each reader
@@ -107,13 +109,14 @@ impl Default for Limits {
             waiting_max: 256,
             in_flight: 6,
             in_flight_few: 12,
-            few: 0,
+            few: 8,
             in_flight_max: 12,
             in_flight_per_peer: 2,
             neighbours: 24,
             neighbours_max: 48,
             window_min: 64,
             leases_per_owner: 2,
+            leases_per_owner_few: 1,
             leases_per_holder: 6,
             imports_start: 8,
             imports_max: 32,

@@ -15,9 +15,9 @@ fn at(millis: u64) -> Time {
     Time::from_micros(millis * 1000)
 }
 
-/// Node 1 among `members`.
+/// Node 1 among `members`, of which there are never few.
 fn node(members: impl IntoIterator<Item = u8>) -> Swarm {
-    let limits = Limits { settle_quiet: Duration::ZERO, ..Limits::default() };
+    let limits = Limits { settle_quiet: Duration::ZERO, few: 0, ..Limits::default() };
     let mut swarm = Swarm::new(peer(1), Zone::default(), limits, 7);
     swarm.handle(at(0), Event::Members(members_of(members)));
     swarm
@@ -124,7 +124,7 @@ fn who_wants_a_blob_is_believed_over_a_wrong_size_that_somebody_told_before() {
 #[test]
 fn layers_are_asked_for_in_their_turn_whatever_the_order_of_the_wishes() {
     let mut swarm = node(1..=4);
-    (swarm.node.limits.few, swarm.node.limits.in_flight) = (0, 0);
+    swarm.node.limits.in_flight = 0;
     let blobs: Vec<Digest> = (0..100_u32).map(|n| Digest::of(&n.to_le_bytes())).collect();
     let others = members_of(2..=4);
     let mut layers: Vec<Digest> =
@@ -271,6 +271,20 @@ fn two_owners() -> (Swarm, Digest, Vec<(PeerId, u32)>) {
     });
     let leases = leases.collect();
     (swarm, blob, leases)
+}
+
+#[test]
+fn of_a_few_each_reads_one_segment_at_first_and_of_many_two() {
+    for (few, each) in [(8, 1), (0, 2)] {
+        let (blob, mut swarm) = (blob_ranked(&[1]), node(1..=4));
+        swarm.node.limits.few = few;
+        for other in [2, 3] {
+            let have = Bitfield::new(Layout::new(64 * MIB).pieces());
+            let join = Join { size: 64 * MIB, have, leased: Vec::new(), can_import: true, neighbours: Vec::new() };
+            let given = leases(&heard(&mut swarm, at(5000), other, blob, Message::Join(join)));
+            assert_eq!(given.iter().filter(|(owner, _)| *owner == peer(other)).count(), each, "{given:?}");
+        }
+    }
 }
 
 fn leases(actions: &[Action]) -> Vec<(PeerId, u32)> {
