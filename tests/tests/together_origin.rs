@@ -159,7 +159,9 @@ async fn a_node_without_room_pulls_from_the_registry_and_the_others_share() -> R
     let pushed = swarm.push(77, &[24 * MIB]).await?;
     tmpfs.fill()?;
     last(swarm.pull_all(&pushed).await)?;
-    by_agents(&swarm, &pushed).ensure_exactly(1).with_context(|| swarm.told())?;
+    // The node without room may be told to read, and sees that it has none when the first bytes are there.
+    let copies = by_agents(&swarm, &pushed);
+    ensure!(copies.least == 1 && copies.sent - copies.size < MIB, "{copies}\n{}", swarm.told());
     let log = swarm.ecr().log();
     let itself: u64 = log.iter().filter(|seen| seen.agent.starts_with("containerd/")).map(Seen::bytes).sum();
     ensure!(itself >= pushed.image.layer_bytes(), "{itself} bytes were read by the node without room");
