@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, ensure};
 use darter_tests::agent::Options;
 use darter_tests::containerd;
 use darter_tests::emulator::{Emulator, End, Host};
-use darter_tests::fake_ecr::{Auth, Kind};
+use darter_tests::fake_ecr::{Auth, Fault, Kind, Rule};
 use darter_tests::http::Answer;
 use darter_tests::image::Item;
 use darter_tests::net::Place;
@@ -321,7 +321,11 @@ async fn pair_with_everything(parallel_chunks: bool) -> Result<(Pair, [(String, 
     pair.read_manifests().await?;
     let layer = pair.layer();
     assert_eq!(layer.size(), 2048);
+    // It comes while it is read: what is given whole out of the store, and asked for again, is doubted.
+    let in_two_parts = Fault::Stall(1024, Duration::from_millis(300));
+    pair.ecr.inject(Rule::any().digest(layer.digest()).always(), in_two_parts);
     pair.bring(&layer).await?;
+    pair.ecr.clear_faults();
     let manifest = pair.image.manifests[0].clone();
     let paths = [(format!("blobs/{}", layer.digest()), layer), (format!("manifests/{}", manifest.digest()), manifest)];
     Ok((pair, paths))
