@@ -80,9 +80,8 @@ impl Coordinator {
             return;
         }
         let mut met = Vec::new();
-        let whole = self.whole(from, without);
         for segment in segments.iter().take(cx.limits.missing_max) {
-            met.extend(self.meet_for(from, zone, *segment, (without, &whole), cx));
+            met.extend(self.meet_for(from, zone, *segment, without, cx));
         }
         met.sort_unstable();
         met.dedup();
@@ -93,20 +92,13 @@ impl Coordinator {
         self.grant(cx);
     }
 
-    /// Who has the whole blob, of those that `from` may take something from.
-    fn whole(&self, from: PeerId, without: &[PeerId]) -> Vec<PeerId> {
-        let complete = self.interested.iter().filter(|(_, node)| node.is_complete).map(|(id, _)| id);
-        let all = self.holders.keys().chain(complete);
-        all.filter(|id| **id != from && !without.contains(id)).copied().collect()
-    }
-
     /// Whom `from` should meet for a segment that it misses; nobody, where it has to be read again.
     fn meet_for(
         &mut self,
         from: PeerId,
         zone: Zone,
         segment: u32,
-        (without, whole): (&[PeerId], &[PeerId]),
+        without: &[PeerId],
         cx: &mut Cx<'_>,
     ) -> Option<PeerId> {
         let table = self.tables.get(&zone)?;
@@ -120,11 +112,6 @@ impl Coordinator {
         let gives = |id: &PeerId| self.interested.contains_key(id) && *id != from && !without.contains(id);
         if times == 1 && gives(&owner) {
             return Some(owner);
-        }
-        // Who has the whole blob has this too, and was busy: the last to miss something must not read again
-        // what all the others have.
-        if times <= INTRODUCTIONS && !whole.is_empty() {
-            return cx.dice.pick(whole).copied();
         }
         // It may be that only those two cannot talk: then others have it from the owner by now.
         let is_given = self.complaints.in_vain(segment) * 2 < self.incomplete;

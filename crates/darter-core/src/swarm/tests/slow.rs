@@ -77,30 +77,6 @@ fn joins(swarm: &mut Swarm, (mut now, end): (Time, Time)) -> Vec<(PeerId, u64)> 
 }
 
 #[test]
-fn what_all_others_have_is_not_read_again_for_the_last_one_unless_it_gets_it_from_nobody() {
-    let blob = blob_ranked(&[1]);
-    let mut swarm = node(1..=4);
-    let have = Bitfield::new(5);
-    let join = Join { size: 5 * MIB, have, leased: Vec::new(), can_import: true, neighbours: Vec::new() };
-    for other in [2, 3, 4] {
-        heard(&mut swarm, at(5000), other, blob, Message::Join(join.clone()));
-    }
-    let owner = swarm.coordinated[&blob].tables[&Zone::default()].owner(0).unwrap();
-    let done = Message::LeaseEnd { segment: 0, end: LeaseEnd::Done, upload_time: Duration::ZERO };
-    swarm.handle(at(5100), Event::Message { from: owner, blob, message: done });
-    let last = (2..=4).map(peer).find(|id| *id != owner).unwrap();
-    for other in (2..=4).map(peer).filter(|id| *id != last) {
-        swarm.handle(at(5200), Event::Message { from: other, blob, message: Message::Holds { size: 5 * MIB } });
-    }
-    let complaint = |_| {
-        let message = Message::Missing { segments: vec![0], without: Vec::new() };
-        let actions = swarm.handle(at(5300), Event::Message { from: last, blob, message });
-        leases(&actions).len()
-    };
-    assert_eq!((0..9).map(complaint).collect::<Vec<_>>(), [0, 0, 0, 0, 0, 0, 0, 0, 1]);
-}
-
-#[test]
 fn a_coordinator_has_its_time_for_an_answer_though_pieces_are_missed() {
     let blob = blob_ranked(&[2, 3]);
     let mut swarm = node([1, 3, 4]);
