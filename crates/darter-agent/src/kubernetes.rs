@@ -1,20 +1,24 @@
-//! How this node speaks to a Kubernetes API server: with which credential, how patiently, and what is
-//! said when it does not work. Not here: what is watched there.
+//! How this node watches something at a Kubernetes API server: with which credential, how patiently, and
+//! what is said when it does not work. Not here: what is watched there, and what follows from it.
 
+use std::fmt::Debug;
 use std::path::Path;
+use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use futures_util::TryStreamExt as _;
 use futures_util::future::BoxFuture;
 use http::{Request, Response};
 use kube::client::{Body, ClientBuilder};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::Status;
-use kube::runtime::watcher;
-use kube::{Client, Config};
+use kube::runtime::{WatchStreamExt as _, watcher};
+use kube::{Api, Client, Config, Resource};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
+use serde::de::DeserializeOwned;
 use tokio::sync::Notify;
 use tower::{BoxError, Service};
 use tracing::warn;
@@ -32,15 +36,86 @@ const SILENCE_MAX: Duration = Duration::from_secs(300);
 /// Credentials are read anew after so long without success: a kubeconfig may have been replaced.
 const FAILING_MAX: Duration = Duration::from_secs(60);
 /// And not before this.
-pub(crate) const AGAIN: Duration = Duration::from_secs(5);
+const AGAIN: Duration = Duration::from_secs(5);
+
+/// What is watched.
+pub(crate) struct Watch<K> {
+    pub(crate) api: Api<K>,
+    pub(crate) config: watcher::Config,
+    /// What the service account has to be allowed, for people.
+    pub(crate) rights: String,
+}
+
+/// What a watch tells.
+pub(crate) enum Told<K> {
+    /// That it is accepted: at first, and again after trouble.
+    Works,
+    Event(watcher::Event<K>),
+}
+
+/// Who asks an API server: the kubeconfig, or none where every pod is told, and the key in our configuration
+/// that names it.
+pub(crate) type Credentials<'a> = (Option<&'a Path>, &'a str);
+
+/// Watches for ever; credentials are read anew when they fail. `watch` is given a client and the namespace of
+/// this pod, or of the kubeconfig's context. Each change is said by `teller`.
+pub(crate) async fn follow<K>(
+    (kubeconfig, key): Credentials<'_>,
+    mut teller: Teller<'_>,
+    watch: impl Fn(Client, String) -> Watch<K>,
+    mut tell: impl FnMut(Told<K>),
+) where
+    K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
+{
+    loop {
+        match connect(kubeconfig, key).await {
+            Ok(Connected { client, namespace, heard }) => {
+                until_stale(watch(client, namespace), &heard, &mut teller, &mut tell).await;
+            }
+            Err(reason) => teller.fails("credentials", &reason),
+        }
+        tokio::time::sleep(AGAIN).await;
+    }
+}
+
+/// Watches until credentials should be read anew.
+async fn until_stale<K>(watch: Watch<K>, heard: &Notify, teller: &mut Teller<'_>, tell: &mut impl FnMut(Told<K>))
+where
+    K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
+{
+    let Watch { api, config, rights } = watch;
+    // What the API server has in memory is new enough, and costs etcd nothing when all nodes boot.
+    let mut events = pin!(watcher(api, config.any_semantic()).default_backoff());
+    loop {
+        let event = tokio::select! {
+            // In this order: that it answers is said before what it says, and an error after both.
+            biased;
+            () = heard.notified() => {
+                if teller.works() {
+                    tell(Told::Works);
+                }
+                continue;
+            }
+            event = events.try_next() => event,
+        };
+        match event {
+            Ok(Some(event)) => tell(Told::Event(event)),
+            Ok(None) => return,
+            Err(error) => {
+                if teller.met(&error, &rights) {
+                    return;
+                }
+            }
+        }
+    }
+}
 
 /// A client that has asked nobody anything yet.
-pub(crate) struct Connected {
-    pub(crate) client: Client,
-    /// That of this pod, or of the kubeconfig's context.
-    pub(crate) namespace: String,
+struct Connected {
+    client: Client,
+    namespace: String,
     /// A watch was accepted.
-    pub(crate) heard: Arc<Notify>,
+    heard: Arc<Notify>,
 }
 
 /// Reads credentials: those of a kubeconfig, else those that every pod is given. `key` is the one in our
@@ -48,7 +123,7 @@ pub(crate) struct Connected {
 ///
 /// # Errors
 /// Why there are none, for people.
-pub(crate) async fn connect(kubeconfig: Option<&Path>, key: &str) -> Result<Connected, String> {
+async fn connect(kubeconfig: Option<&Path>, key: &str) -> Result<Connected, String> {
     let mut config = match kubeconfig {
         Some(path) => read(path, key).await?,
         None => Config::incluster().map_err(|error| {
@@ -170,13 +245,13 @@ impl<'a> Teller<'a> {
     }
 
     /// It works. Whether that is news.
-    pub(crate) fn works(&mut self) -> bool {
+    fn works(&mut self) -> bool {
         self.since = None;
         std::mem::replace(&mut self.said, Said::Works) != Said::Works
     }
 
     /// It does not, for a reason: a word for the metric, and a sentence.
-    pub(crate) fn fails(&mut self, reason: &'static str, text: &str) {
+    fn fails(&mut self, reason: &'static str, text: &str) {
         self.errors.get_or_create(&ReasonLabels { reason }).inc();
         self.since.get_or_insert_with(Instant::now);
         if std::mem::replace(&mut self.said, Said::Fails(reason)) != Said::Fails(reason) {
@@ -185,7 +260,7 @@ impl<'a> Teller<'a> {
     }
 
     /// The watch met an error. Whether credentials should be read anew.
-    pub(crate) fn met(&mut self, error: &watcher::Error, rights: &str) -> bool {
+    fn met(&mut self, error: &watcher::Error, rights: &str) -> bool {
         let Some((reason, text)) = trouble(error, rights) else { return false };
         self.fails(reason, &text);
         reason == "unauthorized" || self.since.is_some_and(|since| since.elapsed() > FAILING_MAX)
