@@ -13,7 +13,7 @@ use darter_tests::stage::{MIB, REPOSITORY, eventually};
 use darter_tests::tools::{Need, Release, can_run};
 use serde_json::{Value, json};
 
-/// What the first node, which is told to go, and the second have of it: the metrics and the log.
+/// Whether an agent says that its node is about to go, for this reason.
 async fn is_going(agent: &Agent, reason: &str) -> Result<bool> {
     Ok(agent.metrics().await?.sum("darter_node_going", &[("reason", reason)]) == 1.0)
 }

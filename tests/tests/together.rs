@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use darter_tests::agent::{Agent, Options};
 use darter_tests::cluster::swarm::Swarm;
-use darter_tests::cluster::{Copies, Plan, Pushed, Seat, last};
+use darter_tests::cluster::{Plan, Pushed, Seat, last};
 use darter_tests::fake_ecr::{Fault, Kind, Rule};
 use darter_tests::stage::{MIB, bytes, eventually};
 use darter_tests::tools::{Need, Release, can_run};
@@ -89,9 +89,7 @@ async fn containerd_waits_for_a_first_byte_that_others_overtake() -> Result<()> 
     let layer = pushed.image.layers[0].digest();
     swarm.ecr().inject(Rule::on(Kind::Object).digest(layer).first_bytes(), Fault::Delay(Duration::from_secs(4)));
     last(swarm.pull_on(&[0], &pushed).await)?;
-    let copies = Copies::of_blob(&swarm.ecr().log(), &pushed.image.layers[0]);
-    ensure!(copies.ensure_exactly(1).is_ok(), "{copies}\n{}", swarm.told());
-    Ok(())
+    swarm.copies_of_layer(&pushed).ensure_exactly(1).with_context(|| swarm.told())
 }
 
 #[tokio::test]
@@ -104,20 +102,7 @@ async fn a_killed_importer_costs_nothing_but_time() -> Result<()> {
     let layer = pushed.image.layer_bytes();
     let faults = async {
         // Whoever has read a good part of the layer from the registry, and still reads.
-        let mut victim = None;
-        eventually("somebody imports", async || {
-            for node in 0..swarm.len() {
-                let agent = swarm.node(node).running_agent().context("an agent is gone")?;
-                let read = agent.metrics().await?.sum("darter_origin_bytes_total", &[]);
-                if read > bytes(layer) / 8.0 {
-                    victim = Some(node);
-                    return Ok(true);
-                }
-            }
-            Ok(false)
-        })
-        .await?;
-        let victim = victim.context("nobody imports")?;
+        let victim = swarm.reader(0..swarm.len(), layer / 8).await?;
         swarm.kill_agent(victim)?;
         Ok::<_, anyhow::Error>(victim)
     };
@@ -126,10 +111,7 @@ async fn a_killed_importer_costs_nothing_but_time() -> Result<()> {
     last(pulls)?;
     ensure!(swarm.node(victim).running_agent().is_none(), "the agent was not killed");
     // What containerd of the victim's node reads by itself from then on is not the swarm's.
-    let log = swarm.ecr().log();
-    let by_agents: Vec<_> = log.into_iter().filter(|seen| !seen.agent.starts_with("containerd/")).collect();
-    let layer = &pushed.image.layers[0];
-    let copies = Copies::of_blob(&by_agents, layer);
+    let copies = swarm.copies_by_agents(&pushed);
     // The pieces that it had read and not yet given to anybody are read again: a segment for each lease.
     ensure!(copies.least == 1, "{copies}");
     ensure!(copies.sent - copies.size <= 24 * MIB, "{copies}");
@@ -232,11 +214,9 @@ async fn without_power(swarm: &Swarm, pushed: &Pushed, victim: impl Future<Outpu
         done.retain(|pull| Some(pull.node) != gone);
     }
     last(done)?;
-    let copies = Copies::of_blob(&swarm.ecr().log(), &pushed.image.layers[0]);
+    let copies = swarm.copies_of_layer(pushed);
     // The pieces that it had read and not yet given to anybody are read again: a segment for each lease.
     let is_missed_by_nobody = copies.least == 1 && copies.sent - copies.size <= 32 * MIB;
     ensure!(is_missed_by_nobody, "{copies}\n{}", swarm.told());
-    let alone = swarm.sum("darter_swarm_fallbacks_total", &[]).await?;
-    ensure!(alone == 0.0, "{alone} blobs were read alone\n{}", swarm.told());
-    Ok(())
+    swarm.ensure_nobody_alone().await
 }

@@ -10,7 +10,7 @@ use darter_core::swarm::{Join, Message};
 use darter_tests::agent::Options;
 use darter_tests::cluster::hostile::{Deed, Hostile};
 use darter_tests::cluster::swarm::Swarm;
-use darter_tests::cluster::{Copies, Plan, Pushed, Seat, garbage, last};
+use darter_tests::cluster::{Plan, Pushed, Seat, garbage, last};
 use darter_tests::stage::{MIB, bytes, eventually};
 use darter_tests::tools::{Need, Release, can_run};
 use futures_util::future::try_join_all;
@@ -35,17 +35,9 @@ async fn rejected(swarm: &Swarm, reason: &str) -> Result<f64> {
     swarm.sum("darter_peer_rejected_total", &[("reason", reason)]).await
 }
 
-/// What the agents read of the largest layer. What containerd reads by itself is not the swarm's.
-fn read_by_agents(swarm: &Swarm, pushed: &Pushed) -> Copies {
-    let log = swarm.ecr().log();
-    let by_agents: Vec<_> = log.into_iter().filter(|seen| !seen.agent.starts_with("containerd/")).collect();
-    Copies::of_blob(&by_agents, &pushed.image.layers[0])
-}
-
 /// Whether the agent of a node has the largest layer, whose sha256 it has checked then.
 fn has_layer(swarm: &Swarm, node: usize, pushed: &Pushed) -> Result<bool> {
-    let agent = swarm.node(node).running_agent().context("no agent")?;
-    Ok(agent.dir().join("data/blobs").join(pushed.image.layers[0].digest().hex()).exists())
+    Ok(swarm.agent(node)?.dir().join("data/blobs").join(pushed.image.layers[0].digest().hex()).exists())
 }
 
 /// A node pulls as kubelet does, which tries again.
@@ -78,10 +70,9 @@ async fn pull_beside(deed: Deed, seed: u64, layer: u64) -> Result<(Swarm, Hostil
     meddled?;
     last(pulls)?;
     ensure!(liar.asked() > 0, "nobody asked it for anything: this tests nothing");
-    let copies = read_by_agents(&swarm, &pushed);
+    let copies = swarm.copies_of_layer(&pushed);
     ensure!(copies.least >= 1 && copies.average() < 1.5, "{copies}");
-    let alone = swarm.sum("darter_swarm_fallbacks_total", &[]).await?;
-    ensure!(alone == 0.0, "{alone} blobs were read alone\n{}\n{}", swarm.story(0), swarm.story(1));
+    swarm.ensure_nobody_alone().await?;
     Ok((swarm, liar, pushed))
 }
 
@@ -105,7 +96,8 @@ async fn a_lying_importer_is_found_out_and_the_registry_is_read_once_more_for_al
     // Whoever had its bytes has banned it.
     eventually("it is no member any more", async || Ok(liar.others().is_empty())).await?;
     swarm.agents_know(2).await?;
-    let copies = read_by_agents(&swarm, &pushed);
+    // Whose pull the lie breaks off reads on by itself.
+    let copies = swarm.copies_by_agents(&pushed);
     // One until it is found out, one after; those who find it out later have lost some of the second. Each
     // for itself would be four.
     ensure!(copies.average() < 2.6, "{copies}\n{}", swarm.story(0));
@@ -123,8 +115,7 @@ async fn wrong_pieces_cost_each_victim_one_and_the_liar_its_place() -> Result<()
     ensure!((1.0..=4.0).contains(&corrupt), "{corrupt} wrong pieces");
     let mut members = Vec::new();
     for node in 0..swarm.len() {
-        let agent = swarm.node(node).running_agent().context("no agent")?;
-        let metrics = agent.metrics().await?;
+        let metrics = swarm.agent(node)?.metrics().await?;
         let was_fooled = metrics.sum("darter_peer_rejected_total", &[("reason", "corrupt")]) > 0.0;
         members.push((was_fooled, metrics.sum("darter_swarm_peers", &[])));
     }
@@ -162,10 +153,8 @@ async fn who_claims_to_have_everything_and_gives_nothing_is_let_go() -> Result<(
     liar.claim(layer.digest(), layer.size()).await?;
     last(swarm.pull_all(&pushed).await)?;
     ensure!(liar.asked() > asked, "nobody believed it: this tests nothing");
-    read_by_agents(&swarm, &pushed).ensure_exactly(1)?;
-    let alone = swarm.sum("darter_swarm_fallbacks_total", &[]).await?;
-    ensure!(alone == 0.0, "{alone} blobs were read alone\n{}", swarm.story(0));
-    Ok(())
+    swarm.copies(&pushed).ensure_exactly(1)?;
+    swarm.ensure_nobody_alone().await
 }
 
 /// A wish for a blob that does not exist.
@@ -197,7 +186,7 @@ async fn a_flood_of_wishes_for_blobs_that_do_not_exist_ends_in_a_ban() -> Result
         flooded?;
         last(pulls)?;
         swarm.agents_know(1).await?;
-        read_by_agents(&swarm, &pushed).ensure_exactly(1)?;
+        swarm.copies(&pushed).ensure_exactly(1)?;
         ensure!(rejected(&swarm, "flood").await? >= 2.0, "not counted");
         for usage in swarm.usage().into_iter().flatten() {
             ensure!(usage.peak_bytes < 200 * MIB, "{} bytes at the peak", usage.peak_bytes);
@@ -222,7 +211,7 @@ async fn garbage_in_the_middle_of_a_pull_costs_its_sender_the_connection() -> Re
     let (pulls, said) = tokio::join!(swarm.pull_all(&pushed), try_join_all(talks));
     said?;
     last(pulls)?;
-    read_by_agents(&swarm, &pushed).ensure_exactly(1)?;
+    swarm.copies(&pushed).ensure_exactly(1)?;
     let bad = rejected(&swarm, "bad_frame").await?;
     ensure!((bad - 6.0).abs() < 0.5, "{bad} of 6 were counted");
     swarm.agents_know(1).await

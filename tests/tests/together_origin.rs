@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use darter_tests::agent::{Agent, Options};
+use darter_tests::agent::Options;
 use darter_tests::cluster::swarm::Swarm;
 use darter_tests::cluster::{Copies, Plan, Pushed, Seat, last};
 use darter_tests::fake_ecr::{Fault, Kind, Rule, Seen};
@@ -18,21 +18,10 @@ const BUSY: Duration = Duration::from_secs(3);
 
 const NEEDS: [Need; 2] = [Need::Containerd(Release::V2), Need::Darter];
 
-fn agent(swarm: &Swarm, node: usize) -> Result<&Agent> {
-    swarm.node(node).running_agent().context("an agent is gone")
-}
-
 /// Waits until the agents have read so much of the registry together.
 async fn has_read(swarm: &Swarm, least: u64) -> Result<()> {
     eventually("they read the registry", async || Ok(swarm.sum("darter_origin_bytes_total", &[]).await? > bytes(least)))
         .await
-}
-
-/// What the agents read of the largest layer. What containerd reads by itself is not the swarm's.
-fn by_agents(swarm: &Swarm, pushed: &Pushed) -> Copies {
-    let log = swarm.ecr().log();
-    let by_agents: Vec<_> = log.into_iter().filter(|seen| !seen.agent.starts_with("containerd/")).collect();
-    Copies::of_blob(&by_agents, &pushed.image.layers[0])
 }
 
 /// Nobody read alone, and every byte was read once.
@@ -122,12 +111,12 @@ async fn a_blob_that_is_evicted_while_another_node_fetches_it_fails_nothing() ->
     swarm.network().limit_link(1, thin)?;
     let evict = async {
         let received = async || {
-            let metrics = agent(&swarm, 1)?.metrics().await?;
+            let metrics = swarm.agent(1)?.metrics().await?;
             anyhow::Ok(metrics.sum("darter_peer_bytes_total", &[("direction", "received")]))
         };
         eventually("the other node fetches it", async || Ok(received().await? > bytes(2 * MIB))).await?;
         last(swarm.pull_on(&[0], &next).await)?;
-        let file = agent(&swarm, 0)?.dir().join("data/blobs").join(pushed.image.layers[0].digest().hex());
+        let file = swarm.agent(0)?.dir().join("data/blobs").join(pushed.image.layers[0].digest().hex());
         eventually("it is evicted", async || Ok(!file.exists())).await.with_context(|| swarm.story(0))?;
         let got = received().await?;
         ensure!(got < bytes(14 * MIB), "it had come before: this tests nothing");
@@ -139,7 +128,7 @@ async fn a_blob_that_is_evicted_while_another_node_fetches_it_fails_nothing() ->
     swarm.ensure_peaceful().await?;
     // What had come is not read again, and what was open came whole.
     let copies = Copies::of_blob(&swarm.ecr().log(), &pushed.image.layers[0]);
-    let got = agent(&swarm, 1)?.metrics().await?.sum("darter_peer_bytes_total", &[("direction", "received")]);
+    let got = swarm.agent(1)?.metrics().await?.sum("darter_peer_bytes_total", &[("direction", "received")]);
     ensure!(copies.most <= 2 && bytes(copies.sent) + got <= 2.0 * bytes(copies.size) + bytes(MIB), "{copies}, {got}");
     Ok(())
 }
@@ -160,7 +149,7 @@ async fn a_node_without_room_pulls_from_the_registry_and_the_others_share() -> R
     tmpfs.fill()?;
     last(swarm.pull_all(&pushed).await)?;
     // The node without room may be told to read, and sees that it has none when the first bytes are there.
-    let copies = by_agents(&swarm, &pushed);
+    let copies = swarm.copies_by_agents(&pushed);
     ensure!(copies.least == 1 && copies.sent - copies.size < MIB, "{copies}\n{}", swarm.told());
     let log = swarm.ecr().log();
     let itself: u64 = log.iter().filter(|seen| seen.agent.starts_with("containerd/")).map(Seen::bytes).sum();
@@ -168,7 +157,7 @@ async fn a_node_without_room_pulls_from_the_registry_and_the_others_share() -> R
     swarm.ensure_peaceful().await?;
     // With room it is one of them again.
     tmpfs.empty()?;
-    let ready = agent(&swarm, 2)?;
+    let ready = swarm.agent(2)?;
     eventually("the store takes blobs", async || {
         let answer = ready.admin("/readyz").await?;
         Ok(!answer.text().contains("takes no new blobs") && !answer.text().contains("degraded"))

@@ -2,7 +2,7 @@
 //! tokens, and only with each other.
 
 use anyhow::{Context as _, Result, ensure};
-use darter_tests::agent::{Agent, Options};
+use darter_tests::agent::Options;
 use darter_tests::cluster::swarm::Swarm;
 use darter_tests::cluster::{Plan, Pushed, Seat, last};
 use darter_tests::http::Client;
@@ -31,7 +31,7 @@ async fn nodes_without_tls_read_the_origin_exactly_once() -> Result<()> {
     let sent = swarm.sum("darter_peer_bytes_total", &[("direction", "sent")]).await?;
     ensure!(sent >= 3.0 * bytes(pushed.image.layer_bytes()), "{sent} bytes went from node to node");
     for node in 0..swarm.len() {
-        let log = agent(&swarm, node)?.log();
+        let log = swarm.agent(node)?.log();
         ensure!(log.contains("Fetch"), "node {node} says too little to give anything away");
         let told = log.lines().find(|line| has_token(line));
         ensure!(told.is_none(), "node {node} logs a token: {told:?}");
@@ -62,7 +62,7 @@ async fn no_stranger_is_served(swarm: &Swarm, pushed: &Pushed) -> Result<()> {
     let stranger = Client::new(swarm.origin().clone());
     let answer = stranger.get(&piece).await?;
     ensure!(answer.status == 403 && answer.body.is_empty(), "{}: {}", answer.status, answer.text());
-    let counted = agent(swarm, 0)?.metrics().await?.sum("darter_peer_rejected_total", &[("reason", "token")]);
+    let counted = swarm.agent(0)?.metrics().await?.sum("darter_peer_rejected_total", &[("reason", "token")]);
     ensure!(counted == 1.0, "{counted} requests without a token");
     Ok(())
 }
@@ -77,7 +77,7 @@ async fn nodes_that_differ_in_tls_share_with_their_own_kind_and_say_so() -> Resu
     let swarm = Swarm::start_apart(Plan::new(4, 100, 4), mixed).await?;
     eventually("each knows its own kind, and that there is another", async || {
         for node in 0..swarm.len() {
-            let metrics = agent(&swarm, node)?.metrics().await?;
+            let metrics = swarm.agent(node)?.metrics().await?;
             let (peers, apart) = (
                 metrics.sum("darter_swarm_peers", &[]),
                 metrics.sum("darter_peer_rejected_total", &[("reason", "tls")]),
@@ -94,7 +94,7 @@ async fn nodes_that_differ_in_tls_share_with_their_own_kind_and_say_so() -> Resu
     // Once for each kind: no piece goes from one to the other.
     swarm.copies(&pushed).ensure_exactly(2).with_context(|| swarm.told())?;
     for node in 0..swarm.len() {
-        let agent = agent(&swarm, node)?;
+        let agent = swarm.agent(node)?;
         ensure!(agent.log().contains("another swarm.tls"), "node {node} does not say why\n{}", swarm.story(node));
         let ready = agent.admin("/readyz").await?;
         let json: Value = serde_json::from_slice(&ready.body)?;
@@ -103,8 +103,4 @@ async fn nodes_that_differ_in_tls_share_with_their_own_kind_and_say_so() -> Resu
         ensure!(ready.status == 200 && reason.starts_with("1 other members; 2 nodes have another"), "{reason}");
     }
     Ok(())
-}
-
-fn agent(swarm: &Swarm, node: usize) -> Result<&Agent> {
-    swarm.node(node).running_agent().context("an agent is gone")
 }

@@ -3,11 +3,11 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use darter_core::Digest;
 use darter_core::access::Place;
 use darter_core::stale::{Question, Seen};
-use darter_tests::agent::{Agent, Options};
+use darter_tests::agent::Options;
 use darter_tests::cluster::hostile::Deed;
 use darter_tests::cluster::swarm::Swarm;
 use darter_tests::cluster::{Plan, Pushed, Seat, last};
@@ -33,13 +33,9 @@ async fn start(says: &'static [&'static str]) -> Result<Swarm> {
     Swarm::start(Plan::new(says.len(), 400, 1), configure).await
 }
 
-fn agent(swarm: &Swarm, node: usize) -> Result<&Agent> {
-    swarm.node(node).running_agent().context("no agent")
-}
-
 /// What a node's mirror says of a tag, as containerd asks it.
 async fn head(swarm: &Swarm, node: usize, repository: &str, tag: &str) -> Result<Answer> {
-    let agent = agent(swarm, node)?;
+    let agent = swarm.agent(node)?;
     let url = format!("{}/v2/{repository}/manifests/{tag}?ns={}", agent.mirror_url(), swarm.ecr().name());
     agent.client().head(&url).await
 }
@@ -72,11 +68,11 @@ fn away(swarm: &Swarm) {
 }
 
 async fn refused(swarm: &Swarm, node: usize, reason: &str) -> Result<f64> {
-    Ok(agent(swarm, node)?.metrics().await?.sum("darter_stale_tag_refusals_total", &[("reason", reason)]))
+    Ok(swarm.agent(node)?.metrics().await?.sum("darter_stale_tag_refusals_total", &[("reason", reason)]))
 }
 
 async fn answered(swarm: &Swarm, node: usize) -> Result<f64> {
-    Ok(agent(swarm, node)?.metrics().await?.sum("darter_stale_tags_total", &[]))
+    Ok(swarm.agent(node)?.metrics().await?.sum("darter_stale_tags_total", &[]))
 }
 
 #[tokio::test]
@@ -99,14 +95,14 @@ async fn with_the_registry_away_a_node_that_never_saw_a_tag_has_all_of_it_from_t
     last(swarm.pull_on(&[2], &pushed).await)?;
     let given: Vec<_> = swarm.ecr().log().split_off(log).into_iter().filter(|seen| seen.status < 300).collect();
     ensure!(given.is_empty(), "the registry gave {given:?}");
-    let received = agent(&swarm, 2)?.metrics().await?.sum("darter_peer_bytes_total", &[("direction", "received")]);
+    let received = swarm.agent(2)?.metrics().await?.sum("darter_peer_bytes_total", &[("direction", "received")]);
     ensure!(received > bytes(pushed.image.layer_bytes()), "{received} bytes came from the others");
     ensure!(answered(&swarm, 2).await? >= 1.0, "not counted");
-    let said = agent(&swarm, 2)?.log();
+    let said = swarm.agent(2)?.log();
     ensure!(said.contains("on which all members agree") && said.contains("asked=2 answered=2 knowing=2"), "{said}");
     // Both know it of another repository too, for which the third has no proof.
     ensure!(head(&swarm, 2, secret, hidden).await?.status == 404, "opened without a proof");
-    ensure!(!agent(&swarm, 2)?.log().contains("repository=team/secret"), "members were asked without a proof");
+    ensure!(!swarm.agent(2)?.log().contains("repository=team/secret"), "members were asked without a proof");
     // A tag that nobody saw stays unknown.
     ensure!(status(&swarm, 2, "never-seen").await? == 404);
     ensure!(refused(&swarm, 2, "unknown").await? >= 1.0, "not counted");
@@ -178,7 +174,7 @@ async fn nodes_that_do_not_say_cluster_neither_ask_nor_answer() -> Result<()> {
     away(&swarm);
     for node in [2, 3] {
         ensure!(status(&swarm, node, &pushed.tag).await? == 404, "node {node} asked others\n{}", swarm.story(node));
-        let all = agent(&swarm, node)?.metrics().await?.sum("darter_stale_tag_refusals_total", &[]);
+        let all = swarm.agent(node)?.metrics().await?.sum("darter_stale_tag_refusals_total", &[]);
         ensure!(all == 0.0 && answered(&swarm, node).await? == 0.0, "node {node} asked others");
     }
     means(&swarm, 4, &pushed.tag, pushed.image.root.digest()).await?;
@@ -232,7 +228,7 @@ async fn a_liar_redirects_no_tag_and_a_flood_of_questions_is_harmless() -> Resul
     })
     .await?;
     means(&swarm, 2, &pushed.tag, pushed.image.root.digest()).await?;
-    let asked_by_honest = agent(&swarm, 2)?.log().matches("on which all members agree").count();
+    let asked_by_honest = swarm.agent(2)?.log().matches("on which all members agree").count();
     ensure!(asked_by_honest >= 2, "it was not asked again: this tests nothing\n{}", swarm.story(2));
     swarm.agents_know(3).await?;
     let asked = swarm.ecr().log().iter().filter(|seen| seen.kind == Kind::ManifestHead && seen.status == 200).count();

@@ -5,49 +5,16 @@ use anyhow::{Context as _, Result, ensure};
 use darter_agent::swarm::identity::Identity;
 use darter_core::Digest;
 use darter_core::swarm::score;
-use darter_tests::agent::{Agent, Options};
+use darter_tests::agent::Options;
 use darter_tests::cluster::swarm::Swarm;
-use darter_tests::cluster::{Copies, Plan, Pushed, Seat, last};
-use darter_tests::stage::{MIB, bytes, eventually};
+use darter_tests::cluster::{Plan, Seat, last};
+use darter_tests::stage::{MIB, bytes};
 use darter_tests::tools::{Need, Release, can_run};
 
 const NEEDS: [Need; 2] = [Need::Containerd(Release::V2), Need::Darter];
 
 /// What readers who died, stood still or were cut off had begun: a segment for each of their leases.
 const BEGUN: u64 = 32 * MIB;
-
-fn agent(swarm: &Swarm, node: usize) -> Result<&Agent> {
-    swarm.node(node).running_agent().context("an agent is gone")
-}
-
-/// Waits until one of the agents that `among` names has read so much of the registry, and says which.
-async fn reads(swarm: &Swarm, among: std::ops::Range<usize>, least: u64) -> Result<usize> {
-    let mut reader = None;
-    eventually("somebody reads the registry", async || {
-        for node in among.clone() {
-            if agent(swarm, node)?.metrics().await?.sum("darter_origin_bytes_total", &[]) > bytes(least) {
-                reader = Some(node);
-                return Ok(true);
-            }
-        }
-        Ok(false)
-    })
-    .await?;
-    reader.context("nobody reads")
-}
-
-/// What the agents read of the largest layer. What containerd reads by itself is not the swarm's.
-fn read_by_agents(swarm: &Swarm, pushed: &Pushed) -> Copies {
-    let log = swarm.ecr().log();
-    let by_agents: Vec<_> = log.into_iter().filter(|seen| !seen.agent.starts_with("containerd/")).collect();
-    Copies::of_blob(&by_agents, &pushed.image.layers[0])
-}
-
-async fn nobody_read_alone(swarm: &Swarm) -> Result<()> {
-    let alone = swarm.sum("darter_swarm_fallbacks_total", &[]).await?;
-    ensure!(alone == 0.0, "{alone} blobs were read alone\n{}", swarm.told());
-    Ok(())
-}
 
 #[tokio::test]
 async fn a_coordinator_that_dies_in_the_middle_is_followed_by_another() -> Result<()> {
@@ -58,25 +25,25 @@ async fn a_coordinator_that_dies_in_the_middle_is_followed_by_another() -> Resul
     let pushed = swarm.push(61, &[48 * MIB]).await?;
     let victim = coordinator(&swarm, pushed.image.layers[0].digest())?;
     let fault = async {
-        reads(&swarm, 0..swarm.len(), 3 * MIB).await?;
+        swarm.reader(0..swarm.len(), 3 * MIB).await?;
         swarm.kill_agent(victim)?;
-        let copies = read_by_agents(&swarm, &pushed);
+        let copies = swarm.copies_of_layer(&pushed);
         ensure!(copies.sent < copies.size, "all of it was read before: this tests nothing");
         anyhow::Ok(())
     };
     let (pulls, killed) = tokio::join!(swarm.pull_all(&pushed), fault);
     killed?;
     last(pulls)?;
-    let copies = read_by_agents(&swarm, &pushed);
+    let copies = swarm.copies_by_agents(&pushed);
     ensure!(copies.least == 1 && copies.sent - copies.size <= BEGUN, "{copies}\n{}", swarm.told());
-    nobody_read_alone(&swarm).await
+    swarm.ensure_nobody_alone().await
 }
 
 /// The node that coordinates a blob, by the rule that all of them know.
 fn coordinator(swarm: &Swarm, blob: Digest) -> Result<usize> {
     let mut best = None;
     for node in 0..swarm.len() {
-        let name = Identity::load_or_make(&agent(swarm, node)?.dir().join("data/identity.key"))?.id();
+        let name = Identity::load_or_make(&swarm.agent(node)?.dir().join("data/identity.key"))?.id();
         best = best.max(Some((score(&blob, &name), name, node)));
     }
     best.map(|(_, _, node)| node).context("no nodes")
@@ -92,7 +59,7 @@ async fn a_node_that_stands_still_holds_up_nobody_and_goes_on_afterwards() -> Re
     let pushed = swarm.push(62, &[64 * MIB]).await?;
     // The kernel goes on accepting what is sent to it, and nothing comes back.
     let pulling: Vec<_> = (0..swarm.len()).map(|node| tokio::spawn(swarm.pull_alone(node, &pushed))).collect();
-    let paused = reads(&swarm, 0..swarm.len(), 4 * MIB).await?;
+    let paused = swarm.reader(0..swarm.len(), 4 * MIB).await?;
     swarm.pause(paused)?;
     let mut waits = None;
     for (node, pull) in pulling.into_iter().enumerate() {
@@ -107,9 +74,9 @@ async fn a_node_that_stands_still_holds_up_nobody_and_goes_on_afterwards() -> Re
     for node in 0..swarm.len() {
         swarm.verify(node, &pushed).await?;
     }
-    let copies = read_by_agents(&swarm, &pushed);
+    let copies = swarm.copies_of_layer(&pushed);
     ensure!(copies.least == 1 && copies.sent - copies.size <= BEGUN, "{copies}\n{}", swarm.told());
-    nobody_read_alone(&swarm).await
+    swarm.ensure_nobody_alone().await
 }
 
 #[tokio::test]
@@ -124,17 +91,17 @@ async fn a_reader_on_a_thin_link_makes_nobody_go_on_alone() -> Result<()> {
     let pushed = swarm.push(63, &[32 * MIB]).await?;
     // It comes first, and has been told to read a good part of it before anybody knows how slow it is.
     let others = async {
-        reads(&swarm, thin..thin + 1, MIB).await?;
+        swarm.reader(thin..thin + 1, MIB).await?;
         anyhow::Ok(swarm.pull_on(&[0, 1, 2], &pushed).await)
     };
     let slow = async { swarm.pull_on(&[thin], &pushed).await };
     let (slow, others) = tokio::join!(slow, others);
     last(slow)?;
     last(others?)?;
-    let read = agent(&swarm, thin)?.metrics().await?.sum("darter_origin_bytes_total", &[]);
+    let read = swarm.agent(thin)?.metrics().await?.sum("darter_origin_bytes_total", &[]);
     ensure!(read >= bytes(8 * MIB), "it read {read} bytes for the others: this tests nothing");
     // Where they are done with all else some of it is read once more, by one of them for all.
-    nobody_read_alone(&swarm).await?;
+    swarm.ensure_nobody_alone().await?;
     let copies = swarm.copies(&pushed);
     ensure!(copies.least == 1 && copies.most <= 2, "{copies}\n{}", swarm.told());
     Ok(())
@@ -151,7 +118,7 @@ async fn nodes_that_boot_and_pull_at_once_read_the_registry_once() -> Result<()>
     swarm.stop_agents().await?;
     swarm.start_agents_again().await?;
     last(swarm.pull_all(&pushed).await)?;
-    nobody_read_alone(&swarm).await?;
+    swarm.ensure_nobody_alone().await?;
     swarm.copies(&pushed).ensure_exactly(1).with_context(|| swarm.told())
 }
 
@@ -168,14 +135,17 @@ async fn both_halves_of_a_swarm_that_is_cut_in_the_middle_finish() -> Result<()>
     let swarm = Swarm::start(Plan::new(4, 100, 2), |_, options| options).await?;
     let pushed = swarm.push(65, &[32 * MIB]).await?;
     let cut = async {
-        reads(&swarm, 0..swarm.len(), 3 * MIB).await?;
-        swarm.partition(&HALF)
+        swarm.reader(0..swarm.len(), 3 * MIB).await?;
+        swarm.partition(&HALF)?;
+        let copies = swarm.copies_of_layer(&pushed);
+        ensure!(copies.sent < copies.size, "all of it was read before: this tests nothing");
+        anyhow::Ok(())
     };
     let (pulls, cut) = tokio::join!(swarm.pull_all(&pushed), cut);
     cut?;
     last(pulls)?;
-    nobody_read_alone(&swarm).await?;
-    let copies = read_by_agents(&swarm, &pushed);
+    swarm.ensure_nobody_alone().await?;
+    let copies = swarm.copies_of_layer(&pushed);
     ensure!(copies.least >= 1 && copies.average() <= 2.0, "{copies}\n{}", swarm.told());
     // That is why: they are two swarms.
     swarm.agents_know(1).await
@@ -195,21 +165,21 @@ async fn halves_that_find_each_other_in_the_middle_go_on_as_one() -> Result<()> 
     swarm.agents_know(1).await?;
     let pushed = swarm.push(67, &[2 * MIB; 30]).await?;
     let heal = async {
-        reads(&swarm, 0..2, MIB).await?;
-        reads(&swarm, 2..4, MIB).await?;
+        swarm.reader(0..2, MIB).await?;
+        swarm.reader(2..4, MIB).await?;
         swarm.heal(&HALF)
     };
     let (pulls, healed) = tokio::join!(swarm.pull_all(&pushed), heal);
     healed?;
     last(pulls)?;
-    nobody_read_alone(&swarm).await?;
+    swarm.ensure_nobody_alone().await?;
     let copies = swarm.copies(&pushed);
     // Two of each layer if they had not found each other.
     ensure!(copies.least == 1 && copies.average() < 1.9, "{copies}\n{}", swarm.told());
     swarm.complete().await?;
     let next = swarm.push(66, &[8 * MIB, 4 * MIB]).await?;
     last(swarm.pull_all(&next).await)?;
-    nobody_read_alone(&swarm).await?;
+    swarm.ensure_nobody_alone().await?;
     swarm.copies(&next).ensure_exactly(1).with_context(|| swarm.told())
 }
 
@@ -240,10 +210,10 @@ async fn a_node_that_hears_of_nobody_at_its_boot_serves_and_joins_later() -> Res
         if seat.number == 0 { options.set("swarm.dns", NAME) } else { options }
     };
     let mut swarm = Swarm::start_apart(Plan::new(2, 200, 1), lost).await?;
+    let pushed = swarm.push(68, &[16 * MIB, MIB]).await?;
     swarm.node_mut(0).stop_agent().await?;
     swarm.partition(&[0])?;
     swarm.node_mut(0).start_agent_again().await?;
-    let pushed = swarm.push(68, &[16 * MIB, MIB]).await?;
     last(swarm.read_on(&[0], &pushed).await).with_context(|| swarm.story(0))?;
     swarm.heal(&[0])?;
     swarm.complete().await?;

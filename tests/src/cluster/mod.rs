@@ -30,7 +30,7 @@ use futures_util::future::{join_all, try_join_all};
 use rustix::process::Signal;
 use tokio::time::Instant;
 
-use crate::agent::Options;
+use crate::agent::{Agent, Options};
 use crate::emulator::{Emulator, Host};
 use crate::fake_ecr::{self, Auth, FakeEcr};
 use crate::image::{Format, Image};
@@ -288,6 +288,24 @@ impl Cluster {
     /// How often the registry gave each byte of an image.
     pub fn copies(&self, pushed: &Pushed) -> Copies {
         Copies::of_image(&self.ecr, &pushed.image)
+    }
+
+    /// How often it gave each byte of the largest layer, to whomever.
+    pub fn copies_of_layer(&self, pushed: &Pushed) -> Copies {
+        Copies::of_blob(&self.ecr.log(), &pushed.image.layers[0])
+    }
+
+    /// The same to agents alone: for where a containerd is meant to go on without one, and only there. It
+    /// would hide any other that does.
+    pub fn copies_by_agents(&self, pushed: &Pushed) -> Copies {
+        let log = self.ecr.log();
+        let by_agents: Vec<_> = log.into_iter().filter(|seen| !seen.agent.starts_with("containerd/")).collect();
+        Copies::of_blob(&by_agents, &pushed.image.layers[0])
+    }
+
+    /// The agent of a node, which is to run.
+    pub fn agent(&self, node: usize) -> Result<&Agent> {
+        self.node(node).running_agent().with_context(|| format!("node {node} has no agent that runs"))
     }
 
     /// What the card of each node received and sent so far.

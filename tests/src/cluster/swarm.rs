@@ -126,6 +126,30 @@ impl Swarm {
         (0..self.len()).map(told).collect()
     }
 
+    /// No agent read alone.
+    pub async fn ensure_nobody_alone(&self) -> Result<()> {
+        let alone = self.sum("darter_swarm_fallbacks_total", &[]).await?;
+        ensure!(alone == 0.0, "{alone} blobs were read alone\n{}", self.told());
+        Ok(())
+    }
+
+    /// Waits until one of these has read so much of the registry, and says which.
+    pub async fn reader(&self, among: std::ops::Range<usize>, least: u64) -> Result<usize> {
+        let mut reader = None;
+        eventually("somebody reads the registry", async || {
+            for node in among.clone() {
+                let read = self.agent(node)?.metrics().await?.sum("darter_origin_bytes_total", &[]);
+                if read > bytes(least) {
+                    reader = Some(node);
+                    return Ok(true);
+                }
+            }
+            Ok(false)
+        })
+        .await?;
+        reader.context("nobody reads")
+    }
+
     /// No agent read alone, and none took another for a liar or a stranger.
     pub async fn ensure_peaceful(&self) -> Result<()> {
         for node in 0..self.cluster.len() {
