@@ -90,8 +90,9 @@ struct Word {
 #[derive(Debug)]
 struct Content {
     used: Instant,
-    /// When the registry itself was last heard of it: what is kept here may be used while it is away.
-    told: Instant,
+    /// When the registry itself was last heard of it, if it was: what is kept here may be used while it is
+    /// away.
+    told: Option<Instant>,
     /// A manifest that was seen last: what a later proof asks the origin for.
     manifest: Option<Digest>,
     /// Sizes in bytes where a manifest told them.
@@ -148,9 +149,10 @@ impl Proofs {
     pub fn hear(&mut self, now: Instant, place: &Place, words: &[(Digest, Said)]) {
         // One manifest refers to fewer than there is room for.
         for (digest, said) in words.iter().take(self.limits.words) {
-            // Less is no news: a digest that is held may be named too.
             let said = match (self.heard(now, place, digest), said) {
-                (Some(known @ Said::Held(_)), Said::Named | Said::Held(None)) => known,
+                // Less is no news, and does not keep what is known either: a digest that is held may be named too.
+                (Some(Said::Held(_)), Said::Named) => continue,
+                (Some(known @ Said::Held(_)), Said::Held(None)) => known,
                 _ => *said,
             };
             self.words.insert((place.clone(), *digest), Word { said, at: now });
@@ -180,8 +182,8 @@ impl Proofs {
     /// it and spoke of `place` lately: what this node can tell others.
     pub fn saw_lately(&self, now: Instant, place: &Place, digest: &Digest) -> Option<Option<u64>> {
         let content = self.places.get(place)?;
-        let is_late = now.saturating_duration_since(content.told) >= self.limits.stale;
-        content.digests.get(digest).copied().filter(|_| !is_late)
+        content.told.filter(|told| now.saturating_duration_since(*told) < self.limits.stale)?;
+        content.digests.get(digest).copied()
     }
 
     /// `manifest` was read from `place` and refers to `references`.
@@ -198,7 +200,7 @@ impl Proofs {
     pub fn saw(&mut self, now: Instant, place: &Place, digest: Digest, size: Option<u64>) {
         self.note(now, place, &[(digest, size)]);
         if let Some(content) = self.places.get_mut(place) {
-            content.told = now;
+            content.told = Some(now);
         }
     }
 
@@ -207,7 +209,7 @@ impl Proofs {
             let idlest = self.places.iter().min_by_key(|(_, content)| content.used).map(|(place, _)| place.clone());
             idlest.map(|place| self.places.remove(&place));
         }
-        let new = || Content { used: now, told: now, manifest: None, digests: BTreeMap::new() };
+        let new = || Content { used: now, told: None, manifest: None, digests: BTreeMap::new() };
         let content = self.places.entry(place.clone()).or_insert_with(new);
         content.used = now;
         if content.digests.len() + digests.len() > self.limits.digests {
@@ -333,6 +335,8 @@ mod tests {
         proofs.hear(t0, &place("a"), &[(digest("child"), Said::Held(None))]);
         proofs.hear(t0, &place("a"), &[(digest("child"), Said::Named)]);
         assert_eq!(heard(&proofs, t0, "child"), Some(Said::Held(None)), "less is no news");
+        proofs.hear(t0 + LIMITS.stale / 2, &place("a"), &[(digest("child"), Said::Named)]);
+        assert_eq!(heard(&proofs, t0 + LIMITS.stale, "child"), None, "and does not keep what is known");
         proofs.hear(t0 + LIMITS.stale, &place("a"), &[(digest("child"), Said::Named)]);
         assert_eq!(heard(&proofs, t0 + LIMITS.stale, "child"), Some(Said::Named), "too long ago to be held still");
         proofs.disown(&place("a"), &digest("child"));
@@ -352,6 +356,8 @@ mod tests {
         assert_eq!(told(&proofs, t0 + LIMITS.stale, "a", "manifest"), None, "using it is not asking the registry");
         proofs.saw(t0 + LIMITS.stale, &place("a"), digest("other"), None);
         assert_eq!(told(&proofs, t0 + LIMITS.stale, "a", "manifest"), Some(Some(7)));
+        proofs.saw_manifest(t0, &place("c"), digest("manifest"), &[]);
+        assert_eq!(told(&proofs, t0, "c", "manifest"), None, "the registry did not say so");
     }
 
     proptest! {

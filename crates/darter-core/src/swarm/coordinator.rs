@@ -13,6 +13,7 @@ use super::Cx;
 use super::budget::Budget;
 use super::complaints::Complaints;
 use super::event::{Join, Lease, LeaseEnd, Message};
+use super::hearing::Word;
 use super::leases::Table;
 use super::owner::segment_of;
 use super::peer::{PeerId, Zone, mix, score};
@@ -46,8 +47,6 @@ pub(super) struct Coordinator {
     is_inherited: bool,
     /// Somebody spoke to us about the blob at this time.
     pub(super) used: Time,
-    /// When a piece came to an owner last, or all were told that one is coming.
-    pub(super) showed: Time,
     /// On whose account this is.
     _charge: Charge,
 }
@@ -96,7 +95,6 @@ impl Coordinator {
             is_needed: false,
             is_inherited: false,
             used: Time::ZERO,
-            showed: Time::ZERO,
             _charge: charge,
         }
     }
@@ -151,6 +149,12 @@ impl Coordinator {
         !self.interested.is_empty()
     }
 
+    /// Whether what is known may be forgotten for the word of one who says that the blob has another size.
+    pub(super) fn gives_way_to(&self, from: &PeerId, word: Word) -> bool {
+        let is_said_by_others = self.holders.keys().any(|id| id != from);
+        self.interested.is_empty() && (word == Word::Wants || !is_said_by_others)
+    }
+
     /// Nobody wants the blob, and nobody has it.
     pub(super) fn is_idle(&self) -> bool {
         self.interested.is_empty() && self.holders.is_empty()
@@ -168,7 +172,10 @@ impl Coordinator {
             Some(_) => {}
             None => {
                 let zone = cx.zone_of(&from);
-                self.holders.entry(from).or_insert(Holder { zone, leases: 0 });
+                // It was one before, and broke: leases that are read from it may run still.
+                let running = self.tables.values().flat_map(Table::running).filter(|(_, source)| *source == Some(from));
+                let leases = u8::try_from(running.count()).unwrap_or(u8::MAX);
+                self.holders.entry(from).or_insert(Holder { zone, leases });
             }
         }
         self.grant(cx);
@@ -222,7 +229,7 @@ impl Coordinator {
     }
 
     pub(super) fn released(&mut self, from: PeerId, piece: u32, cx: &mut Cx<'_>) {
-        (self.used, self.showed) = (cx.now, cx.now);
+        self.used = cx.now;
         let zone = self.zone_of(&from, cx);
         let is_full = self.imports() >= self.budget.limit(cx.now);
         let bytes = self.layout.piece(u64::from(piece)).len();

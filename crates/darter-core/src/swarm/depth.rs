@@ -20,7 +20,7 @@ const BYTES_MAX: u64 = 64 * 1024 * 1024;
 pub(super) struct Depth {
     /// What refusals took since a piece came.
     refused: Duration,
-    /// What the last one took: as long as any answer takes.
+    /// What the last one took, and less with every piece that comes without one: as long as any answer takes.
     answer: Duration,
     share: u128,
 }
@@ -34,6 +34,9 @@ impl Depth {
 
     /// A piece came this long after it was asked for.
     pub(super) fn came(&mut self, took: Duration) {
+        if self.refused.is_zero() {
+            self.answer = self.answer * 7 / 8;
+        }
         let asking = std::mem::take(&mut self.refused) + self.answer;
         let coming = took.saturating_sub(self.answer).max(Duration::from_micros(1));
         let share = (asking.as_micros() * WHOLE / coming.as_micros()).min(WHOLE);
@@ -80,6 +83,10 @@ mod tests {
         assert_eq!(most(&depth), limits.in_flight_max, "no more than this");
         (0..100).for_each(|_| depth.came(millis(3000)));
         assert_eq!(most(&depth), limits.in_flight, "it passes");
+        // One that was refused after long says nothing of how long others take.
+        depth.refused(millis(5000));
+        (0..100).for_each(|_| depth.came(millis(30)));
+        assert_eq!(most(&depth), limits.in_flight);
     }
 
     #[test]

@@ -10,8 +10,8 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use super::Swarm;
-use super::event::{Action, Message};
-use super::hearing::coordinate;
+use super::event::{Action, Message, Rejection};
+use super::hearing::{Uncoordinated, Word};
 use super::peer::{PeerId, Zone};
 use super::seed;
 use super::time::Time;
@@ -38,8 +38,7 @@ type Asked = (PeerId, bool);
 impl Swarm {
     /// This node is to go, and has these blobs.
     pub(super) fn leave(&mut self, blobs: Vec<Digest>, out: &mut Vec<Action>) {
-        let asked = &self.handover.asked;
-        self.handover.leaving = Some(blobs.into_iter().filter(|blob| !asked.contains_key(blob)).collect());
+        self.handover.leaving = Some(blobs.into());
         self.handover.has_left = false;
         self.hand_over(out);
     }
@@ -62,7 +61,9 @@ impl Swarm {
     fn hand_over(&mut self, out: &mut Vec<Action>) {
         while self.handover.asked.len() < self.node.limits.takes_max {
             let Some(blob) = self.handover.leaving.as_mut().and_then(VecDeque::pop_front) else { break };
-            self.ask_to_take(blob, Vec::new(), out);
+            if !self.handover.asked.contains_key(&blob) {
+                self.ask_to_take(blob, Vec::new(), out);
+            }
         }
         let is_done = self.handover.leaving.as_ref().is_some_and(VecDeque::is_empty) && self.handover.asked.is_empty();
         if is_done && !self.handover.has_left {
@@ -143,8 +144,13 @@ impl Swarm {
             return out.push(answer(false));
         }
         // Its word that it has the blob may have been lost, or come before this node coordinated it.
-        if let Ok(state) = coordinate(&mut self.coordinated, blob, size, from, &mut self.node) {
-            state.holds(from, &mut self.node.cx(now, out));
+        match self.coordinate(blob, (size, Word::Has), from) {
+            Ok((state, node)) => state.holds(from, &mut node.cx(now, out)),
+            Err(Uncoordinated::OtherSize) => {}
+            Err(Uncoordinated::Flood) => {
+                out.push(Action::Reject { peer: from, reason: Rejection::Flood });
+                return out.push(answer(false));
+            }
         }
         let is_new = self.handover.takes.insert(blob, from).is_none();
         if is_new && !self.downloads.contains_key(&blob) {

@@ -1,7 +1,5 @@
 //! What other nodes say: to this node as a coordinator, as a neighbour, or as somebody they wait for.
 
-use std::collections::BTreeMap;
-
 use super::coordinator::Coordinator;
 use super::{Action, Message, Node, PeerId, Rejection, Swarm, Time};
 use crate::Digest;
@@ -11,26 +9,26 @@ impl Swarm {
     pub(super) fn heard(&mut self, now: Time, from: PeerId, blob: Digest, message: Message, out: &mut Vec<Action>) {
         match message {
             Message::Join(join) => {
-                let is_flood = match coordinate(&mut self.coordinated, blob, join.size, from, &mut self.node) {
-                    Ok(coordinator) => {
-                        self.sessions.insert(blob);
-                        !coordinator.joined(from, &join, &mut self.node.cx(now, out))
+                match self.coordinate(blob, (join.size, Word::Wants), from) {
+                    Ok((coordinator, node)) => {
+                        if coordinator.joined(from, &join, &mut node.cx(now, out)) {
+                            self.sessions.insert(blob);
+                        } else {
+                            self.forget_if_idle(&blob);
+                            out.push(Action::Reject { peer: from, reason: Rejection::Flood });
+                            // No node wants so much at once.
+                            self.strike(now, from, out);
+                        }
                     }
-                    Err(uncoordinated) => uncoordinated == Uncoordinated::Flood,
-                };
-                if is_flood {
-                    if self.coordinated.get(&blob).is_some_and(Coordinator::is_idle) {
-                        self.coordinated.remove(&blob);
-                    }
-                    out.push(Action::Reject { peer: from, reason: Rejection::Flood });
-                    // No node wants so much at once.
-                    self.strike(now, from, out);
+                    // It may have a large store, which is no lie: it wants a blob like any other, of somebody else.
+                    Err(Uncoordinated::Flood) => out.push(Action::Reject { peer: from, reason: Rejection::Flood }),
+                    Err(Uncoordinated::OtherSize) => {}
                 }
                 self.bridge(now, from, blob, out);
             }
             Message::Holds { size } => {
-                match coordinate(&mut self.coordinated, blob, size, from, &mut self.node) {
-                    Ok(coordinator) => coordinator.holds(from, &mut self.node.cx(now, out)),
+                match self.coordinate(blob, (size, Word::Has), from) {
+                    Ok((coordinator, node)) => coordinator.holds(from, &mut node.cx(now, out)),
                     Err(Uncoordinated::Flood) => out.push(Action::Reject { peer: from, reason: Rejection::Flood }),
                     Err(Uncoordinated::OtherSize) => {}
                 }
@@ -39,9 +37,7 @@ impl Swarm {
             Message::Leave => {
                 if let Some(coordinator) = self.coordinated.get_mut(&blob) {
                     coordinator.left(&from, &mut self.node.cx(now, out));
-                    if coordinator.is_idle() {
-                        self.coordinated.remove(&blob);
-                    }
+                    self.forget_if_idle(&blob);
                 }
                 if let Some(download) = self.downloads.get_mut(&blob) {
                     download.drop_neighbour(&from, &mut self.node.cx(now, out));
@@ -137,35 +133,58 @@ impl Swarm {
     }
 }
 
-/// The state about a blob, made when somebody speaks of it first.
-///
-/// Who names another size than those before is wrong, or they were; sha256 tells neither. Somebody who
-/// wants the blob is believed over what others said who do not; the one that is not heard goes to the
-/// next in rank, in the end to itself.
-pub(super) fn coordinate<'a>(
-    coordinated: &'a mut BTreeMap<Digest, Coordinator>,
-    blob: Digest,
-    size: u64,
-    from: PeerId,
-    node: &mut Node,
-) -> Result<&'a mut Coordinator, Uncoordinated> {
-    let layout = Layout::new(size);
-    let is_known = match coordinated.get(&blob) {
-        Some(state) if state.layout == layout => true,
-        Some(state) if !state.interested.is_empty() && from != node.me => return Err(Uncoordinated::OtherSize),
-        _ => false,
-    };
-    if !is_known {
-        let charge = node.register.blob(from, node.me, &node.limits).ok_or(Uncoordinated::Flood)?;
-        if !coordinated.contains_key(&blob) && coordinated.len() >= node.limits.blobs_max {
-            let oldest = coordinated.iter().min_by_key(|(_, state)| state.used).map(|(blob, _)| *blob);
-            oldest.map(|blob| coordinated.remove(&blob));
+impl Swarm {
+    /// The state about a blob, made when somebody speaks of it first.
+    ///
+    /// Who names another size than those before is wrong, or they were; sha256 tells neither. Somebody who
+    /// wants the blob is believed over what others said who do not, and of those who have it the first; the
+    /// one that is not heard goes to the next in rank, in the end to itself.
+    pub(super) fn coordinate(
+        &mut self,
+        blob: Digest,
+        (size, word): (u64, Word),
+        from: PeerId,
+    ) -> Result<(&mut Coordinator, &mut Node), Uncoordinated> {
+        let (layout, node) = (Layout::new(size), &mut self.node);
+        let is_known = match self.coordinated.get(&blob) {
+            Some(state) if state.layout == layout => true,
+            Some(state) if from != node.me && !state.gives_way_to(&from, word) => {
+                return Err(Uncoordinated::OtherSize);
+            }
+            _ => false,
+        };
+        if !is_known {
+            let charge = node.register.blob(from, node.me, &node.limits).ok_or(Uncoordinated::Flood)?;
+            if !self.coordinated.contains_key(&blob) && self.coordinated.len() >= node.limits.blobs_max {
+                let oldest = self.coordinated.iter().min_by_key(|(_, state)| state.used).map(|(blob, _)| *blob);
+                if let Some(oldest) = oldest {
+                    self.coordinated.remove(&oldest);
+                    self.sessions.remove(&oldest);
+                }
+            }
+            self.coordinated.insert(blob, Coordinator::new(blob, layout, charge, &node.limits));
         }
-        coordinated.insert(blob, Coordinator::new(blob, layout, charge, &node.limits));
+        let state = self.coordinated.get_mut(&blob).ok_or(Uncoordinated::OtherSize)?;
+        state.is_first.get_or_insert_with(|| node.is_first(&blob));
+        Ok((state, node))
     }
-    let state = coordinated.get_mut(&blob).ok_or(Uncoordinated::OtherSize)?;
-    state.is_first.get_or_insert_with(|| node.is_first(&blob));
-    Ok(state)
+
+    /// Nobody speaks of it any more.
+    fn forget_if_idle(&mut self, blob: &Digest) {
+        if self.coordinated.get(blob).is_some_and(Coordinator::is_idle) {
+            self.coordinated.remove(blob);
+            self.sessions.remove(blob);
+        }
+    }
+}
+
+/// What somebody says of a blob.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Word {
+    /// It wants it.
+    Wants,
+    /// It has it.
+    Has,
 }
 
 /// Why a node does not coordinate a blob of which a peer speaks.

@@ -14,6 +14,7 @@ impl Swarm {
     /// The first one that does not hold.
     pub fn check_invariants(&self) -> Result<(), Broken> {
         self.invariant_slots_are_few()?;
+        holds(self.sessions.iter().all(|blob| self.coordinated.contains_key(blob)), "a session without a coordinator")?;
         for download in self.downloads.values() {
             invariant_open_pieces_are_missing(download)?;
             invariant_pieces_are_asked_once(download)?;

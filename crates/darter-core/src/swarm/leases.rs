@@ -42,6 +42,8 @@ pub(super) struct Table {
     pace: Duration,
     /// When the last piece came, or the first lease of a time without any was given.
     moved: Time,
+    /// When a piece came to the owner of a lease last, or all were told that one is coming.
+    showed: Time,
     /// Pieces that came in all.
     arrivals: u64,
     /// The shortest time that an owner's uploads take.
@@ -110,6 +112,7 @@ impl Table {
             weights: BTreeMap::new(),
             pace: Duration::ZERO,
             moved: Time::ZERO,
+            showed: Time::ZERO,
             arrivals: 0,
             fastest: Duration::MAX,
             _charge: charge,
@@ -233,6 +236,7 @@ impl Table {
         let among = self.running.len();
         let running = self.running.get_mut(&segment).filter(|running| running.owner == *owner)?;
         self.arrivals += 1;
+        self.showed = now;
         (running.touched, running.seen, running.among) = (now, self.arrivals, among);
         let from = running.from;
         // The last segment may be a few bytes, which say nothing of how long the others take.
@@ -244,10 +248,18 @@ impl Table {
         Some(from)
     }
 
-    /// Bytes of a piece come to an owner. Whether it is its own.
-    pub(super) fn reads_on(&mut self, segment: u32, owner: &PeerId, now: Time) -> bool {
-        let running = self.running.get_mut(&segment).filter(|running| running.owner == *owner);
-        running.map(|running| running.at_it = now).is_some()
+    /// Bytes of a piece come to an owner. Whether it is its own, and nothing was shown or told for so long that
+    /// all are to be told.
+    pub(super) fn reads_on(&mut self, segment: u32, owner: &PeerId, now: Time, silence: Duration) -> bool {
+        let Some(running) = self.running.get_mut(&segment).filter(|running| running.owner == *owner) else {
+            return false;
+        };
+        running.at_it = now;
+        let is_news = now.since(self.showed) >= silence;
+        if is_news {
+            self.showed = now;
+        }
+        is_news
     }
 
     /// An owner ends its lease. Where it read the segment, if it was its own.

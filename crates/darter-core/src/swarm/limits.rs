@@ -22,7 +22,7 @@ pub struct Limits {
     pub in_flight_few: usize,
     /// So many are a few.
     pub few: u32,
-    /// And at most, where answers take long.
+    /// And at most, where answers take long: as many as a few ask for in any case.
     pub in_flight_max: usize,
     /// Pieces asked for at a time from one neighbour.
     pub in_flight_per_peer: u8,

@@ -261,6 +261,8 @@ impl Swarm {
                 }
                 // Nobody speaks of them any more.
                 self.coordinated.retain(|_, state| !state.is_idle());
+                let coordinated = &self.coordinated;
+                self.sessions.retain(|blob| coordinated.contains_key(blob));
                 self.lost_taker(&peer, out);
             }
             Event::Message { from, blob, message } => self.heard(now, from, blob, message, out),

@@ -177,10 +177,28 @@ mod tests {
         let rejected = (0..100).filter(|n| is_rejected(&heard(&mut swarm, 2, blob(*n), Message::Holds { size: MIB })));
         assert_eq!(rejected.count(), 91, "8 are taken, and it may say what 3 says too");
         assert!(swarm.coordinated.contains_key(&blob(99)));
-        // A large store is no lie: nobody is banned for it. What is gone is written off.
+        // A large store is no lie: nobody is banned for it, nor for a wish. What is gone is written off.
         assert!(!is_banned(&heard(&mut swarm, 2, blob(200), Message::Holds { size: MIB }), 2));
+        let wish = heard(&mut swarm, 2, blob(200), join(MIB));
+        assert!(is_rejected(&wish) && !is_banned(&wish, 2), "{wish:?}");
+        // Nor does another size, said by one who only has it, undo what others said.
+        heard(&mut swarm, 4, blob(99), Message::Holds { size: 1 });
+        assert!(swarm.coordinated[&blob(99)].holders.contains_key(&peer(3)));
         heard(&mut swarm, 2, blob(0), Message::Leave);
         assert!(!is_rejected(&heard(&mut swarm, 2, blob(200), Message::Holds { size: MIB })));
+    }
+
+    #[test]
+    fn whoever_wants_one_blob_after_the_other_for_a_moment_leaves_nothing_behind() {
+        let mut swarm = node(Limits::default());
+        for n in 0..100 {
+            heard(&mut swarm, 2, blob(n), join(MIB));
+            heard(&mut swarm, 2, blob(n), Message::Leave);
+        }
+        heard(&mut swarm, 2, blob(0), join(MIB));
+        assert_eq!((swarm.coordinated.len(), swarm.sessions.len()), (1, 1));
+        swarm.handle(NOW, Event::PeerLost(peer(2)));
+        assert_eq!((swarm.coordinated.len(), swarm.sessions.len()), (0, 0));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! for it hear that it is worth it.
 
 use super::Cx;
-use super::coordinator::Coordinator;
+use super::coordinator::{Coordinator, Interested};
 use super::download::Download;
 use super::event::{Action, Message};
 use super::owner::segment_of;
@@ -28,15 +28,17 @@ impl Coordinator {
     /// Bytes of a piece come to an owner.
     pub(super) fn reads_on(&mut self, from: PeerId, piece: u32, cx: &mut Cx<'_>) {
         let (zone, segment) = (self.zone_of(&from, cx), segment_of(self.layout, u64::from(piece)));
-        let is_its_own = self.tables.get_mut(&zone).is_some_and(|table| table.reads_on(segment, &from, cx.now));
+        let (now, silence) = (cx.now, cx.limits.lease_patience);
         // Where pieces come, nobody need be told that they do.
-        if !is_its_own || cx.now.since(self.showed) < cx.limits.lease_patience {
+        let is_news = self.tables.get_mut(&zone).is_some_and(|table| table.reads_on(segment, &from, now, silence));
+        if !is_news {
             return;
         }
-        self.showed = cx.now;
-        let interested = self.count();
-        for (id, _) in self.interested.iter().filter(|(id, node)| !node.is_complete && **id != from) {
-            cx.send(*id, self.blob, Message::Have { pieces: Vec::new(), free_slots: 0, interested });
+        let (interested, free_slots, is_for_zone) = (self.count(), cx.free_slots, cx.limits.scope_is_zone);
+        let waits =
+            |id: &PeerId, node: &Interested| !node.is_complete && *id != from && (!is_for_zone || node.zone == zone);
+        for (id, _) in self.interested.iter().filter(|(id, node)| waits(id, node)) {
+            cx.send(*id, self.blob, Message::Have { pieces: Vec::new(), free_slots, interested });
         }
     }
 }

@@ -75,6 +75,9 @@ fn an_owner_that_ends_both_its_leases_does_not_lose_what_it_is_given_instead() {
     let mut given: Vec<(PeerId, u32)> = Vec::new();
     for (_, segment) in from_holder {
         given.extend(leases(&heard(&mut swarm, at(3), 2, blob, end(segment))));
+        // It has the blob after all, and what is read from it still counts.
+        given.extend(leases(&heard(&mut swarm, at(3), 3, blob, Message::Holds { size: 16 * MIB })));
+        assert_eq!(swarm.check_invariants(), Ok(()));
     }
     given.sort_unstable();
     assert_eq!(given, [(peer(2), 0), (peer(2), 1)], "each once, from the origin");

@@ -33,7 +33,7 @@ fn an_owner_to_whom_bytes_come_slowly_keeps_its_lease_and_not_for_ever() {
 #[test]
 fn who_waits_for_a_slow_piece_hears_of_it_from_the_coordinator_alone() {
     let blob = blob_ranked(&[1]);
-    let comes = |pieces: Vec<u32>| Message::Have { pieces, free_slots: 0, interested: 2 };
+    let comes = || Message::Have { pieces: Vec::new(), free_slots: 4, interested: 2 };
     let mut swarm = node(1..=4);
     let (size, have) = (5 * MIB, Bitfield::new(5));
     let join = Join { size, have, leased: Vec::new(), can_import: true, neighbours: Vec::new() };
@@ -46,7 +46,7 @@ fn who_waits_for_a_slow_piece_hears_of_it_from_the_coordinator_alone() {
     let mut says = |time, from, is_whole| {
         let message = Message::Released { piece: 0, is_whole };
         let actions = swarm.handle(at(time), Event::Message { from, blob, message });
-        actions.contains(&Action::Send { to: other, blob, message: comes(Vec::new()) })
+        actions.contains(&Action::Send { to: other, blob, message: comes() })
     };
     assert!(!says(6000, other, false), "who has no lease");
     assert!(says(6001, owner, false));
@@ -57,8 +57,8 @@ fn who_waits_for_a_slow_piece_hears_of_it_from_the_coordinator_alone() {
     let mut swarm = node([1, 2, 3]);
     let blob = blob_ranked(&[2, 1, 3]);
     want(&mut swarm, blob, 5 * MIB);
-    assert_eq!(heard(&mut swarm, at(10), 3, blob, comes(Vec::new())), []);
-    assert_eq!(heard(&mut swarm, at(10), 2, blob, comes(Vec::new())), [Action::Wait(blob)]);
+    assert_eq!(heard(&mut swarm, at(10), 3, blob, comes()), []);
+    assert_eq!(heard(&mut swarm, at(10), 2, blob, comes()), [Action::Wait(blob)]);
 }
 
 /// Tells this node, which wants the blob, of every deadline until the end. Whom it asked to join meanwhile,
