@@ -110,6 +110,7 @@ async fn a_node_that_karpenter_disrupts_hears_of_it_and_of_the_end_of_it() -> Re
         plane.apply(&node(&["nvidia.com/gpu"])).await?;
         eventually("it hears of the end", async || Ok(!is_going(&agent, "taint").await?)).await?;
     }
+    ensure!(!says("there is no such node"), "{}", agent.log());
     let stays = agent.log().matches("this node stays after all").count();
     ensure!(stays == 2, "{stays} times\n{}", agent.log());
     Ok(())

@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 #[derive(Debug, Clone, Default)]
 pub struct Activity {
     own: Arc<Clock>,
+    /// When somebody last said that something comes. It may be wrong.
+    said: Arc<Clock>,
     /// That of everything that this is one of.
     all: Option<Arc<Clock>>,
 }
@@ -39,7 +41,7 @@ impl Clock {
 impl Activity {
     /// One of several, whose own things come in turn with those of the others.
     pub fn among(all: &Self) -> Self {
-        Self { own: Arc::default(), all: Some(all.own.clone()) }
+        Self { own: Arc::default(), said: Arc::default(), all: Some(all.own.clone()) }
     }
 
     /// Something came.
@@ -54,11 +56,9 @@ impl Activity {
         }
     }
 
-    /// Something of another is on its way, or is said to be.
-    pub fn touch_others(&self) {
-        if let Some(all) = &self.all {
-            all.touch(Instant::now());
-        }
+    /// Somebody says that something comes.
+    pub fn is_said_to_come(&self) {
+        self.said.touch(Instant::now());
     }
 
     /// When something came last; at first when this was made.
@@ -66,11 +66,12 @@ impl Activity {
         self.own.last()
     }
 
-    /// The same, or when something of the others came last, whose turn it may be: for `most` after its own
-    /// last one at most.
+    /// The same, or when something of the others came last, whose turn it may be, or something was said to
+    /// come: for `most` after its own last one at most.
     pub fn last_in_turn(&self, most: Duration) -> Instant {
-        let own = self.own.last();
-        self.all.as_ref().map_or(own, |all| all.last().min(own + most).max(own))
+        let (own, said) = (self.own.last(), self.said.last());
+        let others = self.all.as_ref().map_or(said, |all| all.last().max(said));
+        others.min(own + most).max(own)
     }
 }
 
@@ -131,6 +132,17 @@ mod tests {
         assert!(near(one.last_in_turn(Duration::ZERO), at(40)) && near(all.last(), at(40)));
         assert!(near(other.last(), at(30)) && near(other.last_in_turn(Duration::from_secs(90)), at(40)));
         assert!(near(all.last_in_turn(Duration::from_secs(90)), at(40)), "there are no others");
+    }
+
+    #[test]
+    fn what_is_said_to_come_makes_its_own_blob_wait_and_no_other() {
+        let all = Activity::default();
+        let (one, other) = (Activity::among(&all), Activity::among(&all));
+        let began = one.last();
+        one.said.touch(began + Duration::from_secs(20));
+        let most = Duration::from_secs(10);
+        assert_eq!(one.last_in_turn(most).duration_since(began).as_secs(), 10);
+        assert_eq!(other.last_in_turn(most).duration_since(began).as_secs(), 0);
     }
 
     #[test]

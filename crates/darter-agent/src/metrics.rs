@@ -213,7 +213,11 @@ impl Metrics {
                 "Bytes of pieces sent to and received from other nodes"
             ),
             peer_rejected: metric!(Family::default(), "peer_rejected", "What other nodes did that was not taken"),
-            stale_tags: metric!(Family::default(), "stale_tags", "Tags answered from memory while the origin was away"),
+            stale_tags: metric!(
+                Family::default(),
+                "stale_tags",
+                "Tags answered from this node's memory, or that of all members, while the origin was away"
+            ),
             stale_tag_refusals: metric!(
                 Family::default(),
                 "stale_tag_refusals",

@@ -73,6 +73,9 @@ pub(super) fn check(config: &Config) -> Result<(), Fault> {
         "must be set where aws.account is".to_owned()
     })?;
     check_swarm(config)?;
+    require(config.going.node.is_none() || config.swarm.key_file.is_some(), "going.node", || {
+        "has no meaning without swarm.key_file: only a swarm takes over what a node has that goes".to_owned()
+    })?;
     require(config.going.node.is_some() || config.going.kubeconfig.is_none(), "going.kubeconfig", || {
         "has no meaning without going.node".to_owned()
     })?;

@@ -107,6 +107,15 @@ fn a_swarm_that_cannot_work_is_named_with_its_line() {
 }
 
 #[test]
+fn a_node_that_is_watched_takes_a_swarm_that_takes_over() {
+    let error = refused("[going]\nnode = \"gpu-1\"\n");
+    assert!(error.starts_with("darter.toml:2: going.node") && error.contains("swarm.key_file"), "{error}");
+    let error = refused("[swarm]\nkey_file = \"/k\"\n[going]\nkubeconfig = \"/c\"\n");
+    assert!(error.contains("going.kubeconfig"), "{error}");
+    assert!(file("[swarm]\nkey_file = \"/k\"\n[going]\nnode = \"gpu-1\"\n").is_ok());
+}
+
+#[test]
 fn old_tags_by_the_word_of_a_swarm_take_a_swarm() {
     let registry = "[[registry]]\nname = \"a.example\"\nserve_stale = \"cluster\"\n";
     let error = refused(registry);

@@ -46,8 +46,9 @@ pub struct Notices {
 impl Notices {
     /// As configured. Nobody is asked yet.
     pub fn new(config: &Config, metrics: Arc<Metrics>) -> Self {
-        let is_there = config.aws.imds_endpoint.is_some() || imds::is_ec2();
-        let spot = config.going.spot_notice == SpotNotice::Auto && is_there;
+        // Without a swarm nobody takes over what this node has.
+        let is_of_use = config.swarm.key_file.is_some() && config.going.spot_notice == SpotNotice::Auto;
+        let spot = is_of_use && (config.aws.imds_endpoint.is_some() || imds::is_ec2());
         let node = config.going.node.clone().map(|name| NodeWatch {
             name,
             kubeconfig: config.going.kubeconfig.clone(),

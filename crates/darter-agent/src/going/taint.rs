@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::Node;
 use kube::Api;
 use kube::runtime::watcher;
 use tokio::sync::watch;
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::kubernetes::{Teller, Told, Watch, follow};
 use crate::metrics::Metrics;
@@ -35,17 +35,23 @@ impl NodeWatch {
             config: watcher::Config::default().fields(&format!("metadata.name={name}")),
             rights: format!("a ClusterRole that lets it get, list and watch the node {name}"),
         };
+        let mut is_there = false;
         let tell = |told| match told {
             Told::Works => info!(node = name, "watching the taints of this node"),
             Told::Event(watcher::Event::Apply(node) | watcher::Event::InitApply(node)) => {
+                is_there = true;
                 let taint = taint(&node);
                 let is_news = is_tainted.send_if_modified(|was| std::mem::replace(was, taint.is_some()) != *was);
                 if let Some(taint) = taint.filter(|_| is_news) {
                     info!(taint, "somebody is going to delete this node");
                 }
             }
+            Told::Event(watcher::Event::Init) => is_there = false,
+            Told::Event(watcher::Event::InitDone) if !is_there => {
+                warn!(node = name, "there is no such node; is going.node its name in Kubernetes (spec.nodeName)?");
+            }
             // Who is deleted there runs on until it is stopped.
-            Told::Event(watcher::Event::Delete(_) | watcher::Event::Init | watcher::Event::InitDone) => {}
+            Told::Event(watcher::Event::Delete(_) | watcher::Event::InitDone) => {}
         };
         let teller = Teller::new(trouble, &self.metrics.node_watch_errors);
         follow((self.kubeconfig.as_deref(), "going.kubeconfig"), teller, watch, tell).await;

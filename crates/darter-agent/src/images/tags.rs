@@ -1,7 +1,7 @@
 //! What a tag means now: asked at the registry itself, once for everybody who asks at the same time.
 //!
-//! A peer is never asked (design: one lying member must not be able to redirect a tag), and an old
-//! answer is given only where the operator said so and the registry cannot be reached: this node's own
+//! A peer is never asked while the registry answers (design: one lying member must not be able to redirect
+//! a tag), and an old answer is given only where the operator said so and the registry cannot be reached: this node's own
 //! (`serve_stale = "node"`), or one on which all `members` agree that know the tag (`"cluster"`). Where
 //! there is no such answer either, a host before the registry is asked, if hosts.toml lets it resolve tags,
 //! as containerd itself would ask it. What members or such a host say is forgotten with the tag's TTL.

@@ -19,7 +19,7 @@ use super::Whence;
 use super::fetch::Job;
 use crate::log::chain;
 use crate::metrics::ReasonLabels;
-use crate::origin::{Origin, OriginError};
+use crate::origin::{Origin, OriginError, Whom};
 use crate::swarm::handle::SwarmHandle;
 
 /// Whose word holds for a piece.
@@ -75,10 +75,11 @@ pub(super) async fn find_liar(
     false
 }
 
-/// The value that a piece has at the origin.
+/// The value that a piece has at the registry itself: what stands before it may be wrong, and is not blamed on
+/// a member.
 async fn value(job: &Job, origin: &Origin, whence: &Whence, span: Span) -> Result<[u8; 32], OriginError> {
     let Whence { repository, credential, .. } = whence;
-    let mut stream = origin.blob(repository, &job.wanted.digest, Some(span), credential).await?;
+    let mut stream = origin.of(Whom::Registry).blob(repository, &job.wanted.digest, Some(span), credential).await?;
     if stream.start != span.start {
         return Err(OriginError::Lied("it does not send the range that is asked for"));
     }

@@ -61,12 +61,16 @@ pub(super) async fn fetch(job: &Job, swarm: &SwarmHandle, ended: impl Future<Out
         };
         // Without the liar the others are of help again. Once: it may be that nobody is.
         let is_again = reason == WRONG && std::mem::take(&mut is_first);
-        let finds = async { is_again && target.finds_liar().await };
-        tokio::select! {
-            is_found = finds => if !is_found {
-                break (reason, target);
-            },
+        if !is_again {
+            break (reason, target);
+        }
+        let is_found = tokio::select! {
+            is_found = target.finds_liar() => is_found,
+            // What is wrong was thrown away.
             () = &mut ended => return Err(PullError::Abandoned),
+        };
+        if !is_found {
+            break (reason, target);
         }
     };
     if job.wanted.whence.is_none() {
@@ -243,8 +247,7 @@ impl Together<'_> {
                 };
                 self.fetches.insert((piece, peer), self.tasks.spawn(task));
             }
-            // For as long as for its turn, and no longer: it is only said.
-            Order::Wait => target.job.account.activity().touch_others(),
+            Order::Wait => target.job.account.activity().is_said_to_come(),
             Order::Cancel { piece, peer } => {
                 if let Some(task) = self.fetches.remove(&(piece, peer)) {
                     task.abort();
