@@ -105,6 +105,51 @@ async fn a_lying_importer_is_found_out_and_the_registry_is_read_once_more_for_al
 }
 
 #[tokio::test]
+async fn who_lies_about_a_blob_that_others_have_is_found_out_before_its_first_piece_is_taken() -> Result<()> {
+    let name = "who_lies_about_a_blob_that_others_have_is_found_out_before_its_first_piece_is_taken";
+    if !can_run(name, &NEEDS) {
+        return Ok(());
+    }
+    // With one honest holder the origin decides who of the two lies, with two they agree.
+    for (honest, deed, seed) in [(1, Deed::Lie, 60), (2, Deed::Lie, 61), (2, Deed::LieAndBeSilent, 64)] {
+        let mut swarm = start(honest + 1).await?;
+        let liar = swarm.add_hostile(deed).await?;
+        let mut tries = seed..seed + 3;
+        // Which holder is asked for which segment is a matter of their names.
+        while tries
+            .next()
+            .map(|seed| pull_beside_liar(&swarm, &liar, honest, seed))
+            .context("it is never asked")?
+            .await?
+        {}
+    }
+    Ok(())
+}
+
+/// The last node pulls what the first ones have, and the liar says that it has. Whether it was not asked for
+/// anything.
+async fn pull_beside_liar(swarm: &Swarm, liar: &Hostile, honest: usize, seed: u64) -> Result<bool> {
+    let pushed = swarm.push(seed, &[40 * MIB]).await?;
+    last(swarm.pull_on(&(0..honest).collect::<Vec<_>>(), &pushed).await)?;
+    let before = swarm.sum("darter_origin_bytes_total", &[]).await?;
+    let layer = &pushed.image.layers[0];
+    liar.claim(layer.digest(), layer.size()).await?;
+    // Once: containerd is given no wrong byte that it would stumble over.
+    last(swarm.pull_on(&[honest], &pushed).await).with_context(|| swarm.story(honest))?;
+    let (differ, disputed) = (rejected(swarm, "differ").await?, rejected(swarm, "disputed").await?);
+    if liar.asked() == 0 && differ + disputed < 0.5 {
+        return Ok(true);
+    }
+    let is_found = if honest == 1 { differ > 0.0 } else { differ + disputed > 0.0 };
+    ensure!(is_found, "{honest} honest, differ {differ}, disputed {disputed}: {}", swarm.story(honest));
+    let read = swarm.sum("darter_origin_bytes_total", &[]).await? - before;
+    // One piece tells, and each of those that were on their way from the liar.
+    ensure!(read <= bytes(4 * MIB), "{read} bytes were read again: {}", swarm.story(honest));
+    swarm.ensure_nobody_alone().await.with_context(|| swarm.story(honest))?;
+    Ok(false)
+}
+
+#[tokio::test]
 async fn wrong_pieces_cost_each_victim_one_and_the_liar_its_place() -> Result<()> {
     if !can_run("wrong_pieces_cost_each_victim_one_and_the_liar_its_place", &NEEDS) {
         return Ok(());

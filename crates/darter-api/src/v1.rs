@@ -185,6 +185,9 @@ pub struct Welcome {
     pub neighbours: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
     #[prost(uint32, tag = "2")]
     pub interested: u32,
+    /// Some that have all of it.
+    #[prost(bytes = "vec", repeated, tag = "3")]
+    pub holders: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Lease {
@@ -206,7 +209,7 @@ pub struct Released {
     #[prost(bool, tag = "2")]
     pub is_coming: bool,
 }
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct LeaseEnd {
     #[prost(uint32, tag = "1")]
     pub segment: u32,
@@ -217,6 +220,9 @@ pub struct LeaseEnd {
     pub wait_microseconds: u64,
     #[prost(uint64, tag = "4")]
     pub upload_microseconds: u64,
+    /// Where it was to be read, as in Lease.
+    #[prost(bytes = "vec", tag = "5")]
+    pub from: ::prost::alloc::vec::Vec<u8>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Missing {

@@ -185,7 +185,7 @@ async fn hunt(wish: &mut Wish, digest: Digest) -> Hunted {
                 }
             },
             Order::Import { .. } => return Hunted::Turn,
-            Order::Cancel { .. } | Order::Wait => {}
+            Order::Cancel { .. } | Order::Compare(_) | Order::Wait => {}
         }
     }
     Hunted::Nobody

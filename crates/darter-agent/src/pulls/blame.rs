@@ -75,6 +75,28 @@ pub(super) async fn find_liar(
     false
 }
 
+/// Reads a piece from the origin, and tells on those who claim that it has another value: these.
+pub(super) async fn find_wrong(
+    job: &Job,
+    swarm: &SwarmHandle,
+    (origin, whence): (&Origin, &Whence),
+    span: Span,
+    claims: &[(PeerId, [u8; 32])],
+) -> Vec<PeerId> {
+    let value = match value(job, origin, whence, span).await {
+        Ok(value) => value,
+        Err(error) => {
+            debug!(digest = %job.wanted.digest, error = %chain(&error), "cannot look who is wrong");
+            return Vec::new();
+        }
+    };
+    let wrong: Vec<PeerId> = claims.iter().filter(|(_, claimed)| *claimed != value).map(|(peer, _)| *peer).collect();
+    for peer in &wrong {
+        lied(job, swarm, *peer, 1).await;
+    }
+    wrong
+}
+
 /// The value that a piece has at the registry itself: what stands before it may be wrong, and is not blamed on
 /// a member.
 async fn value(job: &Job, origin: &Origin, whence: &Whence, span: Span) -> Result<[u8; 32], OriginError> {
@@ -131,7 +153,7 @@ async fn lied(job: &Job, swarm: &SwarmHandle, importer: PeerId, pieces: u32) {
 }
 
 /// Any number.
-fn lot() -> usize {
+pub(super) fn lot() -> usize {
     usize::try_from(RandomState::new().build_hasher().finish() >> 1).unwrap_or(0)
 }
 

@@ -7,6 +7,7 @@
 
 mod account;
 mod blame;
+mod compare;
 mod fetch;
 mod provenance;
 mod reader;

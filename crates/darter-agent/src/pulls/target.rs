@@ -14,6 +14,7 @@ use tokio::sync::{OnceCell, mpsc, oneshot};
 use tracing::debug;
 
 use super::blame;
+use super::compare::{Opinion, Ruling, Verdict};
 use super::fetch::Job;
 use super::{PullError, State, Whence};
 use crate::log::chain;
@@ -43,6 +44,8 @@ pub(super) struct Target {
     pub(super) senders: Mutex<BTreeMap<u32, Vec<(PeerId, Attest)>>>,
     /// Words for pieces that came out otherwise.
     pub(super) disputed: Mutex<Vec<(u32, Attest)>>,
+    /// What two that have all of it say of its pieces.
+    pub(super) opinion: Arc<Opinion>,
 }
 
 impl Target {
@@ -59,6 +62,7 @@ impl Target {
             opened: Mutex::default(),
             senders: Mutex::default(),
             disputed: Mutex::default(),
+            opinion: Arc::default(),
         }
     }
 
@@ -100,6 +104,13 @@ impl Target {
         blame::find_liar(&self.job, &self.swarm, self.layout, (origin, whence), &self.vouched()).await
     }
 
+    /// Reads one piece from the origin, and tells on those who claim that it is otherwise: these.
+    pub(super) async fn find_wrong(&self, piece: u32, claims: &[(PeerId, [u8; 32])]) -> Vec<PeerId> {
+        let Some((origin, whence)) = &self.origin else { return Vec::new() };
+        let span = self.layout.piece(u64::from(piece));
+        blame::find_wrong(&self.job, &self.swarm, (origin, whence), span, claims).await
+    }
+
     /// What is here goes on in another way.
     pub(super) fn into_ingest(self: Arc<Self>) -> Option<Ingest> {
         // The tasks that shared it have ended.
@@ -119,6 +130,9 @@ impl Target {
     pub(super) async fn fetch(&self, fetcher: &Fetcher, piece: u32, peer: PeerId) -> Result<(), FetchEnd> {
         let activity = self.job.account.activity().clone();
         let got = fetcher.fetch(piece, peer, activity).await.map_err(FetchEnd::Peer)?;
+        if !self.is_taken(piece, &got.attest).await {
+            return Err(FetchEnd::Disputed { importer: got.attest.importer });
+        }
         let ingest = self.ingest().await.map_err(FetchEnd::Store)?;
         let span = self.layout.piece(u64::from(piece));
         // Before a byte of it is written: its notice must find who sent it.
@@ -127,6 +141,33 @@ impl Target {
         ingest.write(span.start, Bytes::from_owner(got.bytes)).await.map_err(FetchEnd::Store)?;
         self.job.account.got_from_peer(span.len());
         Ok(())
+    }
+
+    /// From now on pieces are to be what this says. Whether those are that came before, on the word of one.
+    pub(super) async fn takes(&self, verdict: Option<Verdict>) -> bool {
+        let Some(verdict) = verdict else { return true };
+        self.opinion.is(verdict.clone());
+        let vouched = self.vouched();
+        let other = vouched.iter().find(|(piece, attest)| verdict.on(*piece, attest) != Ruling::Take);
+        match other {
+            Some((piece, attest)) => self.is_taken(*piece, attest).await,
+            None => true,
+        }
+    }
+
+    /// Whether a piece is what others say that have the whole blob: where one alone says otherwise, the origin
+    /// decides.
+    pub(super) async fn is_taken(&self, piece: u32, attest: &Attest) -> bool {
+        let (peer, value) = match self.opinion.on(piece, attest).await {
+            Ruling::Take => return true,
+            Ruling::Refuse => return false,
+            Ruling::Contradicts(peer, value) => (peer, value),
+        };
+        let wrong = self.find_wrong(piece, &[(peer, value), (attest.importer, attest.cv)]).await;
+        if wrong.contains(&peer) {
+            self.opinion.is(Verdict::Wrong(wrong.clone()));
+        }
+        !wrong.contains(&attest.importer)
     }
 
     /// A span from the origin, into the ingest. Pieces of it that are slow to come go to `slow`.
@@ -170,6 +211,10 @@ impl Target {
 
 pub(super) enum FetchEnd {
     Peer(FetchError),
+    /// It is as its importer vouches for, and that is not what it is by what others say.
+    Disputed {
+        importer: PeerId,
+    },
     Store(StoreError),
 }
 

@@ -10,12 +10,13 @@ use std::time::{Duration, Instant};
 
 use darter_core::pieces::{Bitfield, Layout};
 use darter_core::range::Span;
-use darter_core::swarm::{ImportFailure, PeerId};
+use darter_core::swarm::{FetchFailure, ImportFailure, PeerId, Refusal};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{AbortHandle, JoinSet};
 use tracing::{debug, warn};
 
 use super::blame::{self, Word};
+use super::compare;
 use super::fetch::{self, Job};
 use super::target::{FetchEnd, ImportEnd, Target, lock};
 use super::{PullError, TURN};
@@ -187,6 +188,7 @@ struct Together<'a> {
 enum Done {
     Fetched { piece: u32, peer: PeerId, result: Result<(), FetchEnd> },
     Imported { segment: u32, result: Result<(), ImportEnd> },
+    Compared { is_taken: bool, silent: [Option<PeerId>; 2] },
 }
 
 impl Together<'_> {
@@ -247,6 +249,16 @@ impl Together<'_> {
                 };
                 self.fetches.insert((piece, peer), self.tasks.spawn(task));
             }
+            Order::Compare(holders) => {
+                // From now on, so that the first piece waits.
+                let (fetcher, asking) = (self.fetcher.clone(), target.opinion.ask(compare::WAIT));
+                self.tasks.spawn(async move {
+                    let compared = compare::compare(&target, &fetcher, holders).await;
+                    let is_taken = target.takes(compared.verdict).await;
+                    drop(asking);
+                    Done::Compared { is_taken, silent: compared.silent }
+                });
+            }
             Order::Wait => target.job.account.activity().is_said_to_come(),
             Order::Cancel { piece, peer } => {
                 if let Some(task) = self.fetches.remove(&(piece, peer)) {
@@ -294,6 +306,7 @@ impl Together<'_> {
                     // Its notice says the rest.
                     Ok(()) => {}
                     Err(FetchEnd::Store(error)) => return Err(error.into()),
+                    Err(FetchEnd::Disputed { importer }) => self.disputed(piece, peer, importer).await,
                     Err(FetchEnd::Peer(error)) => {
                         debug!(piece, %peer, error = %chain(&error), "a piece did not come");
                         self.wish.fetch_failed(piece, peer, error.failure()).await;
@@ -306,8 +319,23 @@ impl Together<'_> {
                 Err(ImportEnd::Pull(error)) => return Err(Ended::Pull(error)),
                 Err(ImportEnd::Origin(error)) => return self.import_failed(segment, error).await,
             },
+            Done::Compared { is_taken: false, .. } => return Err(Ended::Alone(WRONG)),
+            Done::Compared { silent, .. } => {
+                for peer in silent.into_iter().flatten() {
+                    self.wish.not_compared(peer).await;
+                }
+            }
         }
         Ok(())
+    }
+
+    /// A piece came that is another at others. Who passed it on may know no better than its importer.
+    async fn disputed(&mut self, piece: u32, peer: PeerId, importer: PeerId) {
+        let job = &self.target.job;
+        warn!(digest = %job.wanted.digest, piece, %peer, %importer, "a piece is not what other nodes that have the blob say");
+        job.metrics.peer_rejected.get_or_create(&ReasonLabels { reason: "disputed" }).inc();
+        let reason = if importer == peer { FetchFailure::Corrupt } else { FetchFailure::Refused(Refusal::NotHere) };
+        self.wish.fetch_failed(piece, peer, reason).await;
     }
 
     async fn import_failed(&mut self, segment: u32, error: OriginError) -> Result<(), Ended> {

@@ -49,24 +49,43 @@ pub(super) fn tell(notices: &mpsc::Sender<PieceHere>, pieces: impl Iterator<Item
     }
 }
 
+/// The value of a piece, if there is such a piece and it was verified.
+fn value(record: &Record, piece: u64) -> Option<[u8; 32]> {
+    match record.claim(piece) {
+        Claim::Here(value) if piece < Layout::new(record.size()).pieces() => Some(value),
+        _ => None,
+    }
+}
+
 impl Store {
     /// A stored blob, and the BLAKE3 value of one of its pieces as it was when the blob was verified.
     /// `None`: it is not here, has no such piece, or its record is lost.
     pub async fn piece(&self, digest: &Digest, piece: u32) -> Option<(Blob, [u8; 32])> {
+        self.recorded(digest, move |blob, record| Some((blob, value(&record, piece.into())?))).await
+    }
+
+    /// The values of all its pieces, in order. `None`: it is not here, or its record is lost.
+    pub async fn values(&self, digest: &Digest) -> Option<Vec<[u8; 32]>> {
+        let all = |_, record: Record| {
+            let pieces = Layout::new(record.size()).pieces();
+            (0..pieces).map(|piece| value(&record, piece)).collect()
+        };
+        self.recorded(digest, all).await
+    }
+
+    /// Looks a stored blob up with its record, off the async threads.
+    async fn recorded<T: Send + 'static>(
+        &self,
+        digest: &Digest,
+        read: impl FnOnce(Blob, Record) -> Option<T> + Send + 'static,
+    ) -> Option<T> {
         let (store, digest) = (self.clone(), *digest);
-        let read = move || {
+        let look_up = move || {
             let blob = store.get(&digest)?;
             let record = Record::open(&store.shared.disk.record(Shelf::Blobs, &digest), false).ok()?;
-            let index = u64::from(piece);
-            if record.size() != blob.size() || index >= Layout::new(blob.size()).pieces() {
-                return None;
-            }
-            match record.claim(index) {
-                Claim::Here(value) => Some((blob, value)),
-                Claim::Missing | Claim::Unvouched => None,
-            }
+            if record.size() == blob.size() { read(blob, record) } else { None }
         };
-        tokio::task::spawn_blocking(read).await.ok().flatten()
+        tokio::task::spawn_blocking(look_up).await.ok().flatten()
     }
 
     /// Every complete blob and its size, by ascending digest.

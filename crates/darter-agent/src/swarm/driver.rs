@@ -21,7 +21,7 @@ use super::control::{ControlEvent, ControlHandle};
 use super::exchange::Client;
 use super::handle::{Ending, Endings, Input, Order, Reply, Slot, SwarmHandle};
 use super::tokens::Tokens;
-use super::wire::TAKES;
+use super::wire::{SLOWLY, TAKES, VALUES};
 use super::witnesses::Witnesses;
 use crate::config::Scope;
 use crate::metrics::{Metrics, ReasonLabels};
@@ -261,7 +261,11 @@ impl Driver {
             Action::Send { to, blob, message: Message::Take { .. } } if !self.control.can(to, TAKES) => {
                 return Some(Event::Message { from: to, blob, message: Message::TakeEnd { is_kept: false } });
             }
+            // It would take that for the piece itself.
+            Action::Send { to, message, .. } if message.is_slowly() && !self.control.can(to, SLOWLY) => {}
             Action::Send { to, blob, message } => self.control.send(to, blob, message),
+            Action::Compare { holders, .. } if holders.iter().any(|peer| !self.control.can(*peer, VALUES)) => {}
+            Action::Compare { blob, holders } => return self.order(blob, Order::Compare(holders)),
             Action::Fetch { blob, piece, peer } => return self.order(blob, Order::Fetch { piece, peer }),
             Action::CancelFetch { blob, piece, peer } => return self.order(blob, Order::Cancel { piece, peer }),
             Action::Import { blob, segment, first, end } => {

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 use super::coming::Coming;
 use super::control::{ControlHandle, Standing};
-use super::exchange::{Client, FetchError, Identity, Piece, PieceRequest};
+use super::exchange::{Client, FetchError, Identity, Piece, PieceRequest, ValuesRequest};
 use super::tokens::Tokens;
 use super::witnesses::{Heard, Witnesses};
 use crate::activity::Activity;
@@ -57,6 +57,8 @@ pub enum Order {
         /// Index after the last.
         end: u32,
     },
+    /// Ask both of these what each piece is.
+    Compare([PeerId; 2]),
     /// Nothing comes, and it is worth waiting.
     Wait,
 }
@@ -283,6 +285,11 @@ impl Wish {
         self.report(Event::Importing { blob: self.blob, piece }).await;
     }
 
+    /// A peer does not say what its pieces are.
+    pub async fn not_compared(&self, peer: PeerId) {
+        self.report(Event::NotCompared { blob: self.blob, peer }).await;
+    }
+
     /// A piece did not come.
     pub async fn fetch_failed(&self, piece: u32, peer: PeerId, reason: FetchFailure) {
         self.report(Event::FetchFailed { blob: self.blob, piece, peer, reason }).await;
@@ -341,5 +348,16 @@ impl Fetcher {
             tokens.refused(peer, self.blob);
         }
         fetched
+    }
+    /// What one peer that has all of it says that its pieces are. Drop the future to cancel.
+    pub async fn values(&self, peer: PeerId) -> Result<Vec<[u8; 32]>, FetchError> {
+        let Shared { control, client, tokens, .. } = &*self.swarm.0;
+        let (address, _) = control.member(peer).ok_or_else(FetchError::gone)?;
+        let token = match tokens {
+            Some(tokens) => Some(tokens.get(peer, self.blob).await.ok_or_else(FetchError::no_token)?),
+            None => None,
+        };
+        let (blob, layout) = (self.blob, self.layout);
+        client.values(&ValuesRequest { peer, address, blob, layout, token, patience: PATIENCE }).await
     }
 }

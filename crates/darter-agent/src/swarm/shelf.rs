@@ -87,4 +87,8 @@ impl Source for Shelf {
         let span = layout.piece(u64::from(piece));
         Decision::Serve(Upload { file, span, attest: Some(attest), slot: Box::new(slot) })
     }
+
+    async fn values(&self, blob: Digest) -> Option<Vec<[u8; 32]>> {
+        self.store.values(&blob).await
+    }
 }

@@ -21,10 +21,11 @@ use darter_core::swarm::token::Malformed;
 use darter_core::swarm::{Join, Lease, LeaseEnd, Message};
 
 use self::checks::{
-    bitfield, digest, duration, indices, peer, peers, size, small, unbitfield, unduration, unindices, unpeers,
+    bitfield, digest, duration, indices, peers, size, small, source, unbitfield, unduration, unindices, unpeers,
+    unsource,
 };
 
-pub use self::hello::{Hello, SEES, TAKES, decode_peers, encode_peers};
+pub use self::hello::{FEATURES, Hello, SEES, SLOWLY, TAKES, VALUES, decode_peers, encode_peers};
 pub use self::seen::{decode_question, decode_seen, encode_question, encode_seen};
 pub use self::tokens::{decode_token, decode_wanted, encode_token, encode_wanted};
 
@@ -89,18 +90,19 @@ pub fn encode(blob: &Digest, message: &Message) -> Result<v1::BlobMessage, WireE
             can_import: join.can_import,
             neighbours: unpeers("join.neighbours", &join.neighbours)?,
         }),
-        Message::Welcome { neighbours, interested } => Body::Welcome(v1::Welcome {
+        Message::Welcome { neighbours, holders, interested } => Body::Welcome(v1::Welcome {
             neighbours: unpeers("welcome.neighbours", neighbours)?,
+            holders: unpeers("welcome.holders", holders)?,
             interested: *interested,
         }),
         Message::Lease(lease) => Body::Lease(v1::Lease {
             segment: lease.segment,
-            from: lease.from.map(|peer| peer.to_bytes().to_vec()).unwrap_or_default(),
+            from: unsource(lease.from),
             is_whole: lease.is_whole,
             interested: lease.interested,
         }),
         Message::Released { piece, is_whole } => Body::Released(v1::Released { piece: *piece, is_coming: !is_whole }),
-        Message::LeaseEnd { segment, end, upload_time } => {
+        Message::LeaseEnd { segment, from, end, upload_time } => {
             let (outcome, wait) = match end {
                 LeaseEnd::Done => (v1::LeaseOutcome::Done, Duration::ZERO),
                 LeaseEnd::Throttled(wait) => (v1::LeaseOutcome::Throttled, *wait),
@@ -112,6 +114,7 @@ pub fn encode(blob: &Digest, message: &Message) -> Result<v1::BlobMessage, WireE
                 outcome: outcome.into(),
                 wait_microseconds: unduration(wait),
                 upload_microseconds: unduration(*upload_time),
+                from: unsource(*from),
             })
         }
         Message::Missing { segments, without } => Body::Missing(v1::Missing {
@@ -144,11 +147,13 @@ pub fn decode(message: v1::BlobMessage) -> Result<(Digest, Message), WireError> 
     let blob = digest("blob", &message.blob)?;
     let message = match message.body.ok_or(WireError::Unknown("a message"))? {
         Body::Join(join) => Message::Join(decode_join(join)?),
-        Body::Welcome(v1::Welcome { neighbours, interested }) => {
-            Message::Welcome { neighbours: peers("welcome.neighbours", &neighbours)?, interested }
-        }
+        Body::Welcome(v1::Welcome { neighbours, holders, interested }) => Message::Welcome {
+            neighbours: peers("welcome.neighbours", &neighbours)?,
+            holders: peers("welcome.holders", &holders)?,
+            interested,
+        },
         Body::Lease(v1::Lease { segment, from, is_whole, interested }) => {
-            let from = if from.is_empty() { None } else { Some(peer("lease.from", &from)?) };
+            let from = source("lease.from", &from)?;
             Message::Lease(Lease { segment, from, is_whole, interested })
         }
         Body::Released(v1::Released { piece, is_coming }) => Message::Released { piece, is_whole: !is_coming },
@@ -163,7 +168,8 @@ pub fn decode(message: v1::BlobMessage) -> Result<(Digest, Message), WireError> 
                 Ok(v1::LeaseOutcome::Unspecified) | Err(_) => return Err(WireError::Unknown("the end of a lease")),
             };
             let upload_time = duration("lease_end.upload_microseconds", ended.upload_microseconds)?;
-            Message::LeaseEnd { segment: ended.segment, end, upload_time }
+            let from = source("lease_end.from", &ended.from)?;
+            Message::LeaseEnd { segment: ended.segment, from, end, upload_time }
         }
         Body::Missing(v1::Missing { segments, without }) => Message::Missing {
             segments: indices("missing.segments", segments)?,

@@ -321,6 +321,8 @@ impl<'a> World<'a> {
             }
             Action::Ban { .. } => self.outcome.bans += 1,
             Action::Reject { .. } => {}
+            // What pieces consist of is not simulated.
+            Action::Compare { .. } => {}
             // No node goes here but by a fault, and none is a seed.
             Action::Take { .. } | Action::Keep { .. } | Action::Used(_) | Action::Wait(_) | Action::Left => {}
         }

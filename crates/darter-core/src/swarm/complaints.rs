@@ -87,7 +87,7 @@ impl Coordinator {
         met.dedup();
         if !met.is_empty() {
             let interested = self.count();
-            cx.send(from, self.blob, Message::Welcome { neighbours: met, interested });
+            cx.send(from, self.blob, Message::Welcome { neighbours: met, holders: Vec::new(), interested });
         }
         self.grant(cx);
     }

@@ -138,8 +138,8 @@ impl Coordinator {
         });
         self.change(from, |node| node.leases = node.leases.saturating_add(adopted));
         let neighbours = self.neighbours_for(from, join, cx);
-        let interested = self.count();
-        cx.send(from, self.blob, Message::Welcome { neighbours, interested });
+        let (holders, interested) = (self.holders_to_compare(&from, zone, cx), self.count());
+        cx.send(from, self.blob, Message::Welcome { neighbours, holders, interested });
         self.grant(cx);
         true
     }
@@ -252,13 +252,17 @@ impl Coordinator {
     pub(super) fn lease_ended(
         &mut self,
         from: PeerId,
-        segment: u32,
+        (segment, read_from): (u32, Option<PeerId>),
         (end, upload_time): (LeaseEnd, Duration),
         cx: &mut Cx<'_>,
     ) {
         self.used = cx.now;
         let zone = self.zone_of(&from, cx);
         let Some(table) = self.tables.get_mut(&zone) else { return };
+        // A word of the lease before this one, which was to be read from elsewhere, does not end this one.
+        if end != LeaseEnd::Done && table.source(segment) != Some(read_from) {
+            return;
+        }
         let Some(source) = table.end(segment, &from, end == LeaseEnd::Done) else { return };
         let weight = table.weigh(upload_time);
         self.change(from, |node| node.weight = weight);
@@ -272,11 +276,10 @@ impl Coordinator {
                 }
             }
             LeaseEnd::Broken => match source {
-                // Whoever else reads from it, or would, reads elsewhere. This owner's own word about its other
-                // leases is on its way, and must not end those that it is given instead.
+                // Whoever else reads from it, or would, reads elsewhere.
                 Some(source) if self.holders.remove(&source).is_some() => {
                     let tables = self.tables.values_mut();
-                    let freed: Vec<_> = tables.flat_map(|table| table.free_reads_from(&source, &from)).collect();
+                    let freed: Vec<_> = tables.flat_map(|table| table.free_reads_from(&source)).collect();
                     self.unwind(&freed);
                 }
                 Some(source) => {
@@ -375,7 +378,8 @@ impl Coordinator {
 
     /// Where the zone reads the segment, if it can be read now: `Some(None)` is the origin.
     fn source(&self, zone: Zone, segment: u32, cx: &Cx<'_>) -> Option<Option<PeerId>> {
-        let mut near = self.holders.iter().filter(|(_, holder)| holder.zone == zone).peekable();
+        let holders = || self.holders.iter().filter(|(id, _)| self.complaints.is_trusted(id));
+        let mut near = holders().filter(|(_, holder)| holder.zone == zone).peekable();
         if near.peek().is_some() {
             return self.least_busy(near, segment, cx).map(Some);
         }
@@ -387,8 +391,8 @@ impl Coordinator {
             if owner.is_some() {
                 return Some(owner);
             }
-            if !self.holders.is_empty() {
-                return self.least_busy(self.holders.iter(), segment, cx).map(Some);
+            if holders().next().is_some() {
+                return self.least_busy(holders(), segment, cx).map(Some);
             }
         }
         let may_read = cx.is_settled || self.is_inherited;

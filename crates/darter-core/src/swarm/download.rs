@@ -54,6 +54,9 @@ pub(super) struct Download {
     pub(super) refilled: Time,
     /// Nothing could be asked for, and nothing has changed since.
     pub(super) is_dry: bool,
+    /// Those that have all of it and can be asked what its pieces are; the first two are. Nothing before any
+    /// were named.
+    pub(super) compared: Option<Vec<PeerId>>,
 }
 
 /// One piece that was asked for.
@@ -99,6 +102,7 @@ impl Download {
             ticked: cx.now,
             refilled: cx.now,
             is_dry: false,
+            compared: None,
         };
         download.join(cx);
         download

@@ -75,6 +75,13 @@ pub enum Event {
         /// Index of the piece.
         piece: u32,
     },
+    /// One that `Action::Compare` named does not say what its pieces are.
+    NotCompared {
+        /// Which blob.
+        blob: Digest,
+        /// Who.
+        peer: PeerId,
+    },
     /// Bytes of a piece that `Action::Import` asked for have come since this was said last, a second ago or
     /// more, and it is not whole.
     Importing {
@@ -139,6 +146,13 @@ pub enum Action {
         piece: u32,
         /// Whom to ask.
         peer: PeerId,
+    },
+    /// Ask both what each piece of the blob is, and take none that is otherwise where they agree.
+    Compare {
+        /// Which blob.
+        blob: Digest,
+        /// Two that have all of it.
+        holders: [PeerId; 2],
     },
     /// The piece came from somebody else: close the request.
     CancelFetch {
@@ -262,6 +276,8 @@ pub enum Message {
     Welcome {
         /// Peers to exchange pieces with.
         neighbours: Vec<PeerId>,
+        /// Some that have all of it, whose words about its pieces can be compared.
+        holders: Vec<PeerId>,
         /// How many want the blob: decides the window.
         interested: u32,
     },
@@ -278,6 +294,8 @@ pub enum Message {
     LeaseEnd {
         /// Index of the segment.
         segment: u32,
+        /// Where it was to be read: a peer, or the origin.
+        from: Option<PeerId>,
         /// How it ended.
         end: LeaseEnd,
         /// How long the owner's uploads of a piece take; zero: nobody asked for one yet.
@@ -329,6 +347,17 @@ pub enum Message {
         /// Whether somebody else has the blob whole.
         is_kept: bool,
     },
+}
+
+impl Message {
+    /// Whether it says only that a piece comes slowly.
+    pub const fn is_slowly(&self) -> bool {
+        match self {
+            Self::Released { is_whole, .. } => !*is_whole,
+            Self::Have { pieces, .. } => pieces.is_empty(),
+            _ => false,
+        }
+    }
 }
 
 /// A wish for a blob.

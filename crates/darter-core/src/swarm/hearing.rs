@@ -65,7 +65,7 @@ impl Swarm {
             let others = others.filter(|id| *id != from).take(self.node.limits.neighbours);
             let neighbours = std::iter::once(self.node.me).chain(others).collect();
             let interested = coordinator.count();
-            self.node.cx(now, out).send(from, blob, Message::Welcome { neighbours, interested });
+            self.node.cx(now, out).send(from, blob, Message::Welcome { neighbours, holders: Vec::new(), interested });
         }
     }
 
@@ -86,8 +86,10 @@ impl Swarm {
         let coordinator = self.coordinated.get_mut(&blob);
         let download = self.downloads.get_mut(&blob);
         match (message, coordinator, download) {
-            (Message::Welcome { neighbours, interested }, _, Some(download)) => {
-                download.welcomed(from, &neighbours, interested, &mut self.node.cx(now, out));
+            (Message::Welcome { neighbours, holders, interested }, _, Some(download)) => {
+                let cx = &mut self.node.cx(now, out);
+                download.welcomed(from, &neighbours, interested, cx);
+                download.compare(from, holders, cx);
             }
             (Message::Lease(lease), _, Some(download)) => download.leased(from, lease, &mut self.node.cx(now, out)),
             (Message::Have { pieces, .. }, _, Some(download)) if pieces.is_empty() => {
@@ -102,8 +104,8 @@ impl Swarm {
             (Message::Released { piece, is_whole: false }, Some(coordinator), _) => {
                 coordinator.reads_on(from, piece, &mut self.node.cx(now, out));
             }
-            (Message::LeaseEnd { segment, end, upload_time }, Some(coordinator), _) => {
-                coordinator.lease_ended(from, segment, (end, upload_time), &mut self.node.cx(now, out));
+            (Message::LeaseEnd { segment, from: source, end, upload_time }, Some(coordinator), _) => {
+                coordinator.lease_ended(from, (segment, source), (end, upload_time), &mut self.node.cx(now, out));
             }
             (Message::Missing { segments, without }, Some(coordinator), _) => {
                 coordinator.missing(from, &segments, &without, &mut self.node.cx(now, out));

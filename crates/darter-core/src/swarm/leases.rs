@@ -301,9 +301,9 @@ impl Table {
         self.free_where(|_, running| running.owner == *peer || running.from == Some(*peer))
     }
 
-    /// Frees what is read from a peer, except by one.
-    pub(super) fn free_reads_from(&mut self, source: &PeerId, but: &PeerId) -> Vec<(PeerId, Option<PeerId>)> {
-        self.free_where(|_, running| running.from == Some(*source) && running.owner != *but)
+    /// Frees what is read from a peer.
+    pub(super) fn free_reads_from(&mut self, source: &PeerId) -> Vec<(PeerId, Option<PeerId>)> {
+        self.free_where(|_, running| running.from == Some(*source))
     }
 
     /// What a peer read is worth nothing: it has to be read again.

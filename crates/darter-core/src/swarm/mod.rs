@@ -11,6 +11,7 @@ pub mod attest;
 mod budget;
 mod choice;
 mod circle;
+mod compare;
 mod complaints;
 mod coordinator;
 mod depth;
@@ -319,6 +320,11 @@ impl Swarm {
             Event::Importing { blob, piece } => {
                 if let Some(download) = self.downloads.get_mut(&blob) {
                     download.importing(piece, &mut self.node.cx(now, out));
+                }
+            }
+            Event::NotCompared { blob, peer } => {
+                if let Some(download) = self.downloads.get_mut(&blob) {
+                    download.not_compared(peer, &mut self.node.cx(now, out));
                 }
             }
             Event::ImportFailed { blob, segment, reason } => {

@@ -76,7 +76,7 @@ impl Download {
         }
         if lease.from.is_some_and(|from| self.is_shunned(&from, cx)) {
             // Nothing is read from it, and somebody else must be.
-            return self.end_lease(lease.segment, LeaseEnd::Broken, cx);
+            return self.end_lease(lease, LeaseEnd::Broken, cx);
         }
         self.interest(lease.interested);
         let is_again = self.leases.segments().any(|segment| segment == lease.segment);
@@ -103,7 +103,7 @@ impl Download {
             let pieces = pieces_of(self.layout, lease.segment);
             if pieces.clone().all(|piece| self.have.has(u64::from(piece))) {
                 self.leases.running.swap_remove(at);
-                self.end_lease(lease.segment, LeaseEnd::Done, cx);
+                self.end_lease(lease, LeaseEnd::Done, cx);
                 continue;
             }
             if lease.from.is_some() {
@@ -136,7 +136,8 @@ impl Download {
     /// The origin did not give the rest of a segment.
     pub(super) fn import_failed(&mut self, segment: u32, reason: ImportFailure, cx: &mut Cx<'_>) {
         let Some(at) = self.leases.running.iter().position(|running| running.lease.segment == segment) else { return };
-        for piece in self.leases.running.swap_remove(at).importing {
+        let Running { lease, importing } = self.leases.running.swap_remove(at);
+        for piece in importing {
             if !self.have.has(u64::from(piece)) {
                 self.open.set(u64::from(piece));
             }
@@ -149,21 +150,21 @@ impl Download {
             }
             ImportFailure::Broken => LeaseEnd::Broken,
         };
-        self.end_lease(segment, end, cx);
+        self.end_lease(lease, end, cx);
     }
 
     /// A peer is gone: what was leased to be read from it goes back.
     pub(super) fn lost_source(&mut self, peer: &PeerId, cx: &mut Cx<'_>) {
         for at in (0..self.leases.running.len()).rev() {
             if self.leases.running[at].lease.from == Some(*peer) {
-                let segment = self.leases.running.swap_remove(at).lease.segment;
-                self.end_lease(segment, LeaseEnd::Broken, cx);
+                let lease = self.leases.running.swap_remove(at).lease;
+                self.end_lease(lease, LeaseEnd::Broken, cx);
             }
         }
     }
 
-    fn end_lease(&self, segment: u32, end: LeaseEnd, cx: &mut Cx<'_>) {
-        let coordinator = self.coordinator(cx);
-        cx.send(coordinator, self.blob, Message::LeaseEnd { segment, end, upload_time: cx.upload_time });
+    fn end_lease(&self, lease: Lease, end: LeaseEnd, cx: &mut Cx<'_>) {
+        let (coordinator, Lease { segment, from, .. }) = (self.coordinator(cx), lease);
+        cx.send(coordinator, self.blob, Message::LeaseEnd { segment, from, end, upload_time: cx.upload_time });
     }
 }

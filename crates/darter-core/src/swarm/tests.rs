@@ -201,7 +201,7 @@ fn a_lease_that_lapsed_goes_to_another_node() {
         });
         leases.next()
     };
-    let end = |segment, end| Message::LeaseEnd { segment, end, upload_time: Duration::ZERO };
+    let end = |segment, end| Message::LeaseEnd { segment, from: None, end, upload_time: Duration::ZERO };
     // Node 4 has owned all three segments already: it would be the turn of node 3 again and again.
     assert_eq!(owner(&heard(&mut swarm, at(2), 4, blob, Message::Join(join()))), Some(peer(4)));
     heard(&mut swarm, at(3), 4, blob, end(0, LeaseEnd::Done));
@@ -251,7 +251,7 @@ fn a_last_segment_of_a_few_bytes_does_not_make_the_others_look_late() {
         at(5010),
         Event::Message { from: owner, blob, message: Message::Released { piece: 16, is_whole: true } },
     );
-    let done = Message::LeaseEnd { segment: 2, end: LeaseEnd::Done, upload_time: Duration::ZERO };
+    let done = Message::LeaseEnd { segment: 2, from: None, end: LeaseEnd::Done, upload_time: Duration::ZERO };
     swarm.handle(at(5010), Event::Message { from: owner, blob, message: done });
     let before = note(Vec::new()).len();
     assert_eq!(before, 3);
@@ -319,7 +319,7 @@ fn read(
         let mut said = vec![Message::Released { piece: segment * 8 + *pieces, is_whole: true }];
         (*last, *pieces) = (time, *pieces + 1);
         if *pieces == 8 {
-            said.push(Message::LeaseEnd { segment, end: LeaseEnd::Done, upload_time: Duration::ZERO });
+            said.push(Message::LeaseEnd { segment, from: None, end: LeaseEnd::Done, upload_time: Duration::ZERO });
         }
         for message in said {
             given.extend(leases(&swarm.handle(at(time), Event::Message { from: owner, blob, message })));
@@ -368,7 +368,13 @@ fn a_coordinator_that_died_in_silence_is_noticed_though_it_owes_a_piece() {
     let blob = blob_ranked(&[2, 3, 4]);
     let mut swarm = node(1..=4);
     want(&mut swarm, blob, MIB);
-    heard(&mut swarm, Time::ZERO, 2, blob, Message::Welcome { neighbours: vec![peer(2)], interested: 2 });
+    heard(
+        &mut swarm,
+        Time::ZERO,
+        2,
+        blob,
+        Message::Welcome { neighbours: vec![peer(2)], holders: Vec::new(), interested: 2 },
+    );
     let hello = Message::Hello { have: Bitfield::full(1), wants_answer: false };
     let asked = heard(&mut swarm, Time::ZERO, 2, blob, hello);
     assert_eq!(asked, [Action::Fetch { blob, piece: 0, peer: peer(2) }]);
@@ -407,7 +413,13 @@ fn a_blob_that_waits_for_its_turn_blames_nobody_who_has_it() {
         want_in_turn(&mut swarm, blob, size, turn);
         let coordinator = if turn == 0 { 2 } else { 3 };
         let neighbours = vec![peer(2), peer(3), peer(4)];
-        heard(&mut swarm, at(1), coordinator, blob, Message::Welcome { neighbours, interested: 4 });
+        heard(
+            &mut swarm,
+            at(1),
+            coordinator,
+            blob,
+            Message::Welcome { neighbours, holders: Vec::new(), interested: 4 },
+        );
         for from in 2..=4 {
             let have = Bitfield::full(Layout::new(size).pieces());
             heard(&mut swarm, at(1), from, blob, Message::Hello { have, wants_answer: false });

@@ -48,6 +48,8 @@ const ORDERS: usize = 64;
 pub enum Deed {
     /// Bytes that the registry does not have, and its word that it read them there.
     Lie,
+    /// The same, and it does not say what all its pieces are.
+    LieAndBeSilent,
     /// Other bytes than those that it vouches for.
     Corrupt,
     /// A byte more than the piece has.

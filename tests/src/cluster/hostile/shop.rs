@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use darter_agent::swarm::exchange::Identity;
-use darter_core::pieces::chaining_value;
-use darter_core::swarm::target::Target;
+use darter_core::Digest;
+use darter_core::pieces::{Layout, chaining_value};
+use darter_core::swarm::target::{Path, Target};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
@@ -54,19 +55,35 @@ impl Shop {
                 head.push(stream.read_u8().await?);
             }
             let text = String::from_utf8_lossy(&head);
-            let target = text.split(' ').nth(1).and_then(|path| path.parse().ok());
-            self.asked.fetch_add(1, Ordering::Relaxed);
-            self.answer(&mut stream, target).await?;
+            match text.split(' ').nth(1).and_then(|path| path.parse().ok()) {
+                Some(Path::Piece(target)) => {
+                    self.asked.fetch_add(1, Ordering::Relaxed);
+                    self.answer(&mut stream, target).await?;
+                }
+                Some(Path::Values(blob)) => self.tell_values(&mut stream, blob).await?,
+                None => refuse(&mut stream, "404 Not Here").await?,
+            }
             stream.flush().await?;
         }
     }
 
-    async fn answer(&self, stream: &mut (impl AsyncWrite + Unpin), target: Option<Target>) -> io::Result<()> {
-        let layout = target.and_then(|target| lock(&self.known.blobs).get(&target.blob).copied());
-        let (Some(target), Some(layout)) = (target, layout) else { return refuse(stream, "404 Not Here").await };
-        let span = layout.piece(u64::from(target.piece));
-        let mut body = vec![0xd1; usize::try_from(span.len()).unwrap_or(0)];
-        let value = chaining_value(span.start, &body);
+    fn layout(&self, blob: &Digest) -> Option<Layout> {
+        lock(&self.known.blobs).get(blob).copied()
+    }
+
+    /// Consistent with the pieces that it gives.
+    async fn tell_values(&self, stream: &mut (impl AsyncWrite + Unpin), blob: Digest) -> io::Result<()> {
+        let speaks = !matches!(self.deed, Deed::Nothing | Deed::LieAndBeSilent);
+        let Some(layout) = self.layout(&blob).filter(|_| speaks) else { return refuse(stream, "404 Not Here").await };
+        let values: Vec<[u8; 32]> = (0..layout.pieces()).map(|piece| made_up(&layout, piece).1).collect();
+        let body = values.as_flattened();
+        stream.write_all(format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len()).as_bytes()).await?;
+        stream.write_all(body).await
+    }
+
+    async fn answer(&self, stream: &mut (impl AsyncWrite + Unpin), target: Target) -> io::Result<()> {
+        let Some(layout) = self.layout(&target.blob) else { return refuse(stream, "404 Not Here").await };
+        let (mut body, value) = made_up(&layout, u64::from(target.piece));
         let attest = self.identity.attest(&target.blob, &layout, target.piece, value);
         match self.deed {
             Deed::Nothing => return refuse(stream, "404 Not Here").await,
@@ -77,7 +94,7 @@ impl Shop {
                     stream.write_all(&body).await?;
                 }
             }
-            Deed::Lie => {}
+            Deed::Lie | Deed::LieAndBeSilent => {}
             Deed::Corrupt => body[0] ^= 1,
             Deed::TooLong => body.push(0),
         }
@@ -85,6 +102,14 @@ impl Shop {
         stream.write_all(head.as_bytes()).await?;
         stream.write_all(&body).await
     }
+}
+
+/// A piece that the registry does not have, and its value.
+fn made_up(layout: &Layout, piece: u64) -> (Vec<u8>, [u8; 32]) {
+    let span = layout.piece(piece);
+    let body = vec![0xd1; usize::try_from(span.len()).unwrap_or(0)];
+    let value = chaining_value(span.start, &body);
+    (body, value)
 }
 
 async fn refuse(stream: &mut (impl AsyncWrite + Unpin), status: &str) -> io::Result<()> {

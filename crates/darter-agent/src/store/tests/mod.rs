@@ -432,6 +432,20 @@ async fn rot_in_the_record_costs_no_blob() {
 }
 
 #[tokio::test]
+async fn the_values_of_all_pieces_are_those_of_each() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path()).await;
+    let digest = store_blob(&store, &seeded(14, 2 * MIB + 5)).await;
+    let mut each = Vec::new();
+    for piece in 0..3 {
+        each.push(store.piece(&digest, piece).await.unwrap().1);
+    }
+    assert!(store.piece(&digest, 3).await.is_none());
+    assert_eq!(store.values(&digest).await, Some(each));
+    assert_eq!(store.values(&Digest::of(b"not here")).await, None);
+}
+
+#[tokio::test]
 async fn a_blob_that_changed_its_size_or_vanished_is_not_served() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path()).await;

@@ -27,7 +27,7 @@ use crate::log::chain;
 use crate::metrics::{Metrics, ReasonLabels};
 use crate::swarm::discovery::Discovery;
 use crate::swarm::identity::{Identity, to_core, to_libp2p};
-use crate::swarm::wire::{Hello, SEES, TAKES};
+use crate::swarm::wire::{FEATURES, Hello};
 
 /// Reports of sessions that the loop did not take yet.
 const REPORTS: usize = 256;
@@ -75,7 +75,7 @@ impl Control {
         let address = listen(&mut swarm, setup.listen).await?;
         let hello = Hello {
             version: setup.version.clone(),
-            features: TAKES | SEES,
+            features: FEATURES,
             zone: setup.zone,
             control_port: address.port(),
             exchange_port: setup.exchange_port,

@@ -12,7 +12,7 @@ use std::time::Duration;
 use darter_core::Digest;
 use darter_core::pieces::{Layout, chaining_value};
 use darter_core::swarm::attest::{self, Attest};
-use darter_core::swarm::target::Target;
+use darter_core::swarm::target::{Path, Target};
 use darter_core::swarm::token::{self, Token};
 use darter_core::swarm::{FetchFailure, PeerId, Refusal};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -176,7 +176,7 @@ impl FetchError {
 
 /// The fetching end of the data plane.
 pub struct Client {
-    pool: Pool,
+    pub(super) pool: Pool,
     peers: Arc<dyn Peers>,
     buffers: Buffers,
     metrics: Arc<Metrics>,
@@ -236,21 +236,9 @@ impl Client {
     /// One request and its answer. The body is in `bytes` then, unchecked.
     async fn exchange(&self, request: &PieceRequest, bytes: &mut [u8], fresh: bool) -> Result<Attest, Failed> {
         let PieceRequest { peer, address, patience, .. } = *request;
-        let taken = self.pool.take(peer, address, fresh).await;
-        let mut connection = taken.map_err(|error| Failed::broken(Broken::Dial(error)))?;
-        let ask = ask(&mut connection, request);
-        let (answer, early) = timeout(patience, ask).await.map_err(|_| Failed::broken(Broken::Stalled(patience)))??;
-        if answer.status != 200 {
-            let error = match answer.status {
-                503 => FetchError::Busy(answer.retry_after.unwrap_or(BUSY).min(BUSY_MAX)),
-                404 => FetchError::NotHere,
-                status => FetchError::Broken(Broken::Refused(status)),
-            };
-            if answer.length == Some(0) && early.is_empty() && !answer.close {
-                self.pool.keep(connection);
-            }
-            return Err(Failed::For(error));
-        }
+        let path = Path::Piece(Target { blob: request.blob, piece: request.piece });
+        let (mut connection, answer, early) =
+            self.ask((peer, address), &path, request.token.as_ref(), patience, fresh).await?;
         let attest = self.told(request, &answer, bytes.len())?;
         let Some((head, rest)) = bytes.split_at_mut_checked(early.len()) else {
             return Err(Failed::broken(Broken::Answer("more bytes than it says")));
@@ -270,15 +258,38 @@ impl Client {
         Ok(attest)
     }
 
+    /// A connection on which this was asked and granted: the head of the answer, and what came of the body with
+    /// it.
+    pub(super) async fn ask(
+        &self,
+        (peer, address): (PeerId, SocketAddr),
+        path: &Path,
+        token: Option<&Token>,
+        patience: Duration,
+        fresh: bool,
+    ) -> Result<(Connection, Answer, Vec<u8>), Failed> {
+        let taken = self.pool.take(peer, address, fresh).await;
+        let mut connection = taken.map_err(|error| Failed::broken(Broken::Dial(error)))?;
+        let asked = timeout(patience, ask(&mut connection, address, path, token)).await;
+        let (answer, early) = asked.map_err(|_| Failed::broken(Broken::Stalled(patience)))??;
+        if answer.status == 200 {
+            return Ok((connection, answer, early));
+        }
+        let error = match answer.status {
+            503 => FetchError::Busy(answer.retry_after.unwrap_or(BUSY).min(BUSY_MAX)),
+            404 => FetchError::NotHere,
+            status => FetchError::Broken(Broken::Refused(status)),
+        };
+        if answer.length == Some(0) && early.is_empty() && !answer.close {
+            self.pool.keep(connection);
+        }
+        Err(Failed::For(error))
+    }
+
     /// The attest that the piece is to be checked with, from an answer whose length is right. Before
     /// the body: of what nobody vouches for not a byte is read.
     fn told(&self, request: &PieceRequest, answer: &Answer, len: usize) -> Result<Attest, Failed> {
-        let expected = len as u64;
-        match answer.length {
-            Some(told) if told == expected => {}
-            Some(told) => return Err(Failed::broken(Broken::Length { told, expected })),
-            None => return Err(Failed::broken(Broken::Answer("no length"))),
-        }
+        answer.has(len as u64)?;
         if let Some(known) = request.known {
             return Ok(known);
         }
@@ -291,18 +302,18 @@ impl Client {
 }
 
 /// Why an exchange failed.
-enum Failed {
+pub(super) enum Failed {
     /// The connection had been idle and was closed before it gave an answer.
     Stale,
     For(FetchError),
 }
 
 impl Failed {
-    const fn broken(broken: Broken) -> Self {
+    pub(super) const fn broken(broken: Broken) -> Self {
         Self::For(FetchError::Broken(broken))
     }
 
-    const fn io(error: io::Error) -> Self {
+    pub(super) const fn io(error: io::Error) -> Self {
         Self::broken(Broken::Io(error))
     }
 }
@@ -319,19 +330,34 @@ impl From<Failed> for FetchError {
 
 /// The head of an answer.
 #[derive(Debug, Default)]
-struct Answer {
+pub(super) struct Answer {
     status: u16,
     length: Option<u64>,
     retry_after: Option<Duration>,
     attest: Option<Attest>,
-    close: bool,
+    pub(super) close: bool,
+}
+
+impl Answer {
+    /// Whether its body is as long as it has to be.
+    pub(super) fn has(&self, expected: u64) -> Result<(), Failed> {
+        match self.length {
+            Some(told) if told == expected => Ok(()),
+            Some(told) => Err(Failed::broken(Broken::Length { told, expected })),
+            None => Err(Failed::broken(Broken::Answer("no length"))),
+        }
+    }
 }
 
 /// Sends the request and reads the answer's head, and what came of the body with it.
-async fn ask(connection: &mut Connection, request: &PieceRequest) -> Result<(Answer, Vec<u8>), Failed> {
-    let target = Target { blob: request.blob, piece: request.piece };
-    let token = request.token.map_or_else(String::new, |token| format!("{}: {token}\r\n", token::HEADER));
-    let head = format!("GET {target} HTTP/1.1\r\nHost: {}\r\n{token}\r\n", request.address);
+async fn ask(
+    connection: &mut Connection,
+    address: SocketAddr,
+    path: &Path,
+    token: Option<&Token>,
+) -> Result<(Answer, Vec<u8>), Failed> {
+    let token = token.map_or_else(String::new, |token| format!("{}: {token}\r\n", token::HEADER));
+    let head = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\n{token}\r\n");
     let is_reused = connection.is_reused;
     let stale = |error| if is_reused { Failed::Stale } else { Failed::io(error) };
     connection.stream.write_all(head.as_bytes()).await.map_err(stale)?;

@@ -1,6 +1,6 @@
 //! One client of the data plane from its first request to its last: read a head, ask, answer, again.
 //!
-//! What is not exactly a request for a piece ends the connection: the other end is this same program.
+//! What is not exactly a request for a piece, or for the values of all pieces, ends the connection: the other end is this same program.
 
 use std::fmt::Write as _;
 use std::io;
@@ -8,10 +8,11 @@ use std::net::IpAddr;
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use darter_core::Digest;
 use darter_core::range::Span;
 use darter_core::swarm::PeerId;
 use darter_core::swarm::attest;
-use darter_core::swarm::target::Target;
+use darter_core::swarm::target::{Path, Target};
 use darter_core::swarm::token::Token;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -196,7 +197,7 @@ async fn write_within(stream: &mut TlsStream<TcpStream>, bytes: &[u8], patience:
 }
 
 /// Who asks: TLS has proved it, or the token does.
-fn who<S>(client: Client, head: &Head, target: &Target, shared: &Shared<S>) -> Result<PeerId, End> {
+fn who<S>(client: Client, head: &Head, blob: &Digest, shared: &Shared<S>) -> Result<PeerId, End> {
     let address: IpAddr = match client {
         Client::Peer(peer) => return Ok(peer),
         Client::Address(address) => address,
@@ -205,7 +206,7 @@ fn who<S>(client: Client, head: &Head, target: &Target, shared: &Shared<S>) -> R
     let Gate::Token(secret) = &shared.gate else { return Err(denied()) };
     let token: Token = head.token.as_deref().and_then(|text| text.parse().ok()).ok_or_else(denied)?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    token.check(secret, &target.blob, address, now).map_err(|error| {
+    token.check(secret, blob, address, now).map_err(|error| {
         debug!(%address, ?token, %error, "token refused");
         denied()
     })
@@ -217,11 +218,36 @@ async fn answer<S: Source>(wire: &mut Wire, client: Client, head: &Head, shared:
     if head.method != Method::Get || head.has_body {
         return Err(garbage());
     }
-    let target: Target = head.target.parse().map_err(|_| garbage())?;
-    let peer = who(client, head, &target, shared)?;
+    let path: Path = head.target.parse().map_err(|_| garbage())?;
+    let peer = who(client, head, path.blob(), shared)?;
     let Some(zone) = shared.source.member(peer) else {
         return Err(End::Rejected("not_member", Some(403)));
     };
+    match path {
+        Path::Piece(target) => give_piece(wire, (peer, zone), target, shared).await,
+        Path::Values(blob) => give_values(wire, blob, shared).await,
+    }
+}
+
+async fn give_values<S: Source>(wire: &mut Wire, blob: Digest, shared: &Shared<S>) -> Result<(), End> {
+    let values = timeout(shared.limits.decision, shared.source.values(blob)).await.ok().flatten();
+    let Some(values) = values else { return refuse(wire, 404, None, shared).await };
+    let body = values.as_flattened();
+    let mut answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len()).into_bytes();
+    answer.extend_from_slice(body);
+    match timeout(shared.limits.block, wire.write(&answer)).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(_)) => Err(End::Done),
+        Err(_) => Err(End::Rejected("slow_client", None)),
+    }
+}
+
+async fn give_piece<S: Source>(
+    wire: &mut Wire,
+    (peer, zone): (PeerId, ZoneRelation),
+    target: Target,
+    shared: &Shared<S>,
+) -> Result<(), End> {
     let asked = timeout(shared.limits.decision, shared.source.ask(peer, target.blob, target.piece)).await;
     let decision = asked.unwrap_or_else(|_| {
         warn!(%peer, blob = %target.blob, piece = target.piece, "no decision about a piece in time");

@@ -1,9 +1,10 @@
 //! The data plane between nodes: pieces of blobs over HTTP/1.1, keep-alive, on connections of their own.
 //!
-//! `GET /p/<sha256 of the blob, hex>/<index of the piece>`. Over TLS 1.3 both ends are known by their
+//! `GET /p/<sha256 of the blob, hex>/<index of the piece>`, and `GET /v/<sha256>` for what all pieces of a
+//! blob are (32 bytes of BLAKE3 each). Over TLS 1.3 both ends are known by their
 //! libp2p identity (`identity`); with `tls` off a token from the control plane is the gate, and the
 //! kernel sends the file (`Gate`). `server` listens, `connection` answers one client, `client`
-//! fetches and believes no byte before its attest is checked, `buffers` bounds the memory of both.
+//! fetches and believes no byte before its attest is checked, `values` asks what the pieces are, `buffers` bounds the memory of both.
 //! Not here: who has what, whom to ask, whom to serve: `darter_core::swarm` decides that.
 
 mod buffers;
@@ -14,6 +15,7 @@ mod identity;
 mod server;
 #[cfg(test)]
 mod tests;
+mod values;
 
 use std::fmt;
 use std::fs::File;
@@ -30,6 +32,7 @@ pub use buffers::{Buffer, Buffers};
 pub use client::{Client, FetchError, Piece, PieceRequest};
 pub use identity::{Identity, IdentityError, is_signed};
 pub use server::{BindError, Server};
+pub use values::ValuesRequest;
 
 /// Bytes of one read, one write and one turn. Encryption in larger steps gains nothing, smaller ones
 /// cost: 16 KiB a step is a third slower on one connection.
@@ -73,6 +76,10 @@ pub trait Source: Peers {
     /// Whether `peer` gets piece `piece` of `blob` now. The future is dropped when this takes longer
     /// than `Limits::decision`, or the agent stops.
     fn ask(&self, peer: PeerId, blob: Digest, piece: u32) -> impl Future<Output = Decision> + Send;
+
+    /// The BLAKE3 chaining values of all pieces of a blob that is here whole. `None`: it is not. Bounded as
+    /// `ask` is.
+    fn values(&self, blob: Digest) -> impl Future<Output = Option<Vec<[u8; 32]>>> + Send;
 }
 
 /// What a request gets.

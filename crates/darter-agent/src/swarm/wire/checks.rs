@@ -26,6 +26,15 @@ pub(super) fn peer(field: &'static str, bytes: &[u8]) -> Result<PeerId, WireErro
     key(field, bytes).map(PeerId::from_bytes)
 }
 
+/// A peer, or the origin.
+pub(super) fn source(field: &'static str, bytes: &[u8]) -> Result<Option<PeerId>, WireError> {
+    if bytes.is_empty() { Ok(None) } else { peer(field, bytes).map(Some) }
+}
+
+pub(super) fn unsource(source: Option<PeerId>) -> Vec<u8> {
+    source.map(|peer| peer.to_bytes().to_vec()).unwrap_or_default()
+}
+
 pub(super) fn peers(field: &'static str, list: &[Vec<u8>]) -> Result<Vec<PeerId>, WireError> {
     bounded(field, list.len(), PEERS_MAX)?;
     list.iter().map(|bytes| peer(field, bytes)).collect()

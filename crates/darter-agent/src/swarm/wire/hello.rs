@@ -15,6 +15,14 @@ const VERSION_MAX: usize = 64;
 pub const TAKES: u64 = 1;
 /// The feature of whoever knows `SeenWanted` and `Seen`.
 pub const SEES: u64 = 2;
+/// The feature of whoever knows that a piece may come slowly: a `Released` that is not whole, and a `Have` of
+/// nothing. Others take the first for the piece itself.
+pub const SLOWLY: u64 = 4;
+/// The feature of whoever tells the values of all pieces of a blob.
+pub const VALUES: u64 = 8;
+
+/// What this version can do.
+pub const FEATURES: u64 = TAKES | SEES | SLOWLY | VALUES;
 
 /// Who speaks.
 #[derive(Debug, Clone, PartialEq, Eq)]

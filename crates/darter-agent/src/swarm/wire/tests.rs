@@ -48,17 +48,14 @@ fn message() -> impl Strategy<Value = Message> {
     let lease = (any::<u32>(), prop::option::of(peer_id()), any::<bool>(), any::<u32>());
     prop_oneof![
         join().prop_map(Message::Join),
-        (vec(peer_id(), 0..60), any::<u32>())
-            .prop_map(|(neighbours, interested)| Message::Welcome { neighbours, interested }),
+        (vec(peer_id(), 0..60), vec(peer_id(), 0..9), any::<u32>())
+            .prop_map(|(neighbours, holders, interested)| Message::Welcome { neighbours, holders, interested }),
         lease.prop_map(|(segment, from, is_whole, interested)| {
             Message::Lease(Lease { segment, from, is_whole, interested })
         }),
         any::<(u32, bool)>().prop_map(|(piece, is_whole)| Message::Released { piece, is_whole }),
-        (any::<u32>(), end, wait()).prop_map(|(segment, end, upload_time)| Message::LeaseEnd {
-            segment,
-            end,
-            upload_time
-        }),
+        (any::<u32>(), prop::option::of(peer_id()), end, wait())
+            .prop_map(|(segment, from, end, upload_time)| { Message::LeaseEnd { segment, from, end, upload_time } }),
         (vec(any::<u32>(), 0..64), vec(peer_id(), 0..9))
             .prop_map(|(segments, without)| Message::Missing { segments, without }),
         (field(0..=PIECES_MAX), any::<bool>()).prop_map(|(have, wants_answer)| Message::Hello { have, wants_answer }),
@@ -112,12 +109,14 @@ fn what_is_out_of_bounds_is_refused() {
     let have = |pieces, free_slots| Body::Have(v1::Have { pieces, free_slots, interested: 0 });
     assert!(matches!(about(have(vec![0; INDICES_MAX + 1], 0)), Err(WireError::TooMuch { .. })));
     assert!(matches!(about(have(Vec::new(), 256)), Err(WireError::TooMuch { .. })));
-    let welcome = |neighbours| Body::Welcome(v1::Welcome { neighbours, interested: 0 });
+    let welcome = |neighbours| Body::Welcome(v1::Welcome { neighbours, holders: Vec::new(), interested: 0 });
     assert!(matches!(about(welcome(vec![vec![0; 32]; PEERS_MAX + 1])), Err(WireError::TooMuch { .. })));
     assert!(matches!(about(welcome(vec![vec![0; 31]])), Err(WireError::Length { found: 31, .. })));
+    let holders = |holders| Body::Welcome(v1::Welcome { neighbours: Vec::new(), holders, interested: 0 });
+    assert!(matches!(about(holders(vec![vec![0; 32]; PEERS_MAX + 1])), Err(WireError::TooMuch { .. })));
     let end = |outcome, wait| {
-        let (segment, upload_microseconds) = (0, 0);
-        Body::LeaseEnd(v1::LeaseEnd { segment, outcome, wait_microseconds: wait, upload_microseconds })
+        let (segment, upload_microseconds, from) = (0, 0, Vec::new());
+        Body::LeaseEnd(v1::LeaseEnd { segment, outcome, wait_microseconds: wait, upload_microseconds, from })
     };
     assert!(matches!(about(end(0, 0)), Err(WireError::Unknown(_))), "an outcome that was not given");
     assert!(matches!(about(end(5, 0)), Err(WireError::Unknown(_))), "an outcome of a later version");

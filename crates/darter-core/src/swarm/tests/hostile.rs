@@ -48,6 +48,33 @@ fn nothing_is_read_from_one_who_lied() {
     assert!(is_given_back(&actions) && asked(&actions).is_empty(), "{actions:?}");
 }
 
+#[test]
+fn whoever_has_it_too_is_read_from_once_one_holder_turns_out_to_lie() {
+    let blob = blob_ranked(&[1]);
+    let mut swarm = node(1..=4);
+    for holder in [3, 4] {
+        heard(&mut swarm, at(0), holder, blob, Message::Holds { size: 32 * MIB });
+    }
+    let fetches = |actions: &[Action]| -> Vec<(u32, PeerId)> {
+        let fetch = |action: &Action| match action {
+            Action::Fetch { piece, peer, .. } => Some((*piece, *peer)),
+            _ => None,
+        };
+        actions.iter().filter_map(fetch).collect()
+    };
+    let first = fetches(&want(&mut swarm, blob, 32 * MIB));
+    let liar = first[0].1;
+    // What is on its way from it turns out wrong, piece for piece.
+    let mut actions = Vec::new();
+    for (piece, _) in first {
+        let reason = FetchFailure::Corrupt;
+        actions.extend(swarm.handle(at(2), Event::FetchFailed { blob, piece, peer: liar, reason }));
+    }
+    let then = fetches(&actions);
+    assert!(!then.is_empty() && then.iter().all(|(_, from)| *from != liar), "{actions:?}");
+    assert!(!actions.iter().any(is_import), "{actions:?}");
+}
+
 fn join(size: u64) -> Message {
     let have = Bitfield::new(Layout::new(size).pieces());
     Message::Join(Join { size, have, leased: Vec::new(), can_import: true, neighbours: Vec::new() })
@@ -58,7 +85,7 @@ fn what_a_node_read_and_has_lost_is_given_out_again_when_it_joins() {
     let blob = blob_ranked(&[1]);
     let mut swarm = node(1..=4);
     assert_eq!(leases(&heard(&mut swarm, at(1), 2, blob, join(8 * MIB))), [(peer(2), 0)]);
-    let done = Message::LeaseEnd { segment: 0, end: LeaseEnd::Done, upload_time: Duration::ZERO };
+    let done = Message::LeaseEnd { segment: 0, from: None, end: LeaseEnd::Done, upload_time: Duration::ZERO };
     heard(&mut swarm, at(2), 2, blob, done);
     assert_eq!(leases(&heard(&mut swarm, at(3), 3, blob, join(8 * MIB))), [], "2 has all of it");
     assert_eq!(leases(&heard(&mut swarm, at(4), 2, blob, join(8 * MIB))).len(), 1, "nobody has it");
@@ -71,7 +98,10 @@ fn an_owner_that_ends_both_its_leases_does_not_lose_what_it_is_given_instead() {
     heard(&mut swarm, at(1), 3, blob, Message::Holds { size: 16 * MIB });
     let from_holder = leases(&heard(&mut swarm, at(2), 2, blob, join(16 * MIB)));
     assert_eq!(from_holder.len(), 2);
-    let end = |segment| Message::LeaseEnd { segment, end: LeaseEnd::Broken, upload_time: Duration::ZERO };
+    let end = |segment| {
+        let (from, end, upload_time) = (Some(peer(3)), LeaseEnd::Broken, Duration::ZERO);
+        Message::LeaseEnd { segment, from, end, upload_time }
+    };
     let mut given: Vec<(PeerId, u32)> = Vec::new();
     for (_, segment) in from_holder {
         given.extend(leases(&heard(&mut swarm, at(3), 2, blob, end(segment))));
@@ -83,6 +113,30 @@ fn an_owner_that_ends_both_its_leases_does_not_lose_what_it_is_given_instead() {
     assert_eq!(given, [(peer(2), 0), (peer(2), 1)], "each once, from the origin");
     let running: Vec<_> = swarm.coordinated[&blob].tables.values().flat_map(|table| table.running()).collect();
     assert_eq!(running, [(peer(2), None); 2], "and both are its own still");
+}
+
+#[test]
+fn who_sent_wrong_bytes_to_two_is_no_source_any_more() {
+    let blob = blob_ranked(&[1]);
+    let mut swarm = node(1..=5);
+    for holder in [3, 4] {
+        heard(&mut swarm, at(0), holder, blob, Message::Holds { size: 64 * MIB });
+    }
+    let sources = |actions: Vec<Action>| -> Vec<PeerId> {
+        let source = |action| match action {
+            Action::Send { message: Message::Lease(Lease { from, .. }), .. } => from,
+            _ => None,
+        };
+        actions.into_iter().filter_map(source).collect()
+    };
+    let mut given = sources(heard(&mut swarm, at(1), 2, blob, join(64 * MIB)));
+    given.extend(sources(heard(&mut swarm, at(1), 5, blob, join(64 * MIB))));
+    assert!(given.contains(&peer(3)), "{given:?}");
+    let complaint = Message::Missing { segments: Vec::new(), without: vec![peer(3)] };
+    heard(&mut swarm, at(2), 2, blob, complaint.clone());
+    let mut then = sources(heard(&mut swarm, at(2), 5, blob, complaint));
+    then.extend(sources(heard(&mut swarm, at(3), 3, blob, Message::Holds { size: 64 * MIB })));
+    assert!(!then.is_empty() && then.iter().all(|source| *source == peer(4)), "{then:?}");
 }
 
 /// Peer 3 says that it has all of a blob of 64 pieces, gives those of which `gives` is true, and denies

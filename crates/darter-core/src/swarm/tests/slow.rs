@@ -81,7 +81,13 @@ fn a_coordinator_has_its_time_for_an_answer_though_pieces_are_missed() {
     let blob = blob_ranked(&[2, 3]);
     let mut swarm = node([1, 3, 4]);
     want(&mut swarm, blob, MIB);
-    heard(&mut swarm, at(2), 3, blob, Message::Welcome { neighbours: vec![peer(4)], interested: 2 });
+    heard(
+        &mut swarm,
+        at(2),
+        3,
+        blob,
+        Message::Welcome { neighbours: vec![peer(4)], holders: Vec::new(), interested: 2 },
+    );
     // Another comes who ranks higher, while this node is about to complain that nothing comes.
     swarm.handle(at(290), Event::Members(members_of(1..=4)));
     let asked = joins(&mut swarm, (at(291), at(1000)));
@@ -94,7 +100,13 @@ fn a_coordinator_that_was_passed_over_and_answers_late_is_the_coordinator_again(
     let mut swarm = node(1..=4);
     want(&mut swarm, blob, MIB);
     assert_eq!(joins(&mut swarm, (at(2), at(602))), [(peer(2), 301), (peer(3), 601)]);
-    let late = heard(&mut swarm, at(602), 2, blob, Message::Welcome { neighbours: Vec::new(), interested: 2 });
+    let late = heard(
+        &mut swarm,
+        at(602),
+        2,
+        blob,
+        Message::Welcome { neighbours: Vec::new(), holders: Vec::new(), interested: 2 },
+    );
     let is_asked = |to| {
         late.iter()
             .any(|action| matches!(action, Action::Send { to: asked, message: Message::Join(_), .. } if *asked == to))

@@ -147,6 +147,10 @@ impl Source for Shelf {
         let slot = Slot::take(&self.slots);
         Decision::Serve(Upload { file: self.blob.file.clone(), span, attest: Some(self.blob.attest(piece)), slot })
     }
+
+    async fn values(&self, blob: Digest) -> Option<Vec<[u8; 32]>> {
+        (blob == self.blob.digest).then(|| (0..4).map(|piece| self.blob.attest(piece).cv).collect())
+    }
 }
 
 fn metrics() -> Arc<Metrics> {
@@ -229,6 +233,31 @@ async fn pieces_arrive_verified_over_one_connection_each_way_counted() {
     }
     assert_eq!(count(&node.metrics, &line("sent")), bytes);
     assert_eq!(connections.load(Ordering::SeqCst), 1, "a second connection was not needed");
+}
+
+#[tokio::test]
+async fn the_values_of_all_pieces_come_over_the_same_connection() {
+    let (shelf, node, client, metrics) = pair(Limits::default());
+    let (address, connections) = counting(&node).await;
+    let Blob { digest: blob, layout, .. } = shelf.blob;
+    let patience = Duration::from_secs(5);
+    let request = ValuesRequest { peer: identity(1).peer(), address, blob, layout, token: None, patience };
+    let values: Vec<_> = (0..4).map(|piece| shelf.blob.attest(piece).cv).collect();
+    assert_eq!(client.values(&request).await.unwrap(), values);
+    // Of a blob that is not here, and of one that has another number of pieces.
+    let other = ValuesRequest { blob: Digest::of(b"other"), ..request.clone() };
+    assert!(matches!(client.values(&other).await, Err(FetchError::NotHere)));
+    client.fetch(&shelf.blob.request(&identity(1), address, 0)).await.unwrap();
+    assert_eq!(connections.load(Ordering::SeqCst), 1);
+    let longer = ValuesRequest { layout: Layout::new(layout.size() + (1 << 20)), ..request.clone() };
+    let wrong = client.values(&longer).await.unwrap_err();
+    assert!(matches!(wrong, FetchError::Broken(client::Broken::Length { told: 128, expected: 160 })), "{wrong:?}");
+    // Nobody but members learns what is here.
+    shelf.members.lock().unwrap().remove(&identity(2).peer());
+    let refused = client.values(&request).await.unwrap_err();
+    assert!(matches!(refused, FetchError::Broken(_)), "{refused:?}");
+    assert!(rejected(&node.metrics, "not_member") > 0);
+    assert_eq!(rejected(&metrics, "bad_answer"), 0, "it is no piece");
 }
 
 #[tokio::test]
