@@ -159,8 +159,9 @@ async fn who_comes_back_to_a_blob_that_was_just_left_goes_on_where_it_stopped() 
     Ok(())
 }
 
-/// The bit of whoever knows `Take`.
+/// The bits of whoever knows `Take`, and `RoomWanted`.
 const TAKES: u64 = 1;
+const ROOM: u64 = 16;
 
 #[tokio::test]
 async fn members_of_another_version_are_told_what_they_know_and_nothing_else() -> Result<()> {
@@ -186,8 +187,9 @@ async fn members_of_another_version_are_told_what_they_know_and_nothing_else() -
         eventually("it is told what is here", async || Ok(said("body: Some(Holds("))).await?;
         // What only this node has goes to others, if they can take it.
         pair.agent.stop().await?;
-        let is_asked = said("body: Some(Take(");
-        ensure!(is_asked == (features & TAKES != 0), "features {features:x}: {:?}", other.heard());
+        for (word, feature) in [("body: Some(Take(", TAKES), ("body: Some(RoomWanted(", ROOM)] {
+            ensure!(said(word) == (features & feature != 0), "features {features:x}: {:?}", other.heard());
+        }
     }
     Ok(())
 }

@@ -44,6 +44,28 @@ async fn a_node_that_stops_hands_over_what_only_it_has() -> Result<()> {
 }
 
 #[tokio::test]
+async fn of_two_that_can_take_what_a_node_had_the_one_with_more_room_does() -> Result<()> {
+    if !can_run("of_two_that_can_take_what_a_node_had_the_one_with_more_room_does", &NEEDS) {
+        return Ok(());
+    }
+    // There is room for all of it on both.
+    let limited = |seat: &Seat, options: Options| match seat.number {
+        1 => options.set("store.limit", "64MiB"),
+        _ => options.set("store.limit", "1GiB"),
+    };
+    let mut swarm = Swarm::start(Plan::new(3, 400, 1), limited).await?;
+    let pushed = swarm.push(23, &[3 * MIB, 4 * MIB, 5 * MIB, 6 * MIB]).await?;
+    last(swarm.pull_on(&[0], &pushed).await)?;
+    swarm.node_mut(0).stop_agent().await?;
+    for layer in &pushed.image.layers {
+        let has = |node: usize| Ok(swarm.agent(node)?.dir().join("data/blobs").join(layer.digest().hex()).exists());
+        let (little, much): (Result<bool>, Result<bool>) = (has(1), has(2));
+        ensure!(!little? && much?, "{}\n{}\n{}", swarm.story(0), swarm.story(1), swarm.story(2));
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn uploads_of_a_node_that_stops_end_well() -> Result<()> {
     if !can_run("uploads_of_a_node_that_stops_end_well", &NEEDS) {
         return Ok(());

@@ -37,7 +37,8 @@ pub struct Hello {
     #[prost(string, tag = "1")]
     pub version: ::prost::alloc::string::String,
     /// Bits for what the speaker can do beyond this protocol's version. 1: it knows Take and TakeEnd. 2: it
-    /// knows SeenWanted and Seen.
+    /// knows SeenWanted and Seen. 4: it knows that a piece may come slowly. 8: it tells the values of all pieces of a
+    /// blob. 16: it knows RoomWanted and Room.
     #[prost(uint64, tag = "2")]
     pub features: u64,
     /// A hash of the zone's name; 0: not known.
@@ -120,7 +121,7 @@ pub struct BlobMessage {
     pub blob: ::prost::alloc::vec::Vec<u8>,
     #[prost(
         oneof = "blob_message::Body",
-        tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15"
+        tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17"
     )]
     pub body: ::core::option::Option<blob_message::Body>,
 }
@@ -156,6 +157,10 @@ pub mod blob_message {
         Take(super::Take),
         #[prost(message, tag = "15")]
         TakeEnd(super::TakeEnd),
+        #[prost(message, tag = "16")]
+        RoomWanted(super::RoomWanted),
+        #[prost(message, tag = "17")]
+        Room(super::Room),
     }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -271,6 +276,13 @@ pub struct Take {
 pub struct TakeEnd {
     #[prost(bool, tag = "1")]
     pub is_kept: bool,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RoomWanted {}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Room {
+    #[prost(uint64, tag = "1")]
+    pub bytes: u64,
 }
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]

@@ -116,9 +116,16 @@ impl Store {
     /// Whether so many bytes fit without anything leaving for them.
     pub fn has_room(&self, size: u64) -> Result<(), StoreError> {
         self.may_take(size)?;
+        if size <= self.room() { Ok(()) } else { Err(StoreError::Full { size, source: None }) }
+    }
+
+    /// Bytes that fit without anything leaving for them.
+    pub fn room(&self) -> u64 {
+        if self.may_take(0).is_err() {
+            return 0;
+        }
         let index = super::lock(&self.shared.index);
-        let is_free = index.bytes().saturating_add(size) <= index.limit_bytes;
-        if is_free { Ok(()) } else { Err(StoreError::Full { size, source: None }) }
+        index.limit_bytes.saturating_sub(index.bytes())
     }
 
     /// Whether an interrupted ingest of a blob is here, which then needs no room made for it.

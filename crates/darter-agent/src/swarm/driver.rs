@@ -21,7 +21,7 @@ use super::control::{ControlEvent, ControlHandle};
 use super::exchange::Client;
 use super::handle::{Ending, Endings, Input, Order, Reply, Slot, SwarmHandle};
 use super::tokens::Tokens;
-use super::wire::{SLOWLY, TAKES, VALUES};
+use super::wire::{ROOM, SLOWLY, TAKES, VALUES};
 use super::witnesses::Witnesses;
 use crate::config::Scope;
 use crate::metrics::{Metrics, ReasonLabels};
@@ -261,6 +261,9 @@ impl Driver {
             Action::Send { to, blob, message: Message::Take { .. } } if !self.control.can(to, TAKES) => {
                 return Some(Event::Message { from: to, blob, message: Message::TakeEnd { is_kept: false } });
             }
+            Action::Send { to, blob, message: Message::RoomWanted } if !self.control.can(to, ROOM) => {
+                return Some(Event::Message { from: to, blob, message: Message::Room { bytes: 0 } });
+            }
             // It would take that for the piece itself.
             Action::Send { to, message, .. } if message.is_slowly() && !self.control.can(to, SLOWLY) => {}
             Action::Send { to, blob, message } => self.control.send(to, blob, message),
@@ -290,6 +293,10 @@ impl Driver {
             Action::Ban { peer, period } => self.ban(peer, period),
             Action::Take { blob, size } => return self.send_out(Errand { blob, size, why: Why::ItsHolderGoes }),
             Action::Keep { blob, size } => return self.send_out(Errand { blob, size, why: Why::ToKeep }),
+            Action::TellRoom { to, blob } => {
+                let bytes = self.house.store.room();
+                self.control.send(to, blob, Message::Room { bytes });
+            }
             Action::Used(blob) => self.house.store.used(&blob),
             Action::Left => {
                 if let Some(left) = self.leaver.take() {

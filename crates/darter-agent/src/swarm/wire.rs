@@ -25,7 +25,7 @@ use self::checks::{
     unsource,
 };
 
-pub use self::hello::{FEATURES, Hello, SEES, SLOWLY, TAKES, VALUES, decode_peers, encode_peers};
+pub use self::hello::{FEATURES, Hello, ROOM, SEES, SLOWLY, TAKES, VALUES, decode_peers, encode_peers};
 pub use self::seen::{decode_question, decode_seen, encode_question, encode_seen};
 pub use self::tokens::{decode_token, decode_wanted, encode_token, encode_wanted};
 
@@ -137,6 +137,8 @@ pub fn encode(blob: &Digest, message: &Message) -> Result<v1::BlobMessage, WireE
             Body::Take(v1::Take { size_bytes: *size, is_for_elsewhere: *is_for_elsewhere })
         }
         Message::TakeEnd { is_kept } => Body::TakeEnd(v1::TakeEnd { is_kept: *is_kept }),
+        Message::RoomWanted => Body::RoomWanted(v1::RoomWanted {}),
+        Message::Room { bytes } => Body::Room(v1::Room { bytes: *bytes }),
     };
     Ok(v1::BlobMessage { blob: blob.as_bytes().to_vec(), body: Some(body) })
 }
@@ -191,6 +193,8 @@ pub fn decode(message: v1::BlobMessage) -> Result<(Digest, Message), WireError> 
             Message::Take { size: size("take.size_bytes", size_bytes)?, is_for_elsewhere }
         }
         Body::TakeEnd(v1::TakeEnd { is_kept }) => Message::TakeEnd { is_kept },
+        Body::RoomWanted(v1::RoomWanted {}) => Message::RoomWanted,
+        Body::Room(v1::Room { bytes }) => Message::Room { bytes },
     };
     Ok((blob, message))
 }

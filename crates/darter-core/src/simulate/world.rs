@@ -324,7 +324,12 @@ impl<'a> World<'a> {
             // What pieces consist of is not simulated.
             Action::Compare { .. } => {}
             // No node goes here but by a fault, and none is a seed.
-            Action::Take { .. } | Action::Keep { .. } | Action::Used(_) | Action::Wait(_) | Action::Left => {}
+            Action::TellRoom { .. }
+            | Action::Take { .. }
+            | Action::Keep { .. }
+            | Action::Used(_)
+            | Action::Wait(_)
+            | Action::Left => {}
         }
     }
 
@@ -374,7 +379,7 @@ impl<'a> World<'a> {
 }
 
 /// Names of messages, as `kind` counts them.
-const KINDS: [&str; 14] = [
+const KINDS: [&str; 16] = [
     "join",
     "welcome",
     "lease",
@@ -389,6 +394,8 @@ const KINDS: [&str; 14] = [
     "leave",
     "take",
     "take-end",
+    "room-wanted",
+    "room",
 ];
 
 const fn kind(message: &Message) -> usize {
@@ -407,5 +414,7 @@ const fn kind(message: &Message) -> usize {
         Message::Leave => 11,
         Message::Take { .. } => 12,
         Message::TakeEnd { .. } => 13,
+        Message::RoomWanted => 14,
+        Message::Room { .. } => 15,
     }
 }

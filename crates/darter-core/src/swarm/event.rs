@@ -190,6 +190,13 @@ pub enum Action {
         /// Its size in bytes.
         size: u64,
     },
+    /// Say how much room the store has: with `Message::Room`, about this blob.
+    TellRoom {
+        /// To whom.
+        to: PeerId,
+        /// What that one asked about; room is the same for all.
+        blob: Digest,
+    },
     /// Somebody else pulled a blob that is here: this node, a seed, parts with others before it.
     Used(Digest),
     /// Nothing of a blob comes, and somebody is at it: it is worth waiting for.
@@ -342,7 +349,14 @@ pub enum Message {
         /// Not in the sender's own zone: what happens to a zone happens to both.
         is_for_elsewhere: bool,
     },
-    /// The answer, once it is known.
+    /// How much room is there for more?
+    RoomWanted,
+    /// The answer.
+    Room {
+        /// Bytes that fit without anything leaving for them.
+        bytes: u64,
+    },
+    /// The answer to `Take`, once it is known.
     TakeEnd {
         /// Whether somebody else has the blob whole.
         is_kept: bool,

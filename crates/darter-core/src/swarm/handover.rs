@@ -12,7 +12,8 @@ use std::collections::{BTreeMap, VecDeque};
 use super::Swarm;
 use super::event::{Action, Message, Rejection};
 use super::hearing::{Uncoordinated, Word};
-use super::peer::{PeerId, Zone};
+use super::peer::{Member, PeerId, Zone};
+use super::room::Rooms;
 use super::seed;
 use super::time::Time;
 use crate::Digest;
@@ -30,6 +31,14 @@ pub(super) struct Handover {
     pub(super) is_withdrawn: bool,
     /// What this node takes for others that go.
     takes: BTreeMap<Digest, PeerId>,
+    /// What others have room for.
+    pub(super) rooms: Rooms,
+}
+
+impl Handover {
+    pub(super) const fn is_leaving(&self) -> bool {
+        self.leaving.is_some()
+    }
 }
 
 /// Somebody who was asked to take a blob, and whether only if it is in another zone.
@@ -37,7 +46,10 @@ type Asked = (PeerId, bool);
 
 impl Swarm {
     /// This node is to go, and has these blobs.
-    pub(super) fn leave(&mut self, blobs: Vec<Digest>, out: &mut Vec<Action>) {
+    pub(super) fn leave(&mut self, now: Time, blobs: Vec<Digest>, out: &mut Vec<Action>) {
+        if let Some(blob) = blobs.first() {
+            self.ask_for_room(now, blob, out);
+        }
         self.handover.leaving = Some(blobs.into());
         self.handover.has_left = false;
         self.hand_over(out);
@@ -47,6 +59,7 @@ impl Swarm {
     pub(super) fn stay(&mut self) {
         (self.handover.leaving, self.handover.has_left) = (None, false);
         self.handover.asked.clear();
+        self.handover.rooms = Rooms::default();
     }
 
     /// A blob came while the node is to go.
@@ -58,7 +71,10 @@ impl Swarm {
         }
     }
 
-    fn hand_over(&mut self, out: &mut Vec<Action>) {
+    pub(super) fn hand_over(&mut self, out: &mut Vec<Action>) {
+        if self.handover.rooms.are_asked() {
+            return;
+        }
         while self.handover.asked.len() < self.node.limits.takes_max {
             let Some(blob) = self.handover.leaving.as_mut().and_then(VecDeque::pop_front) else { break };
             if !self.handover.asked.contains_key(&blob) {
@@ -83,25 +99,38 @@ impl Swarm {
             asked.push(next);
             self.handover.asked.insert(blob, asked);
             let (to, is_for_elsewhere) = next;
+            if !is_for_elsewhere {
+                self.handover.rooms.gave(&to, size);
+            }
             out.push(Action::Send { to, blob, message: Message::Take { size, is_for_elsewhere } });
         }
     }
 
     /// Who may take a blob, in the order in which they are asked: the seeds; the coordinator, who knows
-    /// whether somebody has it; who is in another zone; whoever is there. Where each zone reads for itself,
-    /// nobody of another.
+    /// whether somebody has it; who is in another zone; whoever is there; of each, who has most room. Where each
+    /// zone reads for itself, nobody of another.
     fn takers(&self, blob: &Digest) -> Vec<Asked> {
         let (members, scope) = (&self.node.members, self.node.scope(self.node.zone));
-        let ranked = members.ranked_among(blob, |member| scope.is_none_or(|zone| member.zone == zone));
-        let elsewhere = members.ranked_among(blob, |member| scope.is_none() && self.is_elsewhere(member.zone));
-        let knows = ranked.first().filter(|id| !elsewhere.is_empty() && !elsewhere.contains(id));
         let seeds = seed::told(members, blob, scope).into_iter().map(|id| (id, false));
-        let others = elsewhere.iter().chain(&ranked).map(|id| (*id, false));
-        seeds.chain(knows.map(|id| (*id, true))).chain(others).collect()
+        let mut others = self.by_room(blob, |member| scope.is_none() && self.is_elsewhere(member.zone));
+        others.extend(self.by_room(blob, |member| scope.is_none_or(|zone| member.zone == zone)));
+        let coordinator = members.ranked_among(blob, |member| scope.is_none_or(|zone| member.zone == zone));
+        let knows = coordinator.first().filter(|id| others.first() != Some(id)).map(|id| (*id, true));
+        seeds.chain(knows).chain(others.into_iter().map(|id| (id, false))).collect()
+    }
+
+    /// Those that may be asked about a blob, and those that said how much room they have.
+    fn by_room(&self, blob: &Digest, fits: impl Fn(&Member) -> bool) -> Vec<PeerId> {
+        let members = &self.node.members;
+        let mut all = members.ranked_among(blob, &fits);
+        let more = self.handover.rooms.iter().filter_map(|id| members.get(id));
+        all.extend(more.filter(|member| fits(member)).map(|member| member.id));
+        self.handover.rooms.sort(&mut all);
+        all
     }
 
     /// Whether a zone is another than this node's. A node that does not know its own knows no other.
-    fn is_elsewhere(&self, zone: Zone) -> bool {
+    pub(super) fn is_elsewhere(&self, zone: Zone) -> bool {
         let unknown = Zone::default();
         zone != self.node.zone && zone != unknown && self.node.zone != unknown
     }
@@ -226,6 +255,21 @@ mod tests {
         swarm.handle(Time::ZERO, Event::Proven { blob, layout: Layout::new(SIZE) });
     }
 
+    /// It is to go, and nobody says that it has room.
+    fn leave(swarm: &mut Swarm, blobs: Vec<Digest>) -> Vec<Action> {
+        let mut actions = Vec::new();
+        for action in swarm.handle(Time::ZERO, Event::Leave(blobs)) {
+            match action {
+                Action::Send { to: from, blob, message: Message::RoomWanted } => {
+                    let message = Message::Room { bytes: 0 };
+                    actions.extend(swarm.handle(Time::ZERO, Event::Message { from, blob, message }));
+                }
+                action => actions.push(action),
+            }
+        }
+        actions
+    }
+
     fn heard(swarm: &mut Swarm, from: u8, blob: Digest, message: Message) -> Vec<Action> {
         swarm.handle(Time::ZERO, Event::Message { from: peer(from), blob, message })
     }
@@ -245,7 +289,7 @@ mod tests {
         let blob = ranked([2, 1, 3]);
         let mut swarm = node(1);
         proven(&mut swarm, blob);
-        assert_eq!(swarm.handle(Time::ZERO, Event::Leave(vec![blob])), [send(2, blob, TAKE)]);
+        assert_eq!(leave(&mut swarm, vec![blob]), [send(2, blob, TAKE)]);
         assert_eq!(heard(&mut swarm, 3, blob, end(true)), [], "who was not asked");
         assert_eq!(heard(&mut swarm, 2, blob, end(false)), [send(3, blob, TAKE)]);
         assert_eq!(heard(&mut swarm, 3, blob, end(true)), [Action::Left]);
@@ -256,16 +300,16 @@ mod tests {
         let [blob, other] = [ranked([2, 1, 3]), ranked([1, 2, 3])];
         let mut swarm = node(1);
         proven(&mut swarm, blob);
-        assert_eq!(swarm.handle(Time::ZERO, Event::Leave(vec![blob])), [send(2, blob, TAKE)]);
+        assert_eq!(leave(&mut swarm, vec![blob]), [send(2, blob, TAKE)]);
         // Said once more, by SIGTERM after a notice: nobody is asked twice at a time.
-        assert_eq!(swarm.handle(Time::ZERO, Event::Leave(vec![blob])), []);
+        assert_eq!(leave(&mut swarm, vec![blob]), []);
         assert_eq!(heard(&mut swarm, 3, other, TAKE), [send(3, other, end(false))]);
         assert_eq!(swarm.handle(Time::ZERO, Event::Stay), []);
         assert_eq!(heard(&mut swarm, 2, blob, end(true)), [], "it does not go");
         assert!(heard(&mut swarm, 3, other, TAKE).contains(&Action::Take { blob: other, size: SIZE }));
-        assert_eq!(swarm.handle(Time::ZERO, Event::Leave(vec![blob])), [send(2, blob, TAKE)]);
+        assert_eq!(leave(&mut swarm, vec![blob]), [send(2, blob, TAKE)]);
         assert_eq!(heard(&mut swarm, 2, blob, end(true)), [Action::Left]);
-        assert_eq!(swarm.handle(Time::ZERO, Event::Leave(vec![])), [Action::Left], "each time");
+        assert_eq!(leave(&mut swarm, vec![]), [Action::Left], "each time");
     }
 
     #[test]
@@ -273,7 +317,7 @@ mod tests {
         let [blob, later] = [ranked([2, 1, 3]), ranked([3, 2, 1])];
         let mut swarm = node(1);
         proven(&mut swarm, blob);
-        assert_eq!(swarm.handle(Time::ZERO, Event::Leave(vec![blob])), [send(2, blob, TAKE)]);
+        assert_eq!(leave(&mut swarm, vec![blob]), [send(2, blob, TAKE)]);
         let came = swarm.handle(Time::ZERO, Event::Proven { blob: later, layout: Layout::new(SIZE) });
         assert!(came.contains(&send(3, later, TAKE)), "{came:?}");
         assert_eq!(heard(&mut swarm, 2, blob, end(true)), []);
@@ -299,7 +343,7 @@ mod tests {
         let elsewhere = Message::Take { size: SIZE, is_for_elsewhere: true };
         let mut leaver = node(1);
         proven(&mut leaver, blob);
-        assert_eq!(leaver.handle(Time::ZERO, Event::Leave(vec![blob])), [send(2, blob, elsewhere.clone())]);
+        assert_eq!(leave(&mut leaver, vec![blob]), [send(2, blob, elsewhere.clone())]);
         assert_eq!(heard(&mut leaver, 2, blob, end(false)), [send(3, blob, TAKE)]);
         assert_eq!(heard(&mut leaver, 3, blob, end(false)), [send(2, blob, TAKE)], "better here than nowhere");
         assert_eq!(heard(&mut leaver, 2, blob, end(false)), [Action::Left]);
@@ -315,10 +359,10 @@ mod tests {
         let blob = ranked([2, 1, 3]);
         let mut swarm = node(1);
         proven(&mut swarm, blob);
-        swarm.handle(Time::ZERO, Event::Leave(vec![blob]));
+        leave(&mut swarm, vec![blob]);
         assert_eq!(swarm.handle(Time::ZERO, Event::PeerLost(peer(2))), [send(3, blob, TAKE)]);
         assert_eq!(swarm.handle(Time::ZERO, Event::PeerLost(peer(3))), [Action::Left]);
-        assert_eq!(node(1).handle(Time::ZERO, Event::Leave(Vec::new())), [Action::Left]);
+        assert_eq!(leave(&mut node(1), Vec::new()), [Action::Left]);
     }
 
     #[test]
@@ -327,7 +371,7 @@ mod tests {
         let mut swarm = node(1);
         proven(&mut swarm, blob);
         heard(&mut swarm, 3, blob, Message::Holds { size: SIZE });
-        assert_eq!(swarm.handle(Time::ZERO, Event::Leave(vec![blob])), [Action::Left]);
+        assert_eq!(leave(&mut swarm, vec![blob]), [Action::Left]);
         // The same where another node is the one that knows.
         let mut coordinator = node(1);
         heard(&mut coordinator, 3, blob, Message::Holds { size: SIZE });
@@ -350,7 +394,7 @@ mod tests {
         proven(&mut swarm, blob);
         // What one beyond it has is of no help, and one beyond it cannot take it.
         heard(&mut swarm, 2, blob, Message::Holds { size: SIZE });
-        assert_eq!(swarm.handle(Time::ZERO, Event::Leave(vec![blob])), [send(3, blob, TAKE)]);
+        assert_eq!(leave(&mut swarm, vec![blob]), [send(3, blob, TAKE)]);
         // Nor does a seed want what it cannot get.
         let mut seed = node(2);
         heard(&mut seed, 1, blob, Message::Holds { size: SIZE });
@@ -381,7 +425,7 @@ mod tests {
         assert_eq!(heard(&mut swarm, 2, blob(most), TAKE), [send(2, blob(most), end(false))]);
         let mut swarm = node(1);
         proven(&mut swarm, blob(0));
-        swarm.handle(Time::ZERO, Event::Leave(vec![blob(0)]));
+        leave(&mut swarm, vec![blob(0)]);
         for n in 0..2 {
             assert_eq!(heard(&mut swarm, 2, blob(n), TAKE), [send(2, blob(n), end(false))]);
         }

@@ -47,6 +47,8 @@ impl Swarm {
                 self.asked_to_take(now, (from, is_for_elsewhere), blob, size, out);
             }
             Message::TakeEnd { is_kept } => self.take_ended(from, &blob, is_kept, out),
+            Message::RoomWanted => self.room_wanted(from, blob, out),
+            Message::Room { bytes } => self.heard_room(from, bytes, out),
             Message::Slot => self.offered(now, from, blob, out),
             Message::NoNeed => self.node.slots.not_needed(&from, &blob),
             Message::Hello { have, wants_answer } => self.heard_hello(now, from, blob, have, wants_answer, out),

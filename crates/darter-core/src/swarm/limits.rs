@@ -82,6 +82,8 @@ pub struct Limits {
     pub segments_per_peer: u64,
     /// Blobs at a time that a node which goes asks others to take, and that one takes for others.
     pub takes_max: usize,
+    /// How long a node that goes waits for the others to say how much room they have.
+    pub room_patience: Duration,
     /// A seed takes a blob of which nobody spoke for so long: those that pull it now come first.
     pub seed_quiet: Duration,
     /// Blobs that a seed takes at a time.
@@ -137,6 +139,7 @@ impl Default for Limits {
             tables_per_peer: 4096,
             segments_per_peer: 131_072,
             takes_max: 8,
+            room_patience: Duration::from_millis(300),
             seed_quiet: Duration::from_secs(5),
             seed_takes: 2,
             seed_wanted_max: 16_384,

@@ -26,6 +26,7 @@ mod neighbour;
 mod owner;
 mod peer;
 mod register;
+mod room;
 mod seat;
 mod seed;
 mod slots;
@@ -241,7 +242,8 @@ impl Swarm {
         let sessions = self.sessions.iter().filter_map(|blob| self.coordinated.get(blob));
         let coordinated = sessions.map(|coordinator| coordinator.deadline(now, &self.node.limits));
         let settled = Some(self.node.settled_at).filter(|at| *at > now && !self.coordinated.is_empty());
-        let others = [self.node.slots.deadline(), self.seed.deadline(&self.node.limits)];
+        let others =
+            [self.node.slots.deadline(), self.seed.deadline(&self.node.limits), self.handover.rooms.deadline()];
         downloads.chain(coordinated).chain(settled).chain(others).min().unwrap_or(Time::NEVER)
     }
 
@@ -264,6 +266,7 @@ impl Swarm {
                 self.coordinated.retain(|_, state| !state.is_idle());
                 let coordinated = &self.coordinated;
                 self.sessions.retain(|blob| coordinated.contains_key(blob));
+                self.lost_room(peer, out);
                 self.lost_taker(&peer, out);
             }
             Event::Message { from, blob, message } => self.heard(now, from, blob, message, out),
@@ -285,7 +288,7 @@ impl Swarm {
                 self.seed.is_here(&blob);
                 self.came(blob, out);
             }
-            Event::Leave(blobs) => self.leave(blobs, out),
+            Event::Leave(blobs) => self.leave(now, blobs, out),
             Event::Stay => self.stay(),
             Event::Withdraw => self.handover.is_withdrawn = true,
             Event::NotTaken(blob) => {
@@ -352,6 +355,7 @@ impl Swarm {
                     }
                 }
                 self.seed.tick(now, &self.node.limits, out);
+                self.tick_rooms(now, out);
             }
         }
     }

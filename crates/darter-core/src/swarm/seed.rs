@@ -301,7 +301,10 @@ mod tests {
         swarm.handle(Time::ZERO, Event::Proven { blob, layout: Layout::new(SIZE) });
         let take =
             |to| Action::Send { to: peer(to), blob, message: Message::Take { size: SIZE, is_for_elsewhere: false } };
-        assert_eq!(swarm.handle(Time::ZERO, Event::Leave(vec![blob])), [take(1)]);
+        swarm.handle(Time::ZERO, Event::Leave(vec![blob]));
+        // Nobody says how much room it has.
+        let late = Time::ZERO + Limits::default().room_patience;
+        assert_eq!(swarm.handle(late, Event::Tick), [take(1)]);
         assert_eq!(heard(&mut swarm, Time::ZERO, 1, blob, Message::TakeEnd { is_kept: false }), [take(3)]);
     }
 }

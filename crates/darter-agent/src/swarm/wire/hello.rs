@@ -20,9 +20,11 @@ pub const SEES: u64 = 2;
 pub const SLOWLY: u64 = 4;
 /// The feature of whoever tells the values of all pieces of a blob.
 pub const VALUES: u64 = 8;
+/// The feature of whoever knows `RoomWanted` and `Room`.
+pub const ROOM: u64 = 16;
 
 /// What this version can do.
-pub const FEATURES: u64 = TAKES | SEES | SLOWLY | VALUES;
+pub const FEATURES: u64 = TAKES | SEES | SLOWLY | VALUES | ROOM;
 
 /// Who speaks.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -68,6 +68,8 @@ fn message() -> impl Strategy<Value = Message> {
         (0..=PIECES_MAX * (8 << 20), any::<bool>())
             .prop_map(|(size, is_for_elsewhere)| Message::Take { size, is_for_elsewhere }),
         any::<bool>().prop_map(|is_kept| Message::TakeEnd { is_kept }),
+        Just(Message::RoomWanted),
+        any::<u64>().prop_map(|bytes| Message::Room { bytes }),
     ]
 }
 
