@@ -38,7 +38,7 @@ pub(crate) struct Play {
     seeds: u64,
     /// Something that goes wrong: KIND@PERCENT of the bound, KIND one of importer, coordinator,
     /// churn10, churn30, pause, pause-coordinator, partition, sever, unreachable, lose5, slow10, stall,
-    /// corrupt, boast, disk, leap, freeze, throttle, forbid. Can be repeated.
+    /// corrupt, lie, boast, disk, leap, freeze, throttle, forbid. Can be repeated.
     #[arg(long = "fault", value_name = "KIND@PERCENT")]
     faults: Vec<String>,
     /// Blocks that links serve in turn, for each piece: fewer are faster to play and less exact.
@@ -182,6 +182,7 @@ fn faults(text: &str, nodes: u32, bound: f64) -> Result<Vec<(Duration, Fault)>> 
         "freeze" => vec![(at, Fault::Freeze(nodes / 2, PERIOD))],
         "slow10" => some(10, Fault::Slow).map(|(_, fault)| (at, fault)).collect(),
         "corrupt" => vec![(at, Fault::Corrupt(nodes / 2))],
+        "lie" => vec![(at, Fault::Lie(nodes / 2))],
         "throttle" => vec![(at, Fault::Throttle(Duration::from_millis(500)))],
         "forbid" => some(50, Fault::Forbid).map(|(_, fault)| (at, fault)).collect(),
         _ => bail!("--fault {text}: unknown kind; see `darter simulate swarm --help`"),

@@ -191,7 +191,7 @@ fn bytes_between_zones_go_once_to_each_zone() {
     assert_eq!((outcome.origin_bytes, outcome.cross_zone_bytes), (3 * SIZE, 0), "each zone reads for itself");
 }
 
-/// One of eighteen faults, or two; or none.
+/// One of nineteen faults, or two; or none.
 fn by_lot(kind: u64, node: &dyn Fn(u64) -> u32, lot: &dyn Fn(u64, u64) -> u64) -> Vec<Fault> {
     let period = Duration::from_millis(1 + lot(7, 400));
     match kind {
@@ -212,6 +212,7 @@ fn by_lot(kind: u64, node: &dyn Fn(u64) -> u32, lot: &dyn Fn(u64, u64) -> u64) -
         14 => vec![Fault::Boast(node(7))],
         15 => vec![Fault::DiskFull(node(7)), Fault::KillImporter],
         16 => vec![Fault::Leap(node(7), period * 1000), Fault::Freeze(node(8), period)],
+        17 => vec![Fault::Lie(node(7))],
         _ => Vec::new(),
     }
 }
@@ -231,7 +232,7 @@ fn whatever_breaks_every_node_that_lives_gets_the_blob() {
         };
         let bound = Duration::from_secs_f64(Bound::of(&scenario).seconds());
         let at = bound * u32::try_from(lot(5, 120)).expect("few") / 100;
-        let fault = by_lot(lot(6, 18), &node, &lot);
+        let fault = by_lot(lot(6, 19), &node, &lot);
         // A node that may not read the registry, in a zone where nobody else is, never gets it.
         let is_zonal = lot(11, 4) == 0 && !matches!(fault[..], [Fault::Forbid(_)]);
         let is_calm = fault.is_empty() && !is_zonal;

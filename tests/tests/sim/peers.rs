@@ -58,6 +58,19 @@ fn wrong_bytes_cost_each_victim_one_piece_and_the_liar_its_place() {
 }
 
 #[test]
+fn who_vouches_for_what_the_origin_does_not_have_costs_one_pull_more_and_is_found_by_all() {
+    for run in trouble(1..=8, &Scenario::cold(16, SIZE, 1), |_, seed| vec![(Duration::ZERO, Fault::Lie(some(seed)))]) {
+        let seed = run.scenario.seed;
+        assert!(run.troubled.restarts >= 1, "seed {seed}: it read nothing, this tests nothing");
+        // Each finds it out once, and it has no part in what follows.
+        assert!(run.troubled.restarts <= 15 && run.troubled.bans == run.troubled.restarts, "seed {seed}");
+        // The second copy, and for each node up to a piece of each of fifteen that read: 225 of 512.
+        assert!(run.copies() <= 2.45, "seed {seed}: {:.3} copies", run.copies());
+        assert!(run.ratio() <= 2.2, "seed {seed}: {:.3} of the time without", run.ratio());
+    }
+}
+
+#[test]
 fn a_peer_that_claims_what_it_has_not_costs_little() {
     for run in trouble(1..=4, &cold(), |_, seed| vec![(Duration::ZERO, Fault::Boast(some(seed * 5)))]) {
         assert_eq!(run.troubled.origin_bytes, GIB);

@@ -34,6 +34,10 @@ impl World<'_> {
                 self.wait_no_more(n);
                 self.nodes[n as usize].is_corrupt = true;
             }
+            Fault::Lie(n) => {
+                self.wait_no_more(n);
+                self.lies.liars.insert(n);
+            }
             Fault::Boast(n) => self.nodes[n as usize].is_boasting = true,
             Fault::DiskFull(n) => self.fill_disk(n),
             Fault::Old(n) => drop(self.reach.old.insert(n)),

@@ -6,6 +6,7 @@
 
 mod bound;
 mod faults;
+mod lies;
 mod outcome;
 mod queue;
 mod reach;

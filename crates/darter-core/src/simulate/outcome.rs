@@ -30,6 +30,8 @@ pub struct Outcome {
     pub bans: u64,
     /// Pieces with wrong bytes that came, by who sent them and who got them.
     pub wasted: BTreeMap<(u32, u32), u64>,
+    /// How often a node had all of a blob and found it wrong.
+    pub restarts: u64,
     /// Invariants of nodes that did not hold.
     pub violations: BTreeSet<&'static str>,
     /// Events played: the cost of the run.

@@ -91,6 +91,7 @@ impl World<'_> {
         if paused_until > self.now {
             return self.queue.at(paused_until, Due::OriginPiece { to, blob, piece });
         }
+        self.vouch(to, blob, piece);
         let event = Event::Imported { blob: self.digest(blob), piece };
         self.got(to, blob, piece, event);
     }

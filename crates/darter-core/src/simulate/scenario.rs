@@ -90,6 +90,8 @@ pub enum Fault {
     Stall(u32),
     /// From now on what the node sends does not match its hash.
     Corrupt(u32),
+    /// From now on what the node reads for the others is not what the origin has, and it vouches for it.
+    Lie(u32),
     /// From now on the node says that it has everything.
     Boast(u32),
     /// The node's disk is full: it wants no blob of the swarm any more.

@@ -34,6 +34,12 @@ impl World<'_> {
         if self.nodes[transfer.from as usize].paused_until > self.now {
             self.wait(place);
         }
+        if let Some(failure) = self.is_of_liar(transfer.from, transfer.to, transfer.blob, transfer.piece) {
+            // It sees by the head of the answer who vouches.
+            self.transfers.release(place);
+            self.forget(transfer.to, place);
+            return self.fetch_failed(&transfer, failure);
+        }
         let from = self.ids[transfer.to as usize];
         let (blob, piece, request) = (self.digest(transfer.blob), transfer.piece, RequestId(u64::from(place)));
         self.tell(transfer.from, Event::Asked { from, blob, piece, request });
@@ -151,6 +157,7 @@ impl World<'_> {
             *self.outcome.wasted.entry((transfer.from, transfer.to)).or_default() += 1;
             return self.fetch_failed(&transfer, FetchFailure::Corrupt);
         }
+        self.pass_on(transfer.from, transfer.to, transfer.blob, transfer.piece);
         let peer = self.ids[transfer.from as usize];
         let event = Event::Fetched { blob: self.digest(transfer.blob), piece: transfer.piece, peer };
         self.got(transfer.to, transfer.blob, transfer.piece, event);
@@ -172,7 +179,7 @@ impl World<'_> {
         }
         let is_done = !ingest.is_proven && ingest.count == layout.pieces();
         self.tell(n, event);
-        if is_done {
+        if is_done && self.is_right(n, blob) {
             self.nodes[n as usize].ingests[usize::from(blob)].is_proven = true;
             self.tell(n, Event::Proven { blob: digest, layout });
             self.finish(n);
@@ -191,7 +198,7 @@ impl World<'_> {
         }
     }
 
-    fn forget(&mut self, n: u32, place: u32) {
+    pub(super) fn forget(&mut self, n: u32, place: u32) {
         self.nodes[n as usize].incoming.retain(|other| *other != place);
     }
 }

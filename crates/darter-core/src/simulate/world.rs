@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::lies::Lies;
 use super::queue::{Due, Nanos, Queue};
 use super::reach::Reach;
 use super::registry::Registry;
@@ -33,6 +34,7 @@ pub(super) struct World<'a> {
     pub(super) imports: Slab<ImportRun>,
     pub(super) origin: Registry,
     pub(super) reach: Reach,
+    pub(super) lies: Lies,
     pub(super) waiting: u32,
     pub(super) outcome: Outcome,
     /// Transfers so far.
@@ -173,6 +175,7 @@ impl<'a> World<'a> {
             imports: Slab::default(),
             origin,
             reach: Reach::default(),
+            lies: Lies::default(),
             waiting: scenario.nodes,
             outcome: Outcome::default(),
             serial: 0,
@@ -231,6 +234,7 @@ impl<'a> World<'a> {
             Due::NoPiece(place) => self.no_piece(place),
             Due::Broke(place) => self.broke(place),
             Due::GiveUp(place, serial) => self.give_up(place, serial),
+            Due::Cut(place, serial) => self.is_cut_off(place, serial),
             Due::Block(place) => self.block(place),
             Due::Piece(place) => self.piece(place),
             Due::OriginReady(place) => self.origin_ready(place),
@@ -319,7 +323,7 @@ impl<'a> World<'a> {
             Action::Refuse { request: RequestId(place), reason } => {
                 self.refuse(u32::try_from(place).unwrap_or(u32::MAX), reason);
             }
-            Action::Ban { .. } => self.outcome.bans += 1,
+            Action::Ban { peer, .. } => self.ban(n, number(&peer)),
             Action::Reject { .. } => {}
             // What pieces consist of is not simulated.
             Action::Compare { .. } => {}

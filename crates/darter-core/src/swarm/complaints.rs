@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 
 use super::Cx;
-use super::coordinator::Coordinator;
+use super::coordinator::{Coordinator, Interested};
 use super::event::Message;
 use super::peer::{PeerId, Zone};
 
@@ -123,8 +123,19 @@ impl Coordinator {
             if let Some(node) = self.interested.get_mut(&owner) {
                 node.is_late = true;
             }
+            self.give_to(zone, segment, from, cx);
         }
         None
+    }
+
+    /// Whoever misses a segment reads it itself, as far as it may read more: another might be one again that gives
+    /// it nothing.
+    fn give_to(&mut self, zone: Zone, segment: u32, from: PeerId, cx: &mut Cx<'_>) {
+        let Some(source) = self.source(zone, segment, cx) else { return };
+        let may = |node: &Interested| node.leases < cx.limits.leases_per_owner && (source.is_some() || node.can_import);
+        if self.may_grant() && self.interested.get(&from).is_some_and(may) {
+            self.give(zone, segment, source, from, cx);
+        }
     }
 
     /// Somebody got wrong bytes from `accused`. Two who say so are believed: it owns nothing more,

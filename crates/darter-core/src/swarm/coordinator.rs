@@ -339,10 +339,14 @@ impl Coordinator {
         }
     }
 
+    pub(super) fn may_grant(&self) -> bool {
+        self.is_first != Some(false) || self.is_needed
+    }
+
     /// Hands out leases as long as a source, an owner and a segment are free. Not while somebody ranks
     /// higher: who came here will hear of that one too, and it must not all be read twice.
     pub(super) fn grant(&mut self, cx: &mut Cx<'_>) {
-        if self.is_first == Some(false) && !self.is_needed {
+        if !self.may_grant() {
             return;
         }
         let zones: Vec<Zone> = self.tables.keys().copied().collect();
@@ -377,7 +381,7 @@ impl Coordinator {
     }
 
     /// Where the zone reads the segment, if it can be read now: `Some(None)` is the origin.
-    fn source(&self, zone: Zone, segment: u32, cx: &Cx<'_>) -> Option<Option<PeerId>> {
+    pub(super) fn source(&self, zone: Zone, segment: u32, cx: &Cx<'_>) -> Option<Option<PeerId>> {
         let holders = || self.holders.iter().filter(|(id, _)| self.complaints.is_trusted(id));
         let mut near = holders().filter(|(_, holder)| holder.zone == zone).peekable();
         if near.peek().is_some() {
@@ -412,7 +416,7 @@ impl Coordinator {
             .map(|(id, _)| *id)
     }
 
-    fn give(&mut self, zone: Zone, segment: u32, from: Option<PeerId>, owner: PeerId, cx: &mut Cx<'_>) {
+    pub(super) fn give(&mut self, zone: Zone, segment: u32, from: Option<PeerId>, owner: PeerId, cx: &mut Cx<'_>) {
         if let Some(holder) = from.and_then(|from| self.holders.get_mut(&from)) {
             holder.leases += 1;
         }
