@@ -1,7 +1,8 @@
 //! Pieces as other nodes see them: which of an ingest are here, and what the pieces of a blob are.
 //!
 //! A piece is told of once it is in the file and its BLAKE3 value in the record: only then may it be
-//! announced, and served. Not here: who vouches for the value.
+//! announced, and served. Whole blobs are those of this store, and with `offer_containerds_blobs` those of
+//! containerd; one that both have is told of once. Not here: who vouches for the value.
 
 use darter_core::Digest;
 use darter_core::pieces::{Bitfield, Layout};
@@ -50,41 +51,68 @@ pub(super) fn tell(notices: &mpsc::Sender<PieceHere>, pieces: impl Iterator<Item
 }
 
 impl Store {
-    /// A stored blob, and the BLAKE3 value of one of its pieces as it was when the blob was verified.
+    /// A blob that is here, and the BLAKE3 value of one of its pieces as it was when the blob was verified.
     /// `None`: it is not here, has no such piece, or its record is lost.
     pub async fn piece(&self, digest: &Digest, piece: u32) -> Option<(Blob, [u8; 32])> {
         let (store, digest) = (self.clone(), *digest);
-        let read = move || {
-            let blob = store.get(&digest)?;
-            let record = Record::open(&store.shared.disk.record(Shelf::Blobs, &digest), false).ok()?;
-            let index = u64::from(piece);
-            if record.size() != blob.size() || index >= Layout::new(blob.size()).pieces() {
-                return None;
-            }
-            match record.claim(index) {
-                Claim::Here(value) => Some((blob, value)),
-                Claim::Missing | Claim::Unvouched => None,
-            }
-        };
+        let read = move || store.own_piece(&digest, piece).or_else(|| store.containerds_piece(&digest, piece));
         tokio::task::spawn_blocking(read).await.ok().flatten()
     }
 
-    /// Every complete blob and its size, by ascending digest.
+    fn own_piece(&self, digest: &Digest, piece: u32) -> Option<(Blob, [u8; 32])> {
+        let blob = self.get(digest)?;
+        let record = Record::open(&self.shared.disk.record(Shelf::Blobs, digest), false).ok()?;
+        let index = u64::from(piece);
+        if record.size() != blob.size() || index >= Layout::new(blob.size()).pieces() {
+            return None;
+        }
+        match record.claim(index) {
+            Claim::Here(value) => Some((blob, value)),
+            Claim::Missing | Claim::Unvouched => None,
+        }
+    }
+
+    fn containerds_piece(&self, digest: &Digest, piece: u32) -> Option<(Blob, [u8; 32])> {
+        let (content, index) = (&self.shared.content, u64::from(piece));
+        if index >= Layout::new(content.offer(digest)?).pieces() {
+            return None;
+        }
+        let found = content.piece(digest, index, self.shared.is_sample());
+        if found.is_none() {
+            self.shared.withdraw_offer(digest);
+        }
+        found
+    }
+
+    /// From now on others may have what containerd has too: `run` hashes it ahead.
+    pub fn offer_containerds_blobs(&self) {
+        self.shared.content.offer_all();
+    }
+
+    /// The size of a complete blob that others may have.
+    pub fn offers(&self, digest: &Digest) -> Option<u64> {
+        super::lock(&self.shared.index).blob_size(digest).or_else(|| self.shared.content.offer(digest))
+    }
+
+    /// Every complete blob that others may have, and its size, by ascending digest.
     pub fn blobs(&self) -> Vec<(Digest, u64)> {
-        let index = super::lock(&self.shared.index);
-        let mut blobs: Vec<_> = index.blobs().map(|(digest, entry)| (*digest, entry.size)).collect();
-        drop(index);
+        let mut blobs = self.shared.content.offers();
+        blobs.extend(super::lock(&self.shared.index).blobs().map(|(digest, entry)| (*digest, entry.size)));
         blobs.sort_unstable();
+        blobs.dedup_by_key(|(digest, _)| *digest);
         blobs
     }
 
-    /// The same, what was used last first.
+    /// The same, what was used last first, and what only containerd has at the end.
     pub fn blobs_by_use(&self) -> Vec<Digest> {
+        let offers = self.shared.content.offers();
         let index = super::lock(&self.shared.index);
         let mut blobs: Vec<_> = index.blobs().map(|(digest, entry)| (entry.used, *digest)).collect();
+        let others = offers.into_iter().map(|(digest, _)| digest);
+        let others: Vec<_> = others.filter(|digest| index.blob_size(digest).is_none()).collect();
         drop(index);
         blobs.sort_unstable_by(|one, other| other.cmp(one));
-        blobs.into_iter().map(|(_, digest)| digest).collect()
+        blobs.into_iter().map(|(_, digest)| digest).chain(others).collect()
     }
 
     /// A blob was of use to somebody, though not here.
@@ -110,5 +138,10 @@ impl Store {
     /// Resolves when a blob or an ingest comes or goes after this was called.
     pub fn changed(&self) -> tokio::sync::futures::Notified<'_> {
         self.shared.changed.notified()
+    }
+
+    /// Resolves once a blob that others were told of could not be given.
+    pub async fn lost(&self) {
+        self.shared.lost.notified().await;
     }
 }
