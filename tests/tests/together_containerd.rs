@@ -16,7 +16,9 @@ const NEEDS: [Need; 2] = [Need::Containerd(Release::V2), Need::Darter];
 async fn start(nodes: usize, mbit: u64) -> Result<Swarm> {
     let plan = Plan { keeps_layers: true, ..Plan::new(nodes, mbit, 1) };
     let talkative = |_: &Seat, options: Options| {
-        options.set("log.level", "info,darter_agent::swarm::driver=debug,darter_agent::store=debug")
+        let level = "info,darter_agent::swarm::driver=debug,darter_agent::store=debug";
+        // A pull has no other reader than the test.
+        options.set("log.level", level).set("mirror.prefetch", "off").set("mirror.linger", "200ms")
     };
     Swarm::start(plan, talkative).await
 }
@@ -93,6 +95,21 @@ async fn a_node_that_stops_hands_over_what_only_its_containerd_has() -> Result<(
     swarm.copies(&pushed).ensure_exactly(1).with_context(|| format!("{}\n{}", swarm.story(0), swarm.story(1)))
 }
 
+/// While the agent of the first node pulls the layer, its containerd gets it another way, and it is told so.
+async fn gets_it_another_way(swarm: &Swarm, layer: &Item) -> Result<()> {
+    swarm.reader(0..1, 4 * MIB).await?;
+    let dir = swarm.node(0).containerd().root().join("io.containerd.content.v1.content");
+    fs::create_dir_all(dir.join("blobs/sha256"))?;
+    fs::write(dir.join("other"), layer.content.to_bytes())?;
+    fs::rename(dir.join("other"), dir.join("blobs/sha256").join(layer.digest().hex()))?;
+    // And of what the agent has: an index, a manifest and a configuration.
+    offers(swarm, layer.size(), 4).await?;
+    let log = swarm.agent(0)?.log();
+    let is_over = |line: &str| line.contains("pulled a blob") && line.contains(&layer.digest().to_string());
+    ensure!(!log.lines().any(is_over), "the pull was over too soon for this test");
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_pull_goes_on_with_the_others_while_containerd_gets_the_blob_another_way() -> Result<()> {
     if !can_run("a_pull_goes_on_with_the_others_while_containerd_gets_the_blob_another_way", &NEEDS) {
@@ -101,25 +118,35 @@ async fn a_pull_goes_on_with_the_others_while_containerd_gets_the_blob_another_w
     // Slow enough for all that happens meanwhile.
     let swarm = start(2, 50).await?;
     let pushed = swarm.push(53, &[48 * MIB]).await?;
-    let layer = &pushed.image.layers[0];
-    let meanwhile = async {
-        swarm.reader(0..1, 4 * MIB).await?;
-        let dir = swarm.node(0).containerd().root().join("io.containerd.content.v1.content");
-        fs::create_dir_all(dir.join("blobs/sha256"))?;
-        fs::write(dir.join("other"), layer.content.to_bytes())?;
-        fs::rename(dir.join("other"), dir.join("blobs/sha256").join(layer.digest().hex()))?;
-        // And of what the agent has: an index, a manifest and a configuration.
-        offers(&swarm, layer.size(), 4).await?;
-        let log = swarm.agent(0)?.log();
-        let is_over = |line: &str| line.contains("pulled a blob") && line.contains(&layer.digest().to_string());
-        ensure!(!log.lines().any(is_over), "the pull was over too soon for this test");
-        Ok(())
-    };
-    let (read, meanwhile) = tokio::join!(swarm.read_on(&[0], &pushed), meanwhile);
+    let (read, meanwhile) =
+        tokio::join!(swarm.read_on(&[0], &pushed), gets_it_another_way(&swarm, &pushed.image.layers[0]));
     meanwhile?;
     last(read)?;
-    swarm.ensure_peaceful().await?;
     last(swarm.read_on(&[1], &pushed).await)?;
     swarm.ensure_peaceful().await?;
     swarm.copies_of_layer(&pushed).ensure_exactly(1).with_context(|| swarm.told())
+}
+
+#[tokio::test]
+async fn what_containerd_got_while_its_agent_gave_up_is_given_to_others() -> Result<()> {
+    if !can_run("what_containerd_got_while_its_agent_gave_up_is_given_to_others", &NEEDS) {
+        return Ok(());
+    }
+    let swarm = start(2, 50).await?;
+    let pushed = swarm.push(54, &[48 * MIB]).await?;
+    let layer = &pushed.image.layers[0];
+    tokio::select! {
+        // Its client goes.
+        read = swarm.read_on(&[0], &pushed) => { last(read)?; }
+        meanwhile = gets_it_another_way(&swarm, layer) => meanwhile?,
+    }
+    eventually("the pull is given up", async || {
+        Ok(swarm.agent(0)?.log().contains("stopped a pull that nobody waits for"))
+    })
+    .await?;
+    let seen = swarm.ecr().log().len();
+    last(swarm.read_on(&[1], &pushed).await)?;
+    let read = Copies::of_blob(&swarm.ecr().log().split_off(seen), layer);
+    ensure!(read.sent == 0, "the registry gave {read}\n{}", swarm.told());
+    swarm.ensure_nobody_alone().await
 }

@@ -115,10 +115,12 @@ impl Store {
         blobs.into_iter().map(|(_, digest)| digest).chain(others).collect()
     }
 
-    /// A blob was of use to somebody, though not here.
+    /// A blob was of use to somebody, though not here. What only containerd has is copied: it is to stay.
     pub fn used(&self, digest: &Digest) {
-        if let Some(entry) = super::lock(&self.shared.index).blob(digest) {
-            entry.used = std::time::SystemTime::now();
+        match super::lock(&self.shared.index).blob(digest) {
+            Some(entry) => entry.used = std::time::SystemTime::now(),
+            None if self.shared.content.offer(digest).is_some() => self.shared.content.copies.ask(digest),
+            None => {}
         }
     }
 

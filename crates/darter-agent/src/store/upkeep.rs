@@ -1,8 +1,8 @@
 //! The store's background: what no reader should wait for.
 //!
-//! Three that end together. One looks after the disk: room, recovery, syncing, the journal. One hashes:
-//! ingests of an earlier life, and samples of blobs; it may take minutes for one. The third follows what
-//! containerd keeps.
+//! Loops that end together. One looks after the disk: room, recovery, syncing, the journal. One hashes:
+//! ingests of an earlier life, and samples of blobs; it may take minutes for one. Two follow what containerd
+//! keeps.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::admit::leave_all;
-use super::containerd::Ahead;
+use super::containerd::{Ahead, copies};
 use super::disk::{Disk, Shelf};
 use super::journal::{Journal, Line};
 use super::record::Record;
@@ -44,7 +44,8 @@ pub(super) async fn run(shared: &Arc<Shared>, stop: CancellationToken) {
             ahead.run(&stop).await;
         }
     };
-    tokio::join!(ending, look_after(shared, &stop), hash(shared, &stop), follow);
+    let copies = copies::run(shared, &stop);
+    tokio::join!(ending, look_after(shared, &stop), hash(shared, &stop), follow, copies);
     blocking(shared, pass).await;
 }
 

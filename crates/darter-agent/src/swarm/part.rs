@@ -99,10 +99,7 @@ impl SwarmPart {
         let swarm = &config.swarm;
         let Some(file) = &swarm.key_file else { return Ok(None) };
         let key = key::load(file)?;
-        // A seed has to have its own copies: what containerd has goes when containerd collects its garbage.
-        if !config.seed.enabled {
-            store.offer_containerds_blobs();
-        }
+        store.offer_containerds_blobs();
         let directory = config.data_dir();
         std::fs::create_dir_all(&directory)
             .map_err(|source| SwarmError::Directory { path: directory.clone(), source })?;

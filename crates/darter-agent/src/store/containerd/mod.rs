@@ -5,9 +5,11 @@
 //! garbage collection. All the same its name is believed only after we hashed it, once.
 //!
 //! `file` is which files there are, `verdicts` what came of hashing them, `hashes` how that outlives a
-//! restart, `ahead` the background that makes `offers` of what others may have.
+//! restart, `ahead` the background that makes `offers` of what others may have, `copies` what a seed takes into
+//! the store from there.
 
 mod ahead;
+pub(super) mod copies;
 mod file;
 mod hashes;
 mod verdicts;
@@ -23,6 +25,7 @@ use darter_core::Digest;
 use darter_core::pieces::Layout;
 use tracing::warn;
 
+use self::copies::Copies;
 use self::file::Identity;
 use self::verdicts::{Urgency, Verdicts};
 use super::blob::{Blob, Open};
@@ -41,12 +44,19 @@ pub(super) struct ContentStore {
     offers: Mutex<BTreeMap<Digest, Identity>>,
     /// Whether there are other nodes.
     is_for_others: AtomicBool,
+    pub(super) copies: Copies,
 }
 
 impl ContentStore {
     pub(super) fn new(dir: Option<PathBuf>, metrics: Arc<Metrics>) -> Self {
         let verdicts = Arc::new(Verdicts::new(metrics));
-        Self { dir, verdicts, offers: Mutex::default(), is_for_others: AtomicBool::new(false) }
+        Self {
+            dir,
+            verdicts,
+            offers: Mutex::default(),
+            is_for_others: AtomicBool::new(false),
+            copies: Copies::default(),
+        }
     }
 
     /// The data directory is ours: what is found out is kept here.

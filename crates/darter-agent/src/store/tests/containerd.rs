@@ -8,6 +8,9 @@ use darter_core::pieces::{Layout, chaining_value};
 use super::*;
 use crate::store::containerd::Ahead;
 
+/// As in containerd's root directory, and made with the first blob.
+const CONTENT: &str = "content/blobs/sha256";
+
 /// A store and a content store that is offered to others.
 struct Node {
     data: tempfile::TempDir,
@@ -22,7 +25,7 @@ impl Node {
     }
 
     async fn start_in(data: tempfile::TempDir, content: tempfile::TempDir) -> Self {
-        let dirs = (data.path().to_owned(), Some(content.path().to_owned()));
+        let dirs = (data.path().to_owned(), Some(content.path().join(CONTENT)));
         let store = Store::open(dirs.0, &settings(1 << 30), dirs.1, Arc::new(Metrics::new("", ""))).await;
         store.offer_containerds_blobs();
         let ahead = Ahead::new(&store.shared).unwrap();
@@ -37,13 +40,15 @@ impl Node {
     }
 
     fn path(&self, digest: &Digest) -> PathBuf {
-        self.content.path().join(digest.hex())
+        self.content.path().join(CONTENT).join(digest.hex())
     }
 
     /// containerd commits a blob.
     fn commit(&self, content: &Bytes) -> Digest {
-        let digest = Digest::of(content);
-        fs::write(self.path(&digest), content).unwrap();
+        let (digest, new) = (Digest::of(content), self.content.path().join("new"));
+        fs::create_dir_all(self.content.path().join(CONTENT)).unwrap();
+        fs::write(&new, content).unwrap();
+        fs::rename(new, self.path(&digest)).unwrap();
         digest
     }
 
@@ -99,7 +104,7 @@ async fn what_is_no_blob_of_containerd_is_left_alone() {
     let node = Node::start().await;
     let content = seeded(401, 5000);
     let digest = node.commit(&content);
-    let dir = node.content.path();
+    let dir = node.content.path().join(CONTENT);
     fs::write(dir.join("README"), &content).unwrap();
     fs::write(dir.join(Digest::of(b"upper").hex().to_uppercase()), b"upper").unwrap();
     fs::write(dir.join(Digest::of(b"").hex()), b"").unwrap();
@@ -184,6 +189,7 @@ async fn another_file_under_the_name_is_hashed_before_it_is_offered() {
 async fn a_blob_that_is_not_what_its_name_says_is_told_of_once_and_never_offered() {
     let node = Node::start().await;
     let digest = Digest::of(b"right");
+    fs::create_dir_all(node.content.path().join(CONTENT)).unwrap();
     fs::write(node.path(&digest), b"wrong").unwrap();
     for _ in 0..3 {
         node.catch_up().await;
@@ -250,7 +256,7 @@ async fn rot_of_a_blob_of_containerd_is_found_by_a_sampled_rehash() {
     let data = tempfile::tempdir().unwrap();
     let content = tempfile::tempdir().unwrap();
     let settings = config::Store { verify_one_in: 2, ..settings(1 << 30) };
-    let dir = Some(content.path().to_owned());
+    let dir = Some(content.path().join(CONTENT));
     let store = Store::open(data.path().to_owned(), &settings, dir, Arc::new(Metrics::new("", ""))).await;
     store.offer_containerds_blobs();
     let node = Node { ahead: Ahead::new(&store.shared).unwrap(), data, content, store };
@@ -336,4 +342,27 @@ async fn what_cannot_be_kept_is_not_offered_and_not_hashed_again_at_once() {
     node.ahead.later();
     node.catch_up().await;
     assert_eq!((node.offered(), node.hashed()), (vec![digest], 2));
+}
+
+#[tokio::test]
+async fn what_others_pulled_is_copied_and_outlives_containerds_garbage_collection() {
+    let node = Node::start().await;
+    let content = seeded(421, 2 * MIB + 1);
+    let [used, other] = [node.commit(&content), node.commit(&seeded(422, 5000))];
+    node.catch_up().await;
+    let stop = CancellationToken::new();
+    let running = tokio::spawn(node.store.clone().run(stop.clone()));
+    node.store.used(&Digest::of(b"nobody has it"));
+    node.store.used(&used);
+    node.store.used(&used);
+    wait_for(&node.store, |index| index.blob_size(&used).is_some()).await;
+    for digest in [used, other] {
+        fs::remove_file(node.path(&digest)).unwrap();
+    }
+    stop.cancel();
+    running.await.unwrap();
+    node.catch_up().await;
+    assert_eq!(node.offered(), [used]);
+    let (blob, _) = node.store.piece(&used, 2).await.unwrap();
+    assert_eq!((blob.source(), content_of(&blob).await), (Source::Cache, content));
 }
