@@ -126,15 +126,22 @@ impl ContentStore {
     }
 
     /// A piece of an offered blob with its BLAKE3 value. Blocks. `None`: the blob is gone, or another file has
-    /// its name, or what is known of it is lost. With `is_sample` the piece is hashed again too.
+    /// its name, or what is known of it is lost. With `is_sample` the piece is hashed again too, and one that rotted is as good as gone.
     pub(super) fn piece(&self, digest: &Digest, index: u64, is_sample: bool) -> Option<(Blob, [u8; 32])> {
-        let offered = lock(&self.offers).get(digest).copied()?;
+        let found = self.verified_piece(digest, index, is_sample);
+        if found.is_none() {
+            // Whatever has its name now is hashed anew.
+            self.verdicts.forget(digest);
+        }
+        found
+    }
+
+    fn verified_piece(&self, digest: &Digest, index: u64, is_sample: bool) -> Option<(Blob, [u8; 32])> {
         let (file, identity) = file::open(&self.path(digest)?).ok()?;
-        let values = self.verdicts.hashes()?.load(digest, &identity).filter(|_| identity == offered)?;
+        // Of this very file.
+        let values = self.verdicts.hashes()?.load(digest, &identity)?;
         let value = *values.get(usize::try_from(index).ok()?)?;
         if is_sample && piece_value(&file, Layout::new(identity.size).piece(index)).ok() != Some(value) {
-            // It rotted. Hashed as a whole it says so.
-            self.verdicts.forget(digest);
             return None;
         }
         Some((blob(digest, Arc::new(file), identity), value))

@@ -43,6 +43,10 @@ impl Node {
         self.content.path().join(CONTENT).join(digest.hex())
     }
 
+    fn hashes(&self, digest: &Digest) -> PathBuf {
+        self.data.path().join("containerd").join(format!("{}.hashes", digest.hex()))
+    }
+
     /// containerd commits a blob.
     fn commit(&self, content: &Bytes) -> Digest {
         let (digest, new) = (Digest::of(content), self.content.path().join("new"));
@@ -141,7 +145,7 @@ async fn what_containerd_collects_is_offered_no_more_and_what_is_known_of_it_for
     fs::remove_file(node.path(&gone)).unwrap();
     let changed = node.store.changed();
     node.catch_up().await;
-    changed.await;
+    tokio::time::timeout(std::time::Duration::from_secs(20), changed).await.expect("nobody was told");
     assert_eq!(node.offered(), [stays]);
     assert!(node.store.piece(&gone, 0).await.is_none());
     assert_eq!(content_of(&blob).await, seeded(403, MIB + 5));
@@ -158,12 +162,14 @@ async fn a_blob_that_vanished_before_it_was_asked_for_is_taken_back_at_once() {
     fs::remove_file(node.path(&vanished)).unwrap();
     fs::remove_file(node.path(&replaced)).unwrap();
     fs::write(node.path(&replaced), seeded(1, 5000)).unwrap();
-    fs::remove_dir_all(node.data.path().join("containerd")).unwrap();
+    fs::remove_file(node.hashes(&forgotten)).unwrap();
     for digest in [vanished, replaced, forgotten] {
         assert!(node.store.piece(&digest, 0).await.is_none());
         tokio::time::timeout(std::time::Duration::from_secs(20), node.store.lost()).await.unwrap();
         assert!(!node.offered().contains(&digest));
     }
+    node.catch_up().await;
+    assert_eq!((node.offered(), node.hashed()), (vec![forgotten], 5), "what was only forgotten is hashed anew");
 }
 
 #[tokio::test]
@@ -212,8 +218,7 @@ async fn a_restart_hashes_nothing_again_but_what_changed_or_whose_hashes_are_tor
     assert!(node.store.get_from_containerd(&same).await.is_some());
     assert_eq!(node.hashed(), 0, "for this node neither");
     flip(&node.path(&changed), 77);
-    let hashes = node.data.path().join("containerd").join(format!("{}.hashes", torn.hex()));
-    File::options().write(true).open(hashes).unwrap().set_len(100).unwrap();
+    File::options().write(true).open(node.hashes(&torn)).unwrap().set_len(100).unwrap();
     let node = node.start_again().await;
     node.catch_up().await;
     assert_eq!((node.offered(), node.hashed()), (sorted([same, torn]).to_vec(), 2));
@@ -277,8 +282,9 @@ async fn rot_of_a_blob_of_containerd_is_found_by_a_sampled_rehash() {
 async fn hashing_ahead_waits_while_somebody_waits_and_leaves_the_page_cache_as_it_was() {
     let node = Node::start().await;
     let [cold, warm] = [416, 417].map(|seed| node.commit(&seeded(seed, 3 * MIB)));
+    // Nothing drops a page that is not on the disk yet.
+    [cold, warm].iter().for_each(|digest| File::open(node.path(digest)).unwrap().sync_all().unwrap());
     let file = File::open(node.path(&cold)).unwrap();
-    file.sync_all().unwrap();
     rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
     let urgent = node.store.shared.content.urgent();
     node.ahead.look().await;
