@@ -39,7 +39,7 @@ struct Wanted {
     orders: mpsc::Sender<Order>,
 }
 
-/// What came and went is told together so often at most; a pull tells of its own blob at once.
+/// What came and went is told together; a pull tells of its own blob at once.
 const ANNOUNCE_EVERY: Duration = Duration::from_secs(1);
 
 /// The driver of one node.
@@ -365,8 +365,8 @@ pub(super) async fn announce(store: Store, swarm: SwarmHandle) {
             debug!(blobs = held.len(), "told the swarm what is here");
         }
         told = held;
+        changed.await;
         // What somebody asked for in vain is taken back at once.
         let _ = tokio::time::timeout(ANNOUNCE_EVERY, store.lost()).await;
-        changed.await;
     }
 }
