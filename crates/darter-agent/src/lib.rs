@@ -25,3 +25,4 @@ pub mod self_test;
 pub mod sites;
 pub mod store;
 pub mod swarm;
+mod watch;

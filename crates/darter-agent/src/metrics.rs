@@ -143,6 +143,9 @@ pub struct Metrics {
     pub store_pinned_bytes: Gauge,
     pub store_evictions: Family<ReasonLabels, Counter>,
     pub store_corruptions: Counter,
+    pub containerd_offered_blobs: Gauge,
+    pub containerd_offered_bytes: Gauge,
+    pub containerd_corruptions: Counter,
     pub hosts_toml: Family<HostsTomlLabels, Gauge>,
     pub hosts_toml_repairs: Counter,
     /// Absent until containerd has asked once.
@@ -236,6 +239,21 @@ impl Metrics {
             ),
             store_evictions: metric!(Family::default(), "store_evictions", "Blobs deleted to make room"),
             store_corruptions: metric!(Counter::default(), "store_corruptions", "Stored bytes found wrong and dropped"),
+            containerd_offered_blobs: metric!(
+                Gauge::default(),
+                "containerd_offered_blobs",
+                "Verified blobs of containerd's content store that other nodes may have"
+            ),
+            containerd_offered_bytes: metric!(
+                Gauge::default(),
+                "containerd_offered_bytes",
+                "Bytes of containerd's content store that other nodes may have"
+            ),
+            containerd_corruptions: metric!(
+                Counter::default(),
+                "containerd_corruptions",
+                "Blobs in containerd's content store that are not what their names say"
+            ),
             hosts_toml: metric!(Family::default(), "hosts_toml", "1 for the state that a registry's hosts.toml is in"),
             hosts_toml_repairs: metric!(
                 Counter::default(),

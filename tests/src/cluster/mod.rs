@@ -58,13 +58,15 @@ pub struct Plan {
     pub origin_connection: Option<u64>,
     /// Which containerd they run.
     pub release: Release,
+    /// Whether it keeps layers that it has unpacked.
+    pub keeps_layers: bool,
 }
 
 impl Plan {
     /// Nodes on links of so many Mbit/s, with a registry of so many times that.
     pub const fn new(nodes: usize, mbit: u64, share: u64) -> Self {
         let link = mbit * 125_000;
-        Self { nodes, link, origin: link * share, origin_connection: None, release: Release::V2 }
+        Self { nodes, link, origin: link * share, origin_connection: None, release: Release::V2, keeps_layers: false }
     }
 }
 
@@ -159,7 +161,7 @@ impl Cluster {
         let seat = Seat { number, address: members[number], members };
         let place = self.network.node(number);
         let configure = |options| (self.configure)(&seat, options);
-        let node = Node::start(&place, self.plan.release, &self.ecr, configure);
+        let node = Node::start(&place, &self.plan, &self.ecr, configure);
         node.await.with_context(|| format!("node {number} does not start"))
     }
 

@@ -10,14 +10,13 @@ use darter_core::Digest;
 use rustix::process::Signal;
 use sha2::{Digest as _, Sha256};
 
-use super::Pushed;
+use super::{Plan, Pushed};
 use crate::agent::{Agent, Options};
 use crate::containerd::{self, Containerd, hosts_toml};
 use crate::fake_ecr::FakeEcr;
 use crate::image::Item;
 use crate::net::Place;
 use crate::process::tail;
-use crate::tools::Release;
 
 /// How long the kernel may take to end a process that was killed.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -34,11 +33,17 @@ impl Node {
     /// ECR, which is not here.
     pub(super) async fn start(
         place: &Place,
-        release: Release,
+        plan: &Plan,
         ecr: &FakeEcr,
         configure: impl FnOnce(Options) -> Options,
     ) -> Result<Self> {
-        let containerd = Containerd::start(release, place, &containerd::Options::default()).await?;
+        let options = containerd::Options {
+            discard_unpacked_layers: !plan.keeps_layers,
+            // Else it reads no hosts.toml of two directories.
+            use_local_image_pull: plan.keeps_layers,
+            ..containerd::Options::default()
+        };
+        let containerd = Containerd::start(plan.release, place, &options).await?;
         containerd.write_hosts(&ecr.name(), &hosts_toml(&ecr.url(), None, &[]))?;
         let options = Options::new(place)
             .set("certs_d.path", containerd.certs_d().display().to_string())

@@ -15,7 +15,6 @@ mod site;
 mod tests;
 mod uninstall;
 mod verdict;
-mod watch;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -34,6 +33,7 @@ use tracing::{error, warn};
 
 use crate::config::{Config, RegistryConfig};
 use crate::metrics::Metrics;
+use crate::watch::Watch;
 
 pub use order::{OrderError, Uninstalled, Uninstaller};
 pub use preflight::{Preflight, preflight, preflight_for};
@@ -42,7 +42,6 @@ pub use uninstall::uninstall;
 
 use keeper::Keeper;
 use order::Order;
-use watch::Watch;
 
 /// After a repair the next one waits: another program may put its own back as fast as we do, and
 /// the two must not keep a core and the disk busy.

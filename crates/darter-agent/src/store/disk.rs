@@ -1,6 +1,7 @@
 //! The data directory: its paths, its lock, its free space, and files made and removed in it.
 //!
-//! Layout: `blobs/<hex>` and `ingest/<hex>`, each with `<hex>.pieces` beside it; `journal`; `lock`.
+//! Layout: `blobs/<hex>` and `ingest/<hex>`, each with `<hex>.pieces` beside it; `containerd/<hex>.hashes`, what
+//! is known of blobs that containerd keeps; `journal`; `lock`.
 //! What has another name is not ours: it is left alone.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
@@ -80,6 +81,11 @@ impl Disk {
 
     pub(super) fn record(&self, shelf: Shelf, digest: &Digest) -> PathBuf {
         self.shelf(shelf).join(digest.hex() + RECORD_SUFFIX)
+    }
+
+    /// See `containerd::hashes`.
+    pub(super) fn containerd(&self) -> PathBuf {
+        self.dir.join("containerd")
     }
 
     pub(super) fn journal(&self) -> PathBuf {

@@ -8,7 +8,7 @@
 //! was complete; `index` and `admit` what is here and who leaves; `pins` who stays; `tally` the hashes of an ingest; `ingest` and
 //! `writer` its two ends, `pieces` what other nodes get of it; `scan` the start; `upkeep` the background; `scrub` re-hashing
 //! and `doubt` when it is urgent; `checkup` whether the disk answers;
-//! `containerd` blobs that containerd keeps; `warm` the page cache.
+//! `containerd` blobs that containerd keeps, for this node and for others; `warm` the page cache.
 //! Not here: who may read a blob, where it comes from.
 
 mod admit;
@@ -86,6 +86,8 @@ struct Shared {
     index: Mutex<Index>,
     /// A slot changed: for those who wait for one.
     changed: Notify,
+    /// A blob that others were told of could not be given.
+    lost: Notify,
     /// Something for `run` to do.
     work: Notify,
     /// Something for `run` to hash.
@@ -118,12 +120,13 @@ impl Store {
         let shared = Arc::new(Shared {
             disk: Disk::new(dir),
             settings: settings.clone(),
+            content: ContentStore::new(content_store, metrics.clone()),
             metrics,
-            content: ContentStore::new(content_store),
             mount: OnceLock::new(),
             state: Mutex::new(State::Unavailable { reason: "it was not opened yet".to_owned() }),
             index: Mutex::new(Index::default()),
             changed: Notify::new(),
+            lost: Notify::new(),
             work: Notify::new(),
             hashing: Notify::new(),
             stopping: AtomicBool::new(false),

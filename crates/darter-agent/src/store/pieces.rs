@@ -1,7 +1,8 @@
 //! Pieces as other nodes see them: which of an ingest are here, and what the pieces of a blob are.
 //!
 //! A piece is told of once it is in the file and its BLAKE3 value in the record: only then may it be
-//! announced, and served. Not here: who vouches for the value.
+//! announced, and served. Whole blobs are those of this store, and with `offer_containerds_blobs` those of
+//! containerd; one that both have is told of once. Not here: who vouches for the value.
 
 use darter_core::Digest;
 use darter_core::pieces::{Bitfield, Layout};
@@ -58,58 +59,87 @@ fn value(record: &Record, piece: u64) -> Option<[u8; 32]> {
 }
 
 impl Store {
-    /// A stored blob, and the BLAKE3 value of one of its pieces as it was when the blob was verified.
+    /// A blob that is here, and the BLAKE3 value of one of its pieces as it was when the blob was verified.
     /// `None`: it is not here, has no such piece, or its record is lost.
     pub async fn piece(&self, digest: &Digest, piece: u32) -> Option<(Blob, [u8; 32])> {
-        self.recorded(digest, move |blob, record| Some((blob, value(&record, piece.into())?))).await
-    }
-
-    /// The values of all its pieces, in order. `None`: it is not here, or its record is lost.
-    pub async fn values(&self, digest: &Digest) -> Option<Vec<[u8; 32]>> {
-        let all = |_, record: Record| {
-            let pieces = Layout::new(record.size()).pieces();
-            (0..pieces).map(|piece| value(&record, piece)).collect()
-        };
-        self.recorded(digest, all).await
-    }
-
-    /// Looks a stored blob up with its record, off the async threads.
-    async fn recorded<T: Send + 'static>(
-        &self,
-        digest: &Digest,
-        read: impl FnOnce(Blob, Record) -> Option<T> + Send + 'static,
-    ) -> Option<T> {
         let (store, digest) = (self.clone(), *digest);
-        let look_up = move || {
-            let blob = store.get(&digest)?;
-            let record = Record::open(&store.shared.disk.record(Shelf::Blobs, &digest), false).ok()?;
-            if record.size() == blob.size() { read(blob, record) } else { None }
-        };
-        tokio::task::spawn_blocking(look_up).await.ok().flatten()
+        let read = move || store.own_piece(&digest, piece).or_else(|| store.containerds_piece(&digest, piece));
+        tokio::task::spawn_blocking(read).await.ok().flatten()
     }
 
-    /// Every complete blob and its size, by ascending digest.
+    /// The values of all pieces of a blob that is here, in order. `None`: it is not, or its record is lost.
+    pub async fn values(&self, digest: &Digest) -> Option<Vec<[u8; 32]>> {
+        let (store, digest) = (self.clone(), *digest);
+        let read = move || store.own_values(&digest).or_else(|| store.shared.content.values(&digest));
+        tokio::task::spawn_blocking(read).await.ok().flatten()
+    }
+
+    /// A blob of its own with its record.
+    fn recorded(&self, digest: &Digest) -> Option<(Blob, Record)> {
+        let blob = self.get(digest)?;
+        let record = Record::open(&self.shared.disk.record(Shelf::Blobs, digest), false).ok()?;
+        (record.size() == blob.size()).then_some((blob, record))
+    }
+
+    fn own_piece(&self, digest: &Digest, piece: u32) -> Option<(Blob, [u8; 32])> {
+        let (blob, record) = self.recorded(digest)?;
+        Some((blob, value(&record, piece.into())?))
+    }
+
+    fn own_values(&self, digest: &Digest) -> Option<Vec<[u8; 32]>> {
+        let (_, record) = self.recorded(digest)?;
+        (0..Layout::new(record.size()).pieces()).map(|piece| value(&record, piece)).collect()
+    }
+
+    fn containerds_piece(&self, digest: &Digest, piece: u32) -> Option<(Blob, [u8; 32])> {
+        let (content, index) = (&self.shared.content, u64::from(piece));
+        if index >= Layout::new(content.offer(digest)?).pieces() {
+            return None;
+        }
+        let found = content.piece(digest, index, self.shared.is_sample());
+        if found.is_none() {
+            self.shared.withdraw_offer(digest);
+        }
+        found
+    }
+
+    /// From now on others may have what containerd has too: `run` hashes it ahead.
+    pub fn offer_containerds_blobs(&self) {
+        self.shared.content.offer_all();
+    }
+
+    /// The size of a complete blob that others may have.
+    pub fn offers(&self, digest: &Digest) -> Option<u64> {
+        super::lock(&self.shared.index).blob_size(digest).or_else(|| self.shared.content.offer(digest))
+    }
+
+    /// Every complete blob that others may have, and its size, by ascending digest.
     pub fn blobs(&self) -> Vec<(Digest, u64)> {
-        let index = super::lock(&self.shared.index);
-        let mut blobs: Vec<_> = index.blobs().map(|(digest, entry)| (*digest, entry.size)).collect();
-        drop(index);
+        let mut blobs = self.shared.content.offers();
+        blobs.extend(super::lock(&self.shared.index).blobs().map(|(digest, entry)| (*digest, entry.size)));
         blobs.sort_unstable();
+        blobs.dedup_by_key(|(digest, _)| *digest);
         blobs
     }
 
-    /// The same, what was used last first.
+    /// The same, what was used last first, and what only containerd has at the end.
     pub fn blobs_by_use(&self) -> Vec<Digest> {
+        let offers = self.shared.content.offers();
         let index = super::lock(&self.shared.index);
         let mut blobs: Vec<_> = index.blobs().map(|(digest, entry)| (entry.used, *digest)).collect();
+        let others = offers.into_iter().map(|(digest, _)| digest);
+        let others: Vec<_> = others.filter(|digest| index.blob_size(digest).is_none()).collect();
         drop(index);
         blobs.sort_unstable_by(|one, other| other.cmp(one));
-        blobs.into_iter().map(|(_, digest)| digest).collect()
+        blobs.into_iter().map(|(_, digest)| digest).chain(others).collect()
     }
 
-    /// A blob was of use to somebody, though not here.
+    /// A blob was of use to somebody, though not here. What only containerd has is copied: it is to stay.
     pub fn used(&self, digest: &Digest) {
-        if let Some(entry) = super::lock(&self.shared.index).blob(digest) {
-            entry.used = std::time::SystemTime::now();
+        match super::lock(&self.shared.index).blob(digest) {
+            Some(entry) => entry.used = std::time::SystemTime::now(),
+            None if self.shared.content.offer(digest).is_some() => self.shared.content.copies.ask(digest),
+            None => {}
         }
     }
 
@@ -136,5 +166,10 @@ impl Store {
     /// Resolves when a blob or an ingest comes or goes after this was called.
     pub fn changed(&self) -> tokio::sync::futures::Notified<'_> {
         self.shared.changed.notified()
+    }
+
+    /// Resolves once a blob that others were told of could not be given.
+    pub async fn lost(&self) {
+        self.shared.lost.notified().await;
     }
 }

@@ -290,6 +290,32 @@ pub(super) fn piece_value(file: &File, span: Span) -> io::Result<[u8; 32]> {
     Ok(piece.chaining_value())
 }
 
+/// Both hashes of a whole file that is read once, piece after piece.
+pub(super) struct Whole {
+    sha256: Trail<Sha256>,
+    values: Vec<[u8; 32]>,
+    buffer: Vec<u8>,
+}
+
+impl Whole {
+    pub(super) fn new() -> Self {
+        Self { sha256: Trail::sha256(), values: Vec::new(), buffer: vec![0; READ_BYTES] }
+    }
+
+    /// The next piece.
+    pub(super) fn read(&mut self, file: &File, span: Span) -> io::Result<()> {
+        let mut piece = Trail::piece(span.start);
+        read_both(file, span, &mut self.buffer, &mut piece, Some(&mut self.sha256))?;
+        self.values.push(piece.chaining_value());
+        Ok(())
+    }
+
+    /// The sha256 of all that was read, and the value of each piece.
+    pub(super) fn finish(self) -> (Digest, Vec<[u8; 32]>) {
+        (self.sha256.digest(), self.values)
+    }
+}
+
 /// The sha256 of the first `size` bytes of a file. `Interrupted` once `stop` is set.
 pub(super) fn file_digest(file: &File, size: u64, stop: &AtomicBool) -> io::Result<Digest> {
     const STEP: u64 = 64 * 1024 * 1024;
@@ -363,6 +389,10 @@ mod tests {
                 prop_assert_eq!(piece_value(&file, span).unwrap(), value);
             }
             prop_assert_eq!(file_digest(&file, size, &AtomicBool::new(false)).unwrap(), Digest::of(&bytes));
+            let mut whole = Whole::new();
+            (0..layout.pieces()).for_each(|index| whole.read(&file, layout.piece(index)).unwrap());
+            let values = (0..layout.pieces()).map(|index| piece_value(&file, layout.piece(index)).unwrap()).collect();
+            prop_assert_eq!(whole.finish(), (Digest::of(&bytes), values));
         }
     }
 }

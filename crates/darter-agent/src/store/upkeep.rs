@@ -1,7 +1,8 @@
 //! The store's background: what no reader should wait for.
 //!
-//! Two loops that end together. One looks after the disk: room, recovery, syncing, the journal. The
-//! other hashes: ingests of an earlier life, and samples of blobs; it may take minutes for one.
+//! Loops that end together. One looks after the disk: room, recovery, syncing, the journal. One hashes:
+//! ingests of an earlier life, and samples of blobs; it may take minutes for one. Two follow what containerd
+//! keeps.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::admit::leave_all;
+use super::containerd::{Ahead, copies};
 use super::disk::{Disk, Shelf};
 use super::journal::{Journal, Line};
 use super::record::Record;
@@ -37,7 +39,13 @@ pub(super) async fn run(shared: &Arc<Shared>, stop: CancellationToken) {
         shared.stopping.store(true, Ordering::Relaxed);
         shared.content.stop();
     };
-    tokio::join!(ending, look_after(shared, &stop), hash(shared, &stop));
+    let follow = async {
+        if let Some(ahead) = Ahead::new(shared) {
+            ahead.run(&stop).await;
+        }
+    };
+    let copies = copies::run(shared, &stop);
+    tokio::join!(ending, look_after(shared, &stop), hash(shared, &stop), follow, copies);
     blocking(shared, pass).await;
 }
 
@@ -151,6 +159,7 @@ fn mount(shared: &Shared) -> Result<(), DiskError> {
     info!(dir = %shared.disk.dir().display(), blobs = index.blobs().count(), ingests = index.ingests(),
         bytes = index.bytes(), "opened the store");
     drop(index);
+    shared.content.keep_in(shared.disk.containerd());
     let _ = shared.mount.set(Mount { _lock: lock, journal: std::sync::Mutex::new(journal) });
     Ok(())
 }

@@ -24,7 +24,7 @@ pub async fn warm(file: &Arc<File>, span: Span) {
 }
 
 /// Whether a read of the byte at `offset` would not wait. Past the end nothing waits.
-fn is_warm(file: &File, offset: u64) -> bool {
+pub(super) fn is_warm(file: &File, offset: u64) -> bool {
     let mut byte = [0];
     let probe = rustix::io::preadv2(file, &mut [IoSliceMut::new(&mut byte)], offset, ReadWriteFlags::NOWAIT);
     // A file system that cannot tell (EOPNOTSUPP) is read, to be sure.

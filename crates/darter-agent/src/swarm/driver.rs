@@ -39,7 +39,7 @@ struct Wanted {
     orders: mpsc::Sender<Order>,
 }
 
-/// What came and went in the store is told together; a pull tells of its own blob at once.
+/// What came and went is told together; a pull tells of its own blob at once.
 const ANNOUNCE_EVERY: Duration = Duration::from_secs(1);
 
 /// The driver of one node.
@@ -196,9 +196,17 @@ impl Driver {
                     if self.wanted.get(&blob).is_some_and(|wanted| wanted.id == id) {
                         self.wanted.remove(&blob);
                         self.handle(proven.map_or(Event::Unwant(blob), |layout| Event::Proven { blob, layout }));
+                        self.tell_of_containerds(blob, proven);
                     }
                 }
             }
+        }
+    }
+
+    /// What did not come may be here all the same: containerd has it, which was not told while it was wished for.
+    fn tell_of_containerds(&mut self, blob: Digest, proven: Option<Layout>) {
+        if let Some(size) = self.house.store.offers(&blob).filter(|_| proven.is_none()) {
+            self.handle(Event::Proven { blob, layout: Layout::new(size) });
         }
     }
 
@@ -226,6 +234,10 @@ impl Driver {
             }
             Input::Event(event) => {
                 if let Event::Proven { blob, .. } = &event {
+                    // containerd has it. Its pull goes on all the same: it would read the origin alone.
+                    if self.wanted.contains_key(blob) && !self.house.store.holds(blob) {
+                        return;
+                    }
                     self.wanted.remove(blob);
                 }
                 self.handle(event);
@@ -346,7 +358,7 @@ fn seed() -> u64 {
     RandomState::new().build_hasher().finish()
 }
 
-/// What of the store others may have: told at the start, and whenever something comes or goes.
+/// What others may have of this node: told at the start, and whenever something comes or goes.
 pub(super) async fn announce(store: Store, swarm: SwarmHandle) {
     let mut told: Vec<(Digest, u64)> = Vec::new();
     loop {
@@ -365,6 +377,7 @@ pub(super) async fn announce(store: Store, swarm: SwarmHandle) {
         }
         told = held;
         changed.await;
-        tokio::time::sleep(ANNOUNCE_EVERY).await;
+        // What somebody asked for in vain is taken back at once.
+        let _ = tokio::time::timeout(ANNOUNCE_EVERY, store.lost()).await;
     }
 }

@@ -99,6 +99,7 @@ impl SwarmPart {
         let swarm = &config.swarm;
         let Some(file) = &swarm.key_file else { return Ok(None) };
         let key = key::load(file)?;
+        store.offer_containerds_blobs();
         let directory = config.data_dir();
         std::fs::create_dir_all(&directory)
             .map_err(|source| SwarmError::Directory { path: directory.clone(), source })?;

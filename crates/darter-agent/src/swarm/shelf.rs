@@ -1,4 +1,4 @@
-//! What other nodes get from this one: a piece of a blob on its way, or of one in the store.
+//! What other nodes get from this one: a piece of a blob on its way, or of one that is here.
 
 use std::time::Duration;
 
@@ -74,7 +74,7 @@ impl Source for Shelf {
                 Some((file, attest)) => (file, coming.layout(), attest),
                 None => return Decision::NotHere,
             },
-            // Its sha256 matched: this node itself vouches for it.
+            // Its sha256 matched, in the store or in containerd's: this node itself vouches for it.
             None => match self.store.piece(&blob, piece).await {
                 Some((stored, value)) => {
                     let layout = Layout::new(stored.size());

@@ -285,7 +285,9 @@ impl Swarm {
             Event::Proven { blob, layout } => {
                 self.proven(now, blob, layout, out);
                 self.taken(&blob, true, out);
-                self.seed.is_here(&blob);
+                if self.seed.is_here(&blob) {
+                    out.push(Action::Used(blob));
+                }
                 self.came(blob, out);
             }
             Event::Leave(blobs) => self.leave(now, blobs, out),

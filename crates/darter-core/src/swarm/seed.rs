@@ -64,11 +64,13 @@ impl Seed {
         self.due.insert((at, blob));
     }
 
-    /// A blob is here, whoever wanted it.
-    pub(super) fn is_here(&mut self, blob: &Digest) {
-        if let Some(wanted) = self.wanted.remove(blob) {
+    /// A blob is here, whoever wanted it. Whether somebody else pulled it before.
+    pub(super) fn is_here(&mut self, blob: &Digest) -> bool {
+        let wanted = self.wanted.remove(blob);
+        if let Some(wanted) = &wanted {
             self.due.remove(&(wanted.at, *blob));
         }
+        wanted.is_some()
     }
 
     /// What was to be kept did not come.
@@ -190,6 +192,16 @@ mod tests {
         assert!(heard(&mut seed, at(62), 2, blob(1), HOLDS).contains(&Action::Used(blob(1))));
         assert!(kept(&seed.handle(at(120), Event::Tick)).is_empty());
         assert!(kept(&other.handle(at(120), Event::Tick)).is_empty(), "this one is no seed");
+    }
+
+    #[test]
+    fn what_others_pulled_and_a_seed_finds_on_its_own_node_is_of_use_as_if_it_had_taken_it() {
+        let mut seed = node(1);
+        let proven = |n| Event::Proven { blob: blob(n), layout: Layout::new(SIZE) };
+        heard(&mut seed, at(0), 2, blob(1), HOLDS);
+        assert!(seed.handle(at(1), proven(1)).contains(&Action::Used(blob(1))));
+        assert!(!seed.handle(at(1), proven(2)).contains(&Action::Used(blob(2))), "nobody else spoke of it");
+        assert!(kept(&seed.handle(at(120), Event::Tick)).is_empty());
     }
 
     #[test]

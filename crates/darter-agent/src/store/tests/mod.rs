@@ -1,6 +1,7 @@
 //! The store as its callers see it, on real files.
 
 mod checkup;
+mod containerd;
 mod crash;
 mod disk;
 mod doubt;

@@ -24,7 +24,7 @@ const EVENTS: WatchFlags = WatchFlags::CREATE
 
 /// Directories whose changes are heard.
 #[derive(Debug)]
-pub(super) struct Watch {
+pub(crate) struct Watch {
     inotify: AsyncFd<OwnedFd>,
     /// Which watch each directory has: a directory that was replaced gets another.
     covered: Vec<(PathBuf, i32)>,
@@ -32,14 +32,14 @@ pub(super) struct Watch {
 
 impl Watch {
     #[expect(deprecated, reason = "unsound for types that do not own their descriptor; an OwnedFd does")]
-    pub(super) fn new() -> io::Result<Self> {
+    pub(crate) fn new() -> io::Result<Self> {
         let inotify = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
         Ok(Self { inotify: AsyncFd::new(inotify)?, covered: Vec::new() })
     }
 
     /// Listens to these directories, those that exist; `true` if one of them was not listened to
     /// before, so that a change of it may have been missed.
-    pub(super) fn cover(&mut self, dirs: &[PathBuf]) -> bool {
+    pub(crate) fn cover(&mut self, dirs: &[PathBuf]) -> bool {
         let covered: Vec<(PathBuf, i32)> =
             dirs.iter().filter_map(|dir| Some((dir.clone(), self.listen(dir)?))).collect();
         let is_new = covered.iter().any(|watch| !self.covered.contains(watch));
@@ -53,7 +53,7 @@ impl Watch {
     }
 
     /// Waits until something changed, and forgets what it was.
-    pub(super) async fn changed(&mut self) -> io::Result<()> {
+    pub(crate) async fn changed(&mut self) -> io::Result<()> {
         loop {
             let mut ready = self.inotify.readable().await?;
             match drain(ready.get_inner()) {
