@@ -2,6 +2,7 @@
 
 mod hostile;
 mod slow;
+mod spread;
 
 use super::*;
 

@@ -33,7 +33,7 @@ fn an_owner_to_whom_bytes_come_slowly_keeps_its_lease_and_not_for_ever() {
 #[test]
 fn who_waits_for_a_slow_piece_hears_of_it_from_the_coordinator_alone() {
     let blob = blob_ranked(&[1]);
-    let comes = || Message::Have { pieces: Vec::new(), free_slots: 4, interested: 2 };
+    let comes = || Message::Have { pieces: Vec::new(), free_slots: Limits::default().slots, interested: 2 };
     let mut swarm = node(1..=4);
     let (size, have) = (5 * MIB, Bitfield::new(5));
     let join = Join { size, have, leased: Vec::new(), can_import: true, neighbours: Vec::new() };
