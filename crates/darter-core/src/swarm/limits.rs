@@ -10,8 +10,10 @@ pub struct Limits {
     /// newest piece of one uploader. What few have doubles in the time that an upload takes, and uploads
     /// that share a link take as many times longer; but one connection alone may not fill a link.
     pub slots: u8,
-    /// Uploads at a time to one peer.
+    /// Uploads at a time to one peer: two pieces are sooner of use at two peers than at one.
     pub slots_per_peer: u8,
+    /// Where only a few want the blob: one connection alone may not fill a link.
+    pub slots_per_peer_few: u8,
     /// A slot is kept this long for a peer that was told that it is free.
     pub slot_patience: Duration,
     /// Peers that wait for a slot at one node.
@@ -112,7 +114,8 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             slots: 3,
-            slots_per_peer: 2,
+            slots_per_peer: 1,
+            slots_per_peer_few: 2,
             slot_patience: Duration::from_millis(8),
             waiting_max: 256,
             in_flight: 5,
@@ -126,7 +129,7 @@ impl Default for Limits {
             leases_per_owner: 2,
             leases_per_owner_few: 1,
             leases_per_holder: 6,
-            imports_first: 4,
+            imports_first: 3,
             imports_start: 8,
             imports_max: 32,
             lease_patience: Duration::from_secs(2),

@@ -16,13 +16,32 @@ fn few_read_a_blob_at_first_and_one_more_with_every_piece_that_comes() {
     let limits = Limits::default();
     assert_eq!(running.len(), limits.imports_first as usize);
     for came in 1..=limits.imports_start {
-        let (owner, segment) = running[came as usize % 4];
-        let piece = segment * 8 + came / 4;
+        let (owner, segment) = running[(came % limits.imports_first) as usize];
+        let piece = segment * 8 + came / limits.imports_first;
         let message = Message::Released { piece, is_whole: true };
         let now = at(5000 + u64::from(came));
         running.extend(leases(&swarm.handle(now, Event::Message { from: owner, blob, message })));
         let most = (limits.imports_first + came).min(limits.imports_start);
         assert_eq!(running.len(), most as usize, "after {came} pieces");
+    }
+}
+
+#[test]
+fn a_peer_gets_one_piece_at_a_time_where_many_want_them_and_two_where_a_few_do() {
+    for (interested, at_a_time) in [(8, 2), (9, 1)] {
+        let blob = blob_ranked(&[2]);
+        let mut swarm = Swarm::new(peer(1), Zone::default(), Limits::default(), 7);
+        swarm.handle(at(0), Event::Members(members_of(1..=4)));
+        let (layout, mut have) = (Layout::new(4 * MIB), Bitfield::new(4));
+        (0..3).for_each(|piece| have.set(piece));
+        swarm.handle(at(1), Event::Want { blob, layout, have, can_import: true, turn: 0 });
+        heard(&mut swarm, at(2), 2, blob, Message::Welcome { neighbours: vec![peer(3)], interested });
+        let mut ask = |piece| {
+            let request = RequestId(u64::from(piece));
+            let asked = Event::Asked { from: peer(3), blob, piece, request };
+            swarm.handle(at(3), asked).contains(&Action::Serve(request))
+        };
+        assert_eq!((0..3).filter(|piece| ask(*piece)).count(), at_a_time, "{interested} want it");
     }
 }
 
