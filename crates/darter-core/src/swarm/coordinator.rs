@@ -231,7 +231,7 @@ impl Coordinator {
     pub(super) fn released(&mut self, from: PeerId, piece: u32, cx: &mut Cx<'_>) {
         self.used = cx.now;
         let zone = self.zone_of(&from, cx);
-        let is_full = self.imports() >= self.budget.limit(cx.now);
+        let is_full = self.imports() >= self.reads(cx);
         let bytes = self.layout.piece(u64::from(piece)).len();
         let Some(table) = self.tables.get_mut(&zone) else { return };
         let source = table.touch(segment_of(self.layout, u64::from(piece)), &from, cx.now);
@@ -400,7 +400,12 @@ impl Coordinator {
             }
         }
         let may_read = cx.is_settled || self.is_inherited;
-        (may_read && self.imports() < self.budget.limit(cx.now)).then_some(None)
+        (may_read && self.imports() < self.reads(cx)).then_some(None)
+    }
+
+    /// Origin leases that there may be now.
+    fn reads(&self, cx: &Cx<'_>) -> u32 {
+        self.budget.limit(cx.now).min(cx.limits.imports_first.saturating_add(self.imported))
     }
 
     /// Holders share the segments by rendezvous hashing, as far as each can serve.

@@ -80,7 +80,8 @@ mod tests {
             depth.refused(millis(30));
             depth.came(millis(31));
         }
-        assert_eq!(most(&depth), limits.in_flight_max, "no more than this");
+        assert_eq!(most(&depth), limits.in_flight * 2, "no more than this");
+        assert_eq!(depth.most(&Limits { in_flight_max: 7, ..limits }, 100, MIB), 7, "nor than this");
         (0..100).for_each(|_| depth.came(millis(3000)));
         assert_eq!(most(&depth), limits.in_flight, "it passes");
         // One that was refused after long says nothing of how long others take.

@@ -323,10 +323,11 @@ impl Download {
         (first, first.saturating_add(width).min(pieces))
     }
 
-    /// Tells neighbours what is new, not more often than `have_delay` unless there is much.
+    /// Tells neighbours what is new, not more often than `have_delay` unless there is much, or it is rare.
     pub(super) fn tell(&mut self, cx: &mut Cx<'_>) {
+        let is_rare = |piece: &u32| self.rarity[*piece as usize] < cx.limits.have_rare;
         let is_due = cx.now.since(self.told) >= cx.limits.have_delay || self.untold.len() >= cx.limits.have_batch;
-        if is_due {
+        if is_due || self.untold.iter().any(is_rare) {
             self.tell_now(cx);
         }
     }

@@ -7,15 +7,19 @@ use std::time::Duration;
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
     /// Uploads at a time. Few, and refused beyond: with deep queues all receivers wait for the
-    /// newest piece of one uploader.
+    /// newest piece of one uploader. What few have doubles in the time that an upload takes, and uploads
+    /// that share a link take as many times longer; but one connection alone may not fill a link.
     pub slots: u8,
-    /// Uploads at a time to one peer.
+    /// Uploads at a time to one peer: two pieces are sooner of use at two peers than at one.
     pub slots_per_peer: u8,
+    /// Where only a few want the blob: one connection alone may not fill a link.
+    pub slots_per_peer_few: u8,
     /// A slot is kept this long for a peer that was told that it is free.
     pub slot_patience: Duration,
     /// Peers that wait for a slot at one node.
     pub waiting_max: usize,
-    /// Pieces asked for at a time.
+    /// Pieces asked for at a time: more than uploads at a time, so that uploads are what is short, and not
+    /// by much. All share a link, so that each takes as many times longer, and is given on as much later.
     pub in_flight: usize,
     /// Where only a few want the blob: each neighbour has most of what is new, and gives it over one
     /// connection, which shares a link with others.
@@ -38,8 +42,11 @@ pub struct Limits {
     pub leases_per_owner_few: u8,
     /// Leases at a time from one lone holder, which serves them in turn.
     pub leases_per_holder: u8,
-    /// Origin leases of a blob at a time, at the start. Eight keep a link full although each reader
-    /// shares its own with what peers send.
+    /// Origin leases of a blob at a time before a piece of it came; one more with every piece that comes. Where
+    /// the origin's link is what limits, as many first pieces come late together, and nobody has anything
+    /// before; and the links of the first readers are still free for what they read.
+    pub imports_first: u32,
+    /// And then. Eight keep a link full although each reader shares its own with what peers send.
     pub imports_start: u32,
     /// And at most, where an origin limits each connection.
     pub imports_max: u32,
@@ -62,6 +69,9 @@ pub struct Limits {
     pub have_delay: Duration,
     /// Or until there are this many.
     pub have_batch: usize,
+    /// Or until there is one that fewer neighbours have: the fewer have a piece, the more a wait delays it
+    /// for all.
+    pub have_rare: u16,
     /// A piece request is never duplicated earlier than this.
     pub hedge_min: Duration,
     /// Nobody around has what is missing, for this long or four times what a piece takes: ask the
@@ -105,11 +115,12 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            slots: 4,
-            slots_per_peer: 2,
+            slots: 3,
+            slots_per_peer: 1,
+            slots_per_peer_few: 2,
             slot_patience: Duration::from_millis(8),
             waiting_max: 256,
-            in_flight: 6,
+            in_flight: 5,
             in_flight_few: 12,
             few: 8,
             in_flight_max: 12,
@@ -120,6 +131,7 @@ impl Default for Limits {
             leases_per_owner: 2,
             leases_per_owner_few: 1,
             leases_per_holder: 6,
+            imports_first: 3,
             imports_start: 8,
             imports_max: 32,
             lease_patience: Duration::from_secs(2),
@@ -131,6 +143,7 @@ impl Default for Limits {
             scope_is_zone: false,
             have_delay: Duration::from_millis(1),
             have_batch: 8,
+            have_rare: 2,
             hedge_min: Duration::from_millis(50),
             missing_patience: Duration::from_millis(50),
             missing_max: 64,

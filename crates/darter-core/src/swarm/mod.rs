@@ -375,6 +375,13 @@ impl Swarm {
         self.node.depth.most(&self.node.limits, interested, size)
     }
 
+    /// Uploads to one peer at a time. Where nothing is on its way here, nobody knows how many want it.
+    fn share(&self) -> u8 {
+        let interested = self.downloads.values().map(|download| download.company().0).max().unwrap_or(0);
+        let limits = &self.node.limits;
+        if interested <= limits.few { limits.slots_per_peer_few } else { limits.slots_per_peer }
+    }
+
     /// Pieces that may be asked for now.
     fn room(&self) -> usize {
         let asked: usize = self.downloads.values().map(Download::requests).sum();
@@ -455,13 +462,14 @@ impl Swarm {
         let is_here = self.held.get(blob).is_some_and(|layout| index < layout.pieces())
             || self.downloads.get(blob).is_some_and(|download| download.have.has(index));
         let is_here = is_here && !self.handover.is_withdrawn;
+        let share = self.share();
         let Node { slots, limits, members, .. } = &mut self.node;
         out.push(if !is_here {
             Action::Refuse { request, reason: Refusal::NotHere }
         } else if members.is_seed(&from) && !slots.are_at_leisure(now, limits) {
             // It keeps copies for later, and whoever else asks wants them now.
             Action::Refuse { request, reason: Refusal::Busy(limits.seed_pause) }
-        } else if let Err(wait) = slots.take(now, request, from, *blob, limits) {
+        } else if let Err(wait) = slots.take(now, request, from, *blob, (share, limits)) {
             Action::Refuse { request, reason: Refusal::Busy(wait) }
         } else {
             Action::Serve(request)
@@ -470,9 +478,10 @@ impl Swarm {
 
     /// Calls those that were refused, now that slots are free.
     fn call(&mut self, now: Time, out: &mut Vec<Action>) {
+        let share = self.share();
         let Self { node, downloads, .. } = self;
         let wealth = |peer: &PeerId, blob: &Digest| downloads.get(blob).map_or(0, |download| download.wealth(peer));
-        while let Some((to, blob)) = node.slots.call(now, &node.limits, wealth) {
+        while let Some((to, blob)) = node.slots.call(now, (share, &node.limits), wealth) {
             out.push(Action::Send { to, blob, message: Message::Slot });
         }
     }

@@ -98,6 +98,11 @@ impl Download {
 
     /// Imports what our leases ask for and no neighbour has, and ends those that are fulfilled.
     pub(super) fn work_leases(&mut self, cx: &mut Cx<'_>) {
+        self.read_leases(false, cx);
+    }
+
+    /// The same. `is_stuck`: whatever neighbours say that they have, for long they gave nothing.
+    pub(super) fn read_leases(&mut self, is_stuck: bool, cx: &mut Cx<'_>) {
         for at in (0..self.leases.running.len()).rev() {
             let lease = self.leases.running[at].lease;
             let pieces = pieces_of(self.layout, lease.segment);
@@ -110,7 +115,9 @@ impl Download {
                 continue;
             }
             let wanted: Vec<u32> = pieces
-                .filter(|piece| self.open.has(u64::from(*piece)) && !self.can_be_had(u64::from(*piece)))
+                .map(u64::from)
+                .filter(|piece| self.open.has(*piece) && (is_stuck || !self.can_be_had(*piece)))
+                .filter_map(|piece| u32::try_from(piece).ok())
                 .collect();
             for run in wanted.chunk_by(|piece, next| piece + 1 == *next) {
                 let (Some(first), Some(last)) = (run.first(), run.last()) else { continue };

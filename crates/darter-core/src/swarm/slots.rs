@@ -25,18 +25,18 @@ pub(super) struct Slots {
 }
 
 impl Slots {
-    /// Takes a slot for an upload to `peer`, or says how long to wait.
+    /// Takes a slot for an upload to `peer`, of which it may have `share` at a time, or says how long to wait.
     pub(super) fn take(
         &mut self,
         now: Time,
         request: RequestId,
         peer: PeerId,
         blob: Digest,
-        limits: &Limits,
+        (share, limits): (u8, &Limits),
     ) -> Result<(), Duration> {
         let is_kept = self.kept.remove(&peer).is_some_and(|until| until > now);
         let has_room = is_kept || self.free(now, limits) > 0;
-        if !has_room || self.has_its_share(&peer, limits) {
+        if !has_room || self.has_its_share(&peer, share) {
             if self.waiting.len() < limits.waiting_max {
                 self.waiting.entry(peer).or_insert((blob, now));
             }
@@ -73,13 +73,13 @@ impl Slots {
     pub(super) fn call(
         &mut self,
         now: Time,
-        limits: &Limits,
+        (share, limits): (u8, &Limits),
         wealth: impl Fn(&PeerId, &Digest) -> u64,
     ) -> Option<(PeerId, Digest)> {
         if self.waiting.is_empty() || self.free(now, limits) == 0 {
             return None;
         }
-        let may = self.waiting.iter().filter(|(peer, _)| !self.has_its_share(peer, limits));
+        let may = self.waiting.iter().filter(|(peer, _)| !self.has_its_share(peer, share));
         let (peer, (blob, _)) = may.min_by_key(|(peer, (blob, since))| (wealth(peer, blob), *since))?;
         let called = (*peer, *blob);
         self.waiting.remove(&called.0);
@@ -87,8 +87,8 @@ impl Slots {
         Some(called)
     }
 
-    fn has_its_share(&self, peer: &PeerId, limits: &Limits) -> bool {
-        self.running.values().filter(|(other, _)| other == peer).count() >= usize::from(limits.slots_per_peer)
+    fn has_its_share(&self, peer: &PeerId, share: u8) -> bool {
+        self.running.values().filter(|(other, _)| other == peer).count() >= usize::from(share)
     }
 
     /// Uploads that could start now.
@@ -138,29 +138,29 @@ mod tests {
     fn a_free_slot_goes_to_who_has_least_then_to_who_waits_longest() {
         let (limits, blob) = (Limits { slots: 1, ..Limits::default() }, Digest::of(b"x"));
         let mut slots = Slots::default();
-        assert!(slots.take(at(0), RequestId(0), peer(9), blob, &limits).is_ok());
+        assert!(slots.take(at(0), RequestId(0), peer(9), blob, (2, &limits)).is_ok());
         for (millis, n) in [(1, 4), (2, 3), (3, 2)] {
-            assert!(slots.take(at(millis), RequestId(millis), peer(n), blob, &limits).is_err());
+            assert!(slots.take(at(millis), RequestId(millis), peer(n), blob, (2, &limits)).is_err());
         }
         slots.give_back(at(5), RequestId(0));
         let wealth = |peer: &PeerId, _: &Digest| u64::from(peer.to_bytes()[0] == 4);
-        assert_eq!(slots.call(at(5), &limits, wealth), Some((peer(3), blob)));
-        assert_eq!(slots.call(at(5), &limits, wealth), None, "the slot is kept for it");
-        assert!(slots.take(at(6), RequestId(7), peer(2), blob, &limits).is_err());
-        assert!(slots.take(at(6), RequestId(8), peer(3), blob, &limits).is_ok());
+        assert_eq!(slots.call(at(5), (2, &limits), wealth), Some((peer(3), blob)));
+        assert_eq!(slots.call(at(5), (2, &limits), wealth), None, "the slot is kept for it");
+        assert!(slots.take(at(6), RequestId(7), peer(2), blob, (2, &limits)).is_err());
+        assert!(slots.take(at(6), RequestId(8), peer(3), blob, (2, &limits)).is_ok());
     }
 
     #[test]
     fn who_comes_too_late_for_a_kept_slot_takes_none_beyond_the_bound() {
         let (limits, blob) = (Limits { slots: 1, ..Limits::default() }, Digest::of(b"x"));
         let mut slots = Slots::default();
-        slots.take(at(0), RequestId(0), peer(9), blob, &limits).unwrap();
-        slots.take(at(0), RequestId(1), peer(1), blob, &limits).unwrap_err();
+        slots.take(at(0), RequestId(0), peer(9), blob, (2, &limits)).unwrap();
+        slots.take(at(0), RequestId(1), peer(1), blob, (2, &limits)).unwrap_err();
         slots.give_back(at(1), RequestId(0));
-        assert!(slots.call(at(1), &limits, |_, _| 0).is_some());
+        assert!(slots.call(at(1), (2, &limits), |_, _| 0).is_some());
         let late = at(1) + limits.slot_patience;
-        slots.take(late, RequestId(2), peer(8), blob, &limits).unwrap();
-        slots.take(late, RequestId(3), peer(1), blob, &limits).unwrap_err();
+        slots.take(late, RequestId(2), peer(8), blob, (2, &limits)).unwrap();
+        slots.take(late, RequestId(3), peer(1), blob, (2, &limits)).unwrap_err();
         assert_eq!(slots.running(), 1);
     }
 
@@ -168,12 +168,12 @@ mod tests {
     fn who_has_its_share_of_uploads_is_not_called_for_more() {
         let (limits, blob) = (Limits::default(), Digest::of(b"x"));
         let mut slots = Slots::default();
-        for n in 0..limits.slots_per_peer {
-            slots.take(at(0), RequestId(n.into()), peer(1), blob, &limits).unwrap();
+        for n in 0..2 {
+            slots.take(at(0), RequestId(n), peer(1), blob, (2, &limits)).unwrap();
         }
-        slots.take(at(0), RequestId(9), peer(1), blob, &limits).unwrap_err();
-        assert_eq!(slots.call(at(0), &limits, |_, _| 0), None);
+        slots.take(at(0), RequestId(9), peer(1), blob, (2, &limits)).unwrap_err();
+        assert_eq!(slots.call(at(0), (2, &limits), |_, _| 0), None);
         slots.give_back(at(1), RequestId(0));
-        assert_eq!(slots.call(at(1), &limits, |_, _| 0), Some((peer(1), blob)));
+        assert_eq!(slots.call(at(1), (2, &limits), |_, _| 0), Some((peer(1), blob)));
     }
 }

@@ -2,6 +2,7 @@
 
 mod hostile;
 mod slow;
+mod spread;
 
 use super::*;
 
@@ -260,10 +261,11 @@ fn a_last_segment_of_a_few_bytes_does_not_make_the_others_look_late() {
     assert!(note(swarm.handle(at(9100), Event::Tick)).len() > before, "in the end it is");
 }
 
-/// A coordinator of a blob of 64 MiB that two nodes want, and the leases that it gave.
+/// A coordinator of a blob of 64 MiB that two nodes want, and the leases that it gave at once, two to each.
 fn two_owners() -> (Swarm, Digest, Vec<(PeerId, u32)>) {
     let blob = blob_ranked(&[1]);
     let mut swarm = node(1..=4);
+    swarm.node.limits.imports_first = 8;
     let leases = [2, 3].into_iter().flat_map(|other| {
         let have = Bitfield::new(Layout::new(64 * MIB).pieces());
         let join = Join { size: 64 * MIB, have, leased: Vec::new(), can_import: true, neighbours: Vec::new() };
@@ -277,7 +279,7 @@ fn two_owners() -> (Swarm, Digest, Vec<(PeerId, u32)>) {
 fn of_a_few_each_reads_one_segment_at_first_and_of_many_two() {
     for (few, each) in [(8, 1), (0, 2)] {
         let (blob, mut swarm) = (blob_ranked(&[1]), node(1..=4));
-        swarm.node.limits.few = few;
+        (swarm.node.limits.few, swarm.node.limits.imports_first) = (few, 8);
         for other in [2, 3] {
             let have = Bitfield::new(Layout::new(64 * MIB).pieces());
             let join = Join { size: 64 * MIB, have, leased: Vec::new(), can_import: true, neighbours: Vec::new() };

@@ -35,8 +35,10 @@ impl Download {
                 self.refilled = cx.now;
                 self.join(cx);
             }
+            // All wait for what this node is to read, and who has it is as good as dead.
+            self.read_leases(true, cx);
             // What is late may come yet.
-            if !self.requests.is_empty() {
+            if !self.requests.is_empty() || self.leases.is_importing() {
                 return;
             }
             self.neighbours.iter_mut().for_each(Neighbour::may_be_free);

@@ -33,7 +33,7 @@ fn an_owner_to_whom_bytes_come_slowly_keeps_its_lease_and_not_for_ever() {
 #[test]
 fn who_waits_for_a_slow_piece_hears_of_it_from_the_coordinator_alone() {
     let blob = blob_ranked(&[1]);
-    let comes = || Message::Have { pieces: Vec::new(), free_slots: 4, interested: 2 };
+    let comes = || Message::Have { pieces: Vec::new(), free_slots: Limits::default().slots, interested: 2 };
     let mut swarm = node(1..=4);
     let (size, have) = (5 * MIB, Bitfield::new(5));
     let join = Join { size, have, leased: Vec::new(), can_import: true, neighbours: Vec::new() };
@@ -115,4 +115,25 @@ fn a_coordinator_that_was_passed_over_and_answers_late_is_the_coordinator_again(
     let lease = || Message::Lease(Lease { segment: 0, from: None, is_whole: false, interested: 2 });
     assert!(!heard(&mut swarm, at(603), 3, blob, lease()).iter().any(is_import), "who took its place meanwhile");
     assert!(heard(&mut swarm, at(604), 2, blob, lease()).iter().any(is_import));
+}
+
+#[test]
+fn an_owner_waits_a_moment_for_a_neighbour_that_has_the_piece_and_gives_it_nobody() {
+    let blob = blob_ranked(&[2]);
+    let mut swarm = node(1..=4);
+    want(&mut swarm, blob, MIB);
+    heard(&mut swarm, at(2), 2, blob, Message::Welcome { neighbours: vec![peer(3)], interested: 4 });
+    let asked = heard(&mut swarm, at(3), 3, blob, Message::Hello { have: Bitfield::full(1), wants_answer: false });
+    assert!(asked.contains(&Action::Fetch { blob, piece: 0, peer: peer(3) }), "{asked:?}");
+    let reason = FetchFailure::Refused(Refusal::Busy(Duration::from_secs(10)));
+    swarm.handle(at(4), Event::FetchFailed { blob, piece: 0, peer: peer(3), reason });
+    let lease = Lease { segment: 0, from: None, is_whole: false, interested: 4 };
+    let mut reads = heard(&mut swarm, at(5), 2, blob, Message::Lease(lease)).iter().any(is_import);
+    let mut now = at(5);
+    while !reads {
+        now = swarm.deadline(now).max(now + Duration::from_millis(1));
+        reads = swarm.handle(now, Event::Tick).iter().any(is_import);
+        assert!(now < at(1000), "it waits for ever");
+    }
+    assert!(now > at(100), "at once, at {now:?}");
 }
