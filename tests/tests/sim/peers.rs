@@ -66,7 +66,8 @@ fn who_vouches_for_what_the_origin_does_not_have_costs_one_pull_more_and_is_foun
         assert!(run.troubled.restarts <= 15 && run.troubled.bans == run.troubled.restarts, "seed {seed}");
         // The second copy, and for each node up to a piece of each of fifteen that read: 225 of 512.
         assert!(run.copies() <= 2.45, "seed {seed}: {:.3} copies", run.copies());
-        assert!(run.ratio() <= 2.2, "seed {seed}: {:.3} of the time without", run.ratio());
+        // Twice, and the pieces that are looked at. A third pull would be another.
+        assert!(run.ratio() <= 2.4, "seed {seed}: {:.3} of the time without", run.ratio());
     }
 }
 

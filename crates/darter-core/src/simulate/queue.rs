@@ -35,8 +35,8 @@ pub(super) enum Due {
     Broke(u32),
     /// The receiver of a transfer has waited long enough, if it is still the one of this serial.
     GiveUp(u32, u32),
-    /// The receiver of a transfer of this serial sees that its connection broke.
-    Cut(u32, u32),
+    /// The receiver of a transfer sees that its connection broke.
+    Cut { to: u32, from: u32, blob: u16, piece: u32 },
     /// A node asked to be woken.
     Tick(u32),
     /// A fault of the script.

@@ -77,19 +77,12 @@ impl World<'_> {
             if transfer.state == TransferState::Running && self.is_cut(transfer.from, transfer.to) {
                 self.transfers.at(place).state = TransferState::Broken;
                 // Also where the two reach each other again by then.
-                self.queue.at(self.now + nanos(self.scenario.detection), Due::Cut(place, transfer.serial));
+                self.forget(transfer.to, place);
+                let Transfer { to, from, blob, piece, .. } = transfer;
+                self.queue.at(self.now + nanos(self.scenario.detection), Due::Cut { to, from, blob, piece });
             }
         }
         self.queue.at(self.now + nanos(self.scenario.detection), Due::Look);
-    }
-
-    pub(super) fn is_cut_off(&mut self, place: u32, serial: u32) {
-        let transfer = *self.transfers.at(place);
-        let is_awaited = self.nodes[transfer.to as usize].incoming.contains(&place);
-        if transfer.serial == serial && is_awaited {
-            self.forget(transfer.to, place);
-            self.fetch_failed(&transfer, FetchFailure::Broken);
-        }
     }
 
     /// A node closes its connection to another, and takes none from it for longer than any run lasts.
@@ -97,8 +90,9 @@ impl World<'_> {
         self.outcome.bans += 1;
         self.reach.severed.insert((n.min(other), n.max(other)));
         self.cut();
-        let mut all = 0..u32::try_from(self.nodes.len()).unwrap_or(u32::MAX);
-        if all.all(|n| n == other || self.is_cut(n, other)) {
+        let count = self.nodes.len();
+        let cut_off = (0_u32..).take(count).filter(|n| self.is_cut(*n, other)).count();
+        if cut_off * 2 > count {
             // What it reads alone from then on is no matter of the swarm.
             for (blob, _) in self.blobs.clone() {
                 self.tell(other, Event::Unwant(blob));

@@ -190,7 +190,7 @@ impl World<'_> {
         let incoming = &self.nodes[n as usize].incoming;
         let found = incoming.iter().copied().find(|place| {
             let transfer = self.transfers.at(*place);
-            transfer.piece == piece && transfer.from == from && transfer.blob == blob
+            transfer.to == n && transfer.piece == piece && transfer.from == from && transfer.blob == blob
         });
         if let Some(place) = found {
             self.transfers.at(place).state = TransferState::Cancelled;

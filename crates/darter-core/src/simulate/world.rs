@@ -10,7 +10,7 @@ use super::wires::{ImportRun, Link, Slab, Transfer, block_time};
 use super::{Outcome, Scenario};
 use crate::Digest;
 use crate::pieces::{Bitfield, Layout};
-use crate::swarm::{Action, Event, Member, Members, Message, PeerId, RequestId, Swarm, Time, Zone};
+use crate::swarm::{Action, Event, FetchFailure, Member, Members, Message, PeerId, RequestId, Swarm, Time, Zone};
 
 /// Nodes want the blob so long after they learned of each other: past what a young node waits.
 const SETTLED: Duration = Duration::from_secs(10);
@@ -234,7 +234,10 @@ impl<'a> World<'a> {
             Due::NoPiece(place) => self.no_piece(place),
             Due::Broke(place) => self.broke(place),
             Due::GiveUp(place, serial) => self.give_up(place, serial),
-            Due::Cut(place, serial) => self.is_cut_off(place, serial),
+            Due::Cut { to, from, blob, piece } => {
+                let (blob, peer) = (self.digest(blob), self.ids[from as usize]);
+                self.tell(to, Event::FetchFailed { blob, piece, peer, reason: FetchFailure::Broken });
+            }
             Due::Block(place) => self.block(place),
             Due::Piece(place) => self.piece(place),
             Due::OriginReady(place) => self.origin_ready(place),

@@ -122,7 +122,13 @@ fn an_owner_waits_a_moment_for_a_neighbour_that_has_the_piece_and_gives_it_nobod
     let blob = blob_ranked(&[2]);
     let mut swarm = node(1..=4);
     want(&mut swarm, blob, MIB);
-    heard(&mut swarm, at(2), 2, blob, Message::Welcome { neighbours: vec![peer(3)], interested: 4 });
+    heard(
+        &mut swarm,
+        at(2),
+        2,
+        blob,
+        Message::Welcome { neighbours: vec![peer(3)], holders: Vec::new(), interested: 4 },
+    );
     let asked = heard(&mut swarm, at(3), 3, blob, Message::Hello { have: Bitfield::full(1), wants_answer: false });
     assert!(asked.contains(&Action::Fetch { blob, piece: 0, peer: peer(3) }), "{asked:?}");
     let reason = FetchFailure::Refused(Refusal::Busy(Duration::from_secs(10)));

@@ -35,7 +35,13 @@ fn a_peer_gets_one_piece_at_a_time_where_many_want_them_and_two_where_a_few_do()
         let (layout, mut have) = (Layout::new(4 * MIB), Bitfield::new(4));
         (0..3).for_each(|piece| have.set(piece));
         swarm.handle(at(1), Event::Want { blob, layout, have, can_import: true, turn: 0 });
-        heard(&mut swarm, at(2), 2, blob, Message::Welcome { neighbours: vec![peer(3)], interested });
+        heard(
+            &mut swarm,
+            at(2),
+            2,
+            blob,
+            Message::Welcome { neighbours: vec![peer(3)], holders: Vec::new(), interested },
+        );
         let mut ask = |piece| {
             let request = RequestId(u64::from(piece));
             let asked = Event::Asked { from: peer(3), blob, piece, request };
@@ -51,7 +57,13 @@ fn told_of_the_second(holders: u8) -> usize {
     let blob = blob_ranked(&[2]);
     let mut swarm = node(1..=4);
     want(&mut swarm, blob, 4 * MIB);
-    heard(&mut swarm, at(2), 2, blob, Message::Welcome { neighbours: (2..=4).map(peer).collect(), interested: 4 });
+    heard(
+        &mut swarm,
+        at(2),
+        2,
+        blob,
+        Message::Welcome { neighbours: (2..=4).map(peer).collect(), holders: Vec::new(), interested: 4 },
+    );
     for other in 2..=4 {
         let mut have = Bitfield::new(4);
         have.set(0);
