@@ -234,8 +234,11 @@ async fn the_hosts_that_a_user_names_are_followed_and_stay_while_nobody_can_tell
     running.serving.send_replace(true);
     running.until(|state| *state == HostsState::Written).await;
     // A file that cannot be read says nothing, and not that there are none.
-    fs::remove_file(host.path(&file)).unwrap();
-    fs::create_dir(host.path(&file)).unwrap();
+    let directory = host.path(&format!("{REGISTRY}/directory"));
+    fs::create_dir(&directory).unwrap();
+    // At once: a file that is gone would be put back in between.
+    let here = rustix::fs::CWD;
+    rustix::fs::renameat_with(here, &directory, here, host.path(&file), rustix::fs::RenameFlags::EXCHANGE).unwrap();
     running.until(|state| matches!(state, HostsState::Failed { .. })).await;
     running.until_foreign(&[cache]).await;
     running.stop().await;
