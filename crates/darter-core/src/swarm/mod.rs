@@ -14,6 +14,7 @@ mod circle;
 mod compare;
 mod complaints;
 mod coordinator;
+mod cx;
 mod depth;
 mod download;
 mod event;
@@ -41,7 +42,6 @@ mod turns;
 mod waits;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
 
 pub use event::{
     Action, Event, FetchFailure, ImportFailure, Join, Lease, LeaseEnd, Message, Refusal, Rejection, RequestId,
@@ -51,6 +51,7 @@ pub use peer::{Member, Members, PeerId, Zone, score};
 pub use time::Time;
 
 use self::coordinator::Coordinator;
+use self::cx::Cx;
 use self::depth::Depth;
 use self::download::Download;
 use self::handover::Handover;
@@ -151,35 +152,6 @@ impl Node {
             depth: &mut self.depth,
             out,
         }
-    }
-}
-
-/// What every part needs of the whole while it handles an event.
-struct Cx<'a> {
-    now: Time,
-    me: PeerId,
-    zone: Zone,
-    limits: &'a Limits,
-    members: &'a Members,
-    strikes: &'a Strikes,
-    register: &'a mut Register,
-    dice: &'a mut Dice,
-    answers: &'a mut AnswerTime,
-    depth: &'a mut Depth,
-    free_slots: u8,
-    upload_time: Duration,
-    /// Whether this node has heard of all members that there are, as far as it can tell.
-    is_settled: bool,
-    out: &'a mut Vec<Action>,
-}
-
-impl Cx<'_> {
-    fn send(&mut self, to: PeerId, blob: Digest, message: Message) {
-        self.out.push(Action::Send { to, blob, message });
-    }
-
-    fn zone_of(&self, id: &PeerId) -> Zone {
-        if *id == self.me { self.zone } else { self.members.get(id).map_or(self.zone, |member| member.zone) }
     }
 }
 

@@ -4,6 +4,8 @@ mod hostile;
 mod slow;
 mod spread;
 
+use std::time::Duration;
+
 use super::*;
 
 const MIB: u64 = 1024 * 1024;
