@@ -6,12 +6,8 @@ use darter_tests::cluster::swarm::Swarm;
 use darter_tests::cluster::{Plan, Pushed, Seat, last};
 use darter_tests::stage::{MIB, bytes};
 use darter_tests::tools::{Need, Release, can_run};
-use tokio::sync::Mutex;
 
 const NEEDS: [Need; 2] = [Need::Containerd(Release::V2), Need::Darter];
-
-/// Two swarms at a time are more than two cores play in time.
-static ONE: Mutex<()> = Mutex::const_new(());
 
 /// Four nodes, every other one in the second zone, that have all pulled an image at the same moment.
 async fn pulled_in_two_zones(scope: &'static str, seed: u64) -> Result<(Swarm, Pushed)> {
@@ -36,13 +32,11 @@ async fn a_blob_goes_once_from_zone_to_zone_and_is_read_once_in_all() -> Result<
     if !can_run("a_blob_goes_once_from_zone_to_zone_and_is_read_once_in_all", &NEEDS) {
         return Ok(());
     }
-    let _one = ONE.lock().await;
     let (swarm, pushed) = pulled_in_two_zones("cluster", 51).await?;
     swarm.copies(&pushed).ensure_exactly(1)?;
     let (size, crossed) = (bytes(swarm.copies(&pushed).size), received(&swarm, "other").await?);
-    // One zone more than one: a copy, and what was asked for twice because it was late. The goal is 1.05, which
-    // one run of eight misses on two cores that eight processes share, by up to 0.17.
-    ensure!(crossed <= 1.25 * size, "{crossed} of {size} bytes went from zone to zone");
+    // One zone more than one: a copy, and what was asked for twice because it was late.
+    ensure!(crossed <= 1.05 * size, "{crossed} of {size} bytes went from zone to zone");
     // Each zone has what the other read, and nothing of it came over the registry's link.
     ensure!(crossed >= 0.95 * size, "{crossed} of {size} bytes went from zone to zone");
     let unknown = received(&swarm, "unknown").await?;
@@ -55,7 +49,6 @@ async fn zones_that_read_for_themselves_read_once_each_and_give_each_other_nothi
     if !can_run("zones_that_read_for_themselves_read_once_each_and_give_each_other_nothing", &NEEDS) {
         return Ok(());
     }
-    let _one = ONE.lock().await;
     let (swarm, pushed) = pulled_in_two_zones("zone", 52).await?;
     swarm.copies(&pushed).ensure_exactly(2)?;
     let (crossed, stayed) = (received(&swarm, "other").await?, received(&swarm, "same").await?);

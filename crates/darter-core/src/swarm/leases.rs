@@ -231,14 +231,16 @@ impl Table {
         self.skip_taken();
     }
 
-    /// An owner got a piece. Where it reads the segment, if it is its own.
+    /// An owner got a piece: it is at work, and comes to its other leases in turn, whose sources may be slower
+    /// than this one. Where it reads the segment, if it is its own.
     pub(super) fn touch(&mut self, segment: u32, owner: &PeerId, now: Time) -> Option<Option<PeerId>> {
         let among = self.running.len();
-        let running = self.running.get_mut(&segment).filter(|running| running.owner == *owner)?;
+        let from = self.running.get(&segment).filter(|running| running.owner == *owner)?.from;
         self.arrivals += 1;
         self.showed = now;
-        (running.touched, running.seen, running.among) = (now, self.arrivals, among);
-        let from = running.from;
+        for running in self.running.values_mut().filter(|running| running.owner == *owner) {
+            (running.touched, running.seen, running.among) = (now, self.arrivals, among);
+        }
         // The last segment may be a few bytes, which say nothing of how long the others take.
         if segment as usize + 1 < self.segments.len() {
             let gap = now.since(self.moved);
@@ -315,7 +317,7 @@ impl Table {
         }
     }
 
-    /// When a lease is late. All share the source: who shows nothing while each of the others showed some
+    /// When a lease is late. All share the source: whose owner shows nothing while each of the others showed some
     /// pieces is dead, or as good as dead, and holds up everybody. Where the others show nothing either,
     /// the source may be slow.
     fn late_at(&self, running: &Running, least: Duration) -> Time {

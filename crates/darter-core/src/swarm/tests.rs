@@ -344,6 +344,17 @@ fn a_dead_owner_holds_up_the_others_for_some_pieces_and_not_for_some_segments() 
 }
 
 #[test]
+fn an_owner_that_reads_its_leases_one_after_the_other_keeps_them() {
+    let (mut swarm, blob, given) = two_owners();
+    let of = |n| given.iter().filter(move |(owner, _)| *owner == peer(n));
+    let later = of(3).next_back().copied().unwrap();
+    // It shows nothing of the later one while 40 pieces come, its own first ones among them.
+    let mut at_work: Vec<(PeerId, u32)> = given.iter().copied().filter(|lease| *lease != later).collect();
+    read(&mut swarm, blob, &mut at_work, &[2, 3], |_| 80, 8200);
+    assert!(at_work.iter().all(|(_, segment)| *segment != later.1), "{at_work:?}");
+}
+
+#[test]
 fn owners_that_share_a_thin_link_are_late_with_nothing() {
     let (mut swarm, blob, mut given) = two_owners();
     // It becomes ten times slower while they read: with eight leases each shows a piece in 3.2 s.
