@@ -1,14 +1,14 @@
-//! The path of a piece on the data plane: one spelling, whatever a client sends.
+//! The paths of the data plane, of a piece and of the values of all: one spelling, whatever a client sends.
 
 #![no_main]
 
-use darter_core::swarm::target::Target;
+use darter_core::swarm::target::Path;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|text: &str| {
-    for path in [text.to_owned(), format!("/p/{text}")] {
-        if let Ok(target) = path.parse::<Target>() {
-            assert_eq!(target.to_string(), path);
+    for path in [text.to_owned(), format!("/p/{text}"), format!("/v/{text}")] {
+        if let Ok(parsed) = path.parse::<Path>() {
+            assert_eq!(parsed.to_string(), path);
         }
     }
 });

@@ -164,10 +164,11 @@ impl Target {
             Ruling::Contradicts(peer, value) => (peer, value),
         };
         let wrong = self.find_wrong(piece, &[(peer, value), (attest.importer, attest.cv)]).await;
+        let is_right = !wrong.contains(&attest.importer);
         if wrong.contains(&peer) {
-            self.opinion.is(Verdict::Wrong(wrong.clone()));
+            self.opinion.is(Verdict::Wrong(wrong));
         }
-        !wrong.contains(&attest.importer)
+        is_right
     }
 
     /// A span from the origin, into the ingest. Pieces of it that are slow to come go to `slow`.

@@ -186,9 +186,21 @@ struct Together<'a> {
 
 /// How a task ended.
 enum Done {
-    Fetched { piece: u32, peer: PeerId, result: Result<(), FetchEnd> },
-    Imported { segment: u32, result: Result<(), ImportEnd> },
-    Compared { is_taken: bool, silent: [Option<PeerId>; 2] },
+    Fetched {
+        piece: u32,
+        peer: PeerId,
+        result: Result<(), FetchEnd>,
+    },
+    Imported {
+        segment: u32,
+        result: Result<(), ImportEnd>,
+    },
+    /// Two were asked what the pieces are: whether those that were here already may be that, and who of the two
+    /// does not say.
+    Compared {
+        is_right: bool,
+        silent: [Option<PeerId>; 2],
+    },
 }
 
 impl Together<'_> {
@@ -254,9 +266,9 @@ impl Together<'_> {
                 let (fetcher, asking) = (self.fetcher.clone(), target.opinion.ask(compare::WAIT));
                 self.tasks.spawn(async move {
                     let compared = compare::compare(&target, &fetcher, holders).await;
-                    let is_taken = target.takes(compared.verdict).await;
+                    let is_right = target.takes(compared.verdict).await;
                     drop(asking);
-                    Done::Compared { is_taken, silent: compared.silent }
+                    Done::Compared { is_right, silent: compared.silent }
                 });
             }
             Order::Wait => target.job.account.activity().is_said_to_come(),
@@ -319,7 +331,7 @@ impl Together<'_> {
                 Err(ImportEnd::Pull(error)) => return Err(Ended::Pull(error)),
                 Err(ImportEnd::Origin(error)) => return self.import_failed(segment, error).await,
             },
-            Done::Compared { is_taken: false, .. } => return Err(Ended::Alone(WRONG)),
+            Done::Compared { is_right: false, .. } => return Err(Ended::Alone(WRONG)),
             Done::Compared { silent, .. } => {
                 for peer in silent.into_iter().flatten() {
                     self.wish.not_compared(peer).await;

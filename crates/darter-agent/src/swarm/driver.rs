@@ -21,7 +21,7 @@ use super::control::{ControlEvent, ControlHandle};
 use super::exchange::Client;
 use super::handle::{Ending, Endings, Input, Order, Reply, Slot, SwarmHandle};
 use super::tokens::Tokens;
-use super::wire::{ROOM, SLOWLY, TAKES, VALUES};
+use super::wire::{VALUES, feature_for};
 use super::witnesses::Witnesses;
 use crate::config::Scope;
 use crate::metrics::{Metrics, ReasonLabels};
@@ -269,15 +269,7 @@ impl Driver {
     fn act(&mut self, action: Action) -> Option<Event> {
         trace!(?action);
         match action {
-            // Of an earlier version: as if it had no room.
-            Action::Send { to, blob, message: Message::Take { .. } } if !self.control.can(to, TAKES) => {
-                return Some(Event::Message { from: to, blob, message: Message::TakeEnd { is_kept: false } });
-            }
-            Action::Send { to, blob, message: Message::RoomWanted } if !self.control.can(to, ROOM) => {
-                return Some(Event::Message { from: to, blob, message: Message::Room { bytes: 0 } });
-            }
-            // It would take that for the piece itself.
-            Action::Send { to, message, .. } if message.is_slowly() && !self.control.can(to, SLOWLY) => {}
+            Action::Send { to, blob, message } if !self.knows(to, &message) => return unsaid(to, blob, &message),
             Action::Send { to, blob, message } => self.control.send(to, blob, message),
             Action::Compare { holders, .. } if holders.iter().any(|peer| !self.control.can(*peer, VALUES)) => {}
             Action::Compare { blob, holders } => return self.order(blob, Order::Compare(holders)),
@@ -320,6 +312,12 @@ impl Driver {
         None
     }
 
+    /// Whether a peer can be told this: others take a word that they do not know for that of a broken peer.
+    fn knows(&self, peer: PeerId, message: &Message) -> bool {
+        let feature = feature_for(message);
+        feature == 0 || self.control.can(peer, feature)
+    }
+
     fn send_out(&self, errand: Errand) -> Option<Event> {
         self.house.errands.try_send(errand).err().map(|_| Event::NotTaken(errand.blob))
     }
@@ -351,6 +349,16 @@ impl Driver {
         self.control.ban(peer, period);
         self.client.forget(peer);
     }
+}
+
+/// What follows where a peer of an earlier version is not told something: it takes nothing, and has no room.
+const fn unsaid(to: PeerId, blob: Digest, message: &Message) -> Option<Event> {
+    let answer = match message {
+        Message::Take { .. } => Message::TakeEnd { is_kept: false },
+        Message::RoomWanted => Message::Room { bytes: 0 },
+        _ => return None,
+    };
+    Some(Event::Message { from: to, blob, message: answer })
 }
 
 /// Choices by lot differ from node to node, and from start to start.

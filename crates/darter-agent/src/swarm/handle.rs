@@ -3,12 +3,14 @@
 //! Everything here is a word to the driver or a look-up. What must not be lost though nobody waits for
 //! it (an upload ended, a pull gave up) goes over `Endings`, which has room by construction.
 
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use darter_core::pieces::{Bitfield, Layout};
 use darter_core::swarm::attest::Attest;
+use darter_core::swarm::token::Token;
 use darter_core::swarm::{Event, FetchFailure, ImportFailure, PeerId, Refusal, RequestId};
 use darter_core::{Digest, Reference, access};
 use tokio::sync::{Notify, mpsc, oneshot};
@@ -327,37 +329,48 @@ pub struct Fetcher {
 impl Fetcher {
     /// One piece from one peer, checked. Drop the future to cancel.
     pub async fn fetch(&self, piece: u32, peer: PeerId, activity: Activity) -> Result<Piece, FetchError> {
-        let Shared { control, client, tokens, .. } = &*self.swarm.0;
-        let Some((address, _)) = control.member(peer) else { return Err(FetchError::gone()) };
-        let mut request = PieceRequest {
+        let (address, token) = self.reach(peer).await?;
+        let request = PieceRequest {
             peer,
             address,
             blob: self.blob,
             layout: self.layout,
             piece,
             known: None,
-            token: None,
+            token,
             patience: PATIENCE,
             activity,
         };
-        let Some(tokens) = tokens else { return client.fetch(&request).await };
-        request.token = Some(tokens.get(peer, self.blob).await.ok_or_else(FetchError::no_token)?);
-        let fetched = client.fetch(&request).await;
-        if fetched.as_ref().is_err_and(FetchError::is_denied) {
-            // It waited for its connection for too long, or a clock was set. The next request has a new one.
-            tokens.refused(peer, self.blob);
-        }
-        fetched
+        self.granted(peer, self.swarm.0.client.fetch(&request).await)
     }
+
     /// What one peer that has all of it says that its pieces are. Drop the future to cancel.
     pub async fn values(&self, peer: PeerId) -> Result<Vec<[u8; 32]>, FetchError> {
-        let Shared { control, client, tokens, .. } = &*self.swarm.0;
+        let (address, token) = self.reach(peer).await?;
+        let (blob, layout) = (self.blob, self.layout);
+        let request = ValuesRequest { peer, address, blob, layout, token, patience: PATIENCE };
+        self.granted(peer, self.swarm.0.client.values(&request).await)
+    }
+
+    /// Where a peer's exchange is, and in plaintext the right to ask it about this blob.
+    async fn reach(&self, peer: PeerId) -> Result<(SocketAddr, Option<Token>), FetchError> {
+        let Shared { control, tokens, .. } = &*self.swarm.0;
         let (address, _) = control.member(peer).ok_or_else(FetchError::gone)?;
         let token = match tokens {
             Some(tokens) => Some(tokens.get(peer, self.blob).await.ok_or_else(FetchError::no_token)?),
             None => None,
         };
-        let (blob, layout) = (self.blob, self.layout);
-        client.values(&ValuesRequest { peer, address, blob, layout, token, patience: PATIENCE }).await
+        Ok((address, token))
+    }
+
+    /// What came of a request. A right that was refused is not used again: it waited for its connection for too
+    /// long, or a clock was set.
+    fn granted<T>(&self, peer: PeerId, result: Result<T, FetchError>) -> Result<T, FetchError> {
+        if let Some(tokens) = &self.swarm.0.tokens
+            && result.as_ref().is_err_and(FetchError::is_denied)
+        {
+            tokens.refused(peer, self.blob);
+        }
+        result
     }
 }

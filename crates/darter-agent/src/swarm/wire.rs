@@ -25,7 +25,7 @@ use self::checks::{
     unsource,
 };
 
-pub use self::hello::{FEATURES, Hello, ROOM, SEES, SLOWLY, TAKES, VALUES, decode_peers, encode_peers};
+pub use self::hello::{FEATURES, Hello, SEES, VALUES, decode_peers, encode_peers, feature_for};
 pub use self::seen::{decode_question, decode_seen, encode_question, encode_seen};
 pub use self::tokens::{decode_token, decode_wanted, encode_token, encode_wanted};
 

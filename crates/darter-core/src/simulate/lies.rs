@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::world::World;
 use crate::pieces::Bitfield;
-use crate::swarm::{Event, FetchFailure};
+use crate::swarm::Event;
 
 /// Who vouched for what, in a run with liars; nothing is kept in others.
 #[derive(Default)]
@@ -35,11 +35,10 @@ impl World<'_> {
         }
     }
 
-    /// Why `to` does not take a piece from `from`, whose bytes it knows nothing bad of.
-    pub(super) fn is_of_liar(&self, from: u32, to: u32, blob: u16, piece: u32) -> Option<FetchFailure> {
-        let importer = *self.lies.vouched.get(&(from, blob, piece))?;
-        let is_known = self.lies.known.contains(&(to, importer));
-        is_known.then_some(FetchFailure::Refused(crate::swarm::Refusal::NotHere))
+    /// Whether `to` knows that who vouches for a piece at `from` lies.
+    pub(super) fn is_of_liar(&self, from: u32, to: u32, blob: u16, piece: u32) -> bool {
+        let importer = self.lies.vouched.get(&(from, blob, piece));
+        importer.is_some_and(|importer| self.lies.known.contains(&(to, *importer)))
     }
 
     /// All pieces of a blob are at a node: whether they are right. Where not, it begins anew without the liar.

@@ -34,11 +34,11 @@ impl World<'_> {
         if self.nodes[transfer.from as usize].paused_until > self.now {
             self.wait(place);
         }
-        if let Some(failure) = self.is_of_liar(transfer.from, transfer.to, transfer.blob, transfer.piece) {
+        if self.is_of_liar(transfer.from, transfer.to, transfer.blob, transfer.piece) {
             // It sees by the head of the answer who vouches.
             self.transfers.release(place);
             self.forget(transfer.to, place);
-            return self.fetch_failed(&transfer, failure);
+            return self.fetch_failed(&transfer, FetchFailure::Refused(Refusal::NotHere));
         }
         let from = self.ids[transfer.to as usize];
         let (blob, piece, request) = (self.digest(transfer.blob), transfer.piece, RequestId(u64::from(place)));

@@ -363,17 +363,6 @@ pub enum Message {
     },
 }
 
-impl Message {
-    /// Whether it says only that a piece comes slowly.
-    pub const fn is_slowly(&self) -> bool {
-        match self {
-            Self::Released { is_whole, .. } => !*is_whole,
-            Self::Have { pieces, .. } => pieces.is_empty(),
-            _ => false,
-        }
-    }
-}
-
 /// A wish for a blob.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Join {

@@ -1,6 +1,7 @@
 //! One client of the data plane from its first request to its last: read a head, ask, answer, again.
 //!
-//! What is not exactly a request for a piece, or for the values of all pieces, ends the connection: the other end is this same program.
+//! What is not exactly a request for a piece, or for the values of all pieces, ends the connection: the
+//! other end is this same program.
 
 use std::fmt::Write as _;
 use std::io;

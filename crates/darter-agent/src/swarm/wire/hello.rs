@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use darter_api::v1;
-use darter_core::swarm::Zone;
+use darter_core::swarm::{Message, Zone};
 
 use super::{PEERS_MAX, WireError};
 
@@ -12,19 +12,30 @@ const VERSION_MAX: usize = 64;
 
 /// The feature of whoever knows `Take` and `TakeEnd`. Others take a kind of message that they do not know
 /// for a broken peer.
-pub const TAKES: u64 = 1;
+const TAKES: u64 = 1;
 /// The feature of whoever knows `SeenWanted` and `Seen`.
 pub const SEES: u64 = 2;
 /// The feature of whoever knows that a piece may come slowly: a `Released` that is not whole, and a `Have` of
 /// nothing. Others take the first for the piece itself.
-pub const SLOWLY: u64 = 4;
+const SLOWLY: u64 = 4;
 /// The feature of whoever tells the values of all pieces of a blob.
 pub const VALUES: u64 = 8;
 /// The feature of whoever knows `RoomWanted` and `Room`.
-pub const ROOM: u64 = 16;
+const ROOM: u64 = 16;
 
 /// What this version can do.
 pub const FEATURES: u64 = TAKES | SEES | SLOWLY | VALUES | ROOM;
+
+/// The feature of whoever can be told this; 0: everybody can.
+pub const fn feature_for(message: &Message) -> u64 {
+    match message {
+        Message::Take { .. } | Message::TakeEnd { .. } => TAKES,
+        Message::RoomWanted | Message::Room { .. } => ROOM,
+        Message::Released { is_whole: false, .. } => SLOWLY,
+        Message::Have { pieces, .. } if pieces.is_empty() => SLOWLY,
+        _ => 0,
+    }
+}
 
 /// Who speaks.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -142,6 +153,24 @@ mod tests {
     fn a_hello_comes_back_as_it_was() {
         let Some(Kind::Hello(sent)) = hello().encode().kind else { panic!("a hello") };
         assert_eq!(Hello::decode(sent), Ok(hello()));
+    }
+
+    #[test]
+    fn who_knows_no_features_is_told_what_everybody_knows() {
+        let have = |pieces: Vec<u32>| Message::Have { pieces, free_slots: 1, interested: 2 };
+        let released = |is_whole| Message::Released { piece: 3, is_whole };
+        for (message, feature) in [
+            (Message::Leave, 0),
+            (Message::Holds { size: 5 }, 0),
+            (have(vec![7]), 0),
+            (have(Vec::new()), SLOWLY),
+            (released(true), 0),
+            (released(false), SLOWLY),
+            (Message::Take { size: 5, is_for_elsewhere: false }, TAKES),
+            (Message::RoomWanted, ROOM),
+        ] {
+            assert_eq!(feature_for(&message), feature, "{message:?}");
+        }
     }
 
     #[test]

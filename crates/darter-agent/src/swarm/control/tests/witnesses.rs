@@ -8,7 +8,7 @@ use darter_core::{Reference, Tag};
 use super::odd::{Odd, hello_with};
 use super::*;
 use crate::images::Memory;
-use crate::swarm::wire::{SEES, TAKES};
+use crate::swarm::wire::{FEATURES, SEES};
 use crate::swarm::witnesses::{Heard, Witnesses};
 
 fn place() -> Place {
@@ -88,7 +88,7 @@ async fn a_member_tells_what_it_saw_and_that_it_saw_nothing() {
 async fn who_would_not_understand_is_not_asked_and_who_is_silent_is_waited_for_only_for_a_moment() {
     let node = start(setup(), &[]).await;
     let (mut old, mut silent) = (Odd::new(&node), Odd::new(&node));
-    old.says(&hello_with(TAKES)).await;
+    old.says(&hello_with(FEATURES & !SEES)).await;
     node.stands(|standing| standing.peers == 1).await;
     let standing = node.control.standing();
     let (witnesses, ..) = take_part(node);
