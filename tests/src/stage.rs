@@ -208,12 +208,17 @@ impl Pair {
         Ok(())
     }
 
-    /// Brings a blob into the store, and waits until it is complete there.
+    /// Brings a blob into the store, and waits until it is complete there and the agent knows it: it has its
+    /// name before that.
     pub async fn bring(&self, blob: &Item) -> Result<()> {
+        let file = self.blob_file(blob.digest());
+        let pulls = async || self.metric("darter_pulls_total", &[]).await;
+        let (was_there, before) = (file.exists(), pulls().await?);
         let answer = self.get(&format!("blobs/{}", blob.digest())).await?;
         ensure!(answer.status == 200, "{}: {} {}", blob.digest(), answer.status, answer.text());
         ensure!(Digest::of(&answer.body) == blob.digest(), "{} came wrong", blob.digest());
-        eventually("the blob is complete", async || Ok(self.blob_file(blob.digest()).exists())).await
+        let is_known = async || Ok(file.exists() && (was_there || pulls().await? > before));
+        eventually("the blob is complete", is_known).await
     }
 
     /// Where the store keeps a complete blob.

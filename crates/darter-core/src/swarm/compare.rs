@@ -7,8 +7,9 @@
 use super::Cx;
 use super::coordinator::Coordinator;
 use super::download::Download;
-use super::event::Action;
+use super::event::{Action, Join};
 use super::peer::{PeerId, Zone};
+use crate::pieces::Layout;
 
 /// Holders that are named: two, and one each for two that do not say.
 const NAMED: usize = 4;
@@ -19,10 +20,11 @@ const ASKING: u32 = 64;
 impl Download {
     /// Asks two of those that its coordinator names, before the first piece is asked for.
     pub(super) fn compare(&mut self, from: PeerId, mut holders: Vec<PeerId>, cx: &mut Cx<'_>) {
-        let pieces = self.layout.pieces();
-        // One piece is the whole, whose sha256 tells at once. What is here was taken on somebody's word.
-        let is_late = pieces < 2 || self.missing * 2 < pieces || self.compared.is_some();
-        if is_late || holders.is_empty() || from != self.coordinator(cx) {
+        if is_late(self.layout, self.missing)
+            || self.compared.is_some()
+            || holders.is_empty()
+            || from != self.coordinator(cx)
+        {
             return;
         }
         holders.retain(|id| *id != cx.me && !self.is_shunned(id, cx));
@@ -51,7 +53,17 @@ impl Download {
 impl Coordinator {
     /// Some that have all of it, by lot, so that not all newcomers ask the same. The first two are of different
     /// zones, if there are such: what spoils one zone's copies seldom spoils others.
-    pub(super) fn holders_to_compare(&self, newcomer: &PeerId, zone: Zone, cx: &mut Cx<'_>) -> Vec<PeerId> {
+    pub(super) fn holders_to_compare(
+        &self,
+        newcomer: &PeerId,
+        join: &Join,
+        zone: Zone,
+        cx: &mut Cx<'_>,
+    ) -> Vec<PeerId> {
+        let is_cold = self.holders.is_empty() && self.incomplete == self.interested.len();
+        if is_cold || is_late(self.layout, self.layout.pieces().saturating_sub(join.have.count())) {
+            return Vec::new();
+        }
         let complete = self.interested.iter().filter(|(_, node)| node.is_complete).map(|(id, node)| (id, node.zone));
         let all = self.holders.iter().map(|(id, holder)| (id, holder.zone)).chain(complete);
         let is_within = |its: Zone| !cx.limits.scope_is_zone || its == zone;
@@ -73,12 +85,18 @@ impl Coordinator {
     }
 }
 
+/// Whether it tells nothing any more. One piece is the whole, whose sha256 tells at once; and most of what is
+/// here was taken on somebody's word.
+fn is_late(layout: Layout, missing: u64) -> bool {
+    layout.pieces() < 2 || missing * 2 < layout.pieces()
+}
+
 #[cfg(test)]
 mod tests {
-    use super::super::{Event, Join, Limits, Member, Members, Message, Swarm, Time};
+    use super::super::{Event, Limits, Member, Members, Message, Swarm, Time};
     use super::*;
     use crate::Digest;
-    use crate::pieces::{Bitfield, Layout};
+    use crate::pieces::Bitfield;
 
     const MIB: u64 = 1024 * 1024;
 
@@ -163,26 +181,24 @@ mod tests {
     #[test]
     fn a_coordinator_names_some_of_those_that_have_it_all_and_two_zones_first() {
         let limits = |scope_is_zone| Limits { scope_is_zone, ..Limits::default() };
-        let named = |seed, scope_is_zone, others: std::ops::RangeInclusive<u8>| {
+        let named_to = |have, seed, scope_is_zone, others: std::ops::RangeInclusive<u8>| {
             let mut swarm = Swarm::new(peer(1), Zone(1), limits(scope_is_zone), seed);
             // Node 9 is in another zone.
             let zone = |n: u8| Zone(if n == 9 { 2 } else { 1 });
             let all = (1..=9).map(|n| Member { id: peer(n), zone: zone(n), is_seed: false }).collect();
             swarm.handle(Time::ZERO, Event::Members(Members::new(all)));
             others.for_each(|n| drop(heard(&mut swarm, n, Message::Holds { size: 8 * MIB })));
-            let join = Join {
-                size: 8 * MIB,
-                have: Bitfield::new(8),
-                leased: Vec::new(),
-                can_import: true,
-                neighbours: Vec::new(),
-            };
+            let mut here = Bitfield::new(8);
+            (0..have).for_each(|piece| here.set(piece));
+            let join = Join { size: 8 * MIB, have: here, leased: Vec::new(), can_import: true, neighbours: Vec::new() };
             let holders = |action| match action {
                 Action::Send { message: Message::Welcome { holders, .. }, .. } => Some(holders),
                 _ => None,
             };
             heard(&mut swarm, 2, Message::Join(join)).into_iter().find_map(holders).unwrap()
         };
+        let named = |seed, scope_is_zone, others| named_to(0, seed, scope_is_zone, others);
+        assert!(named_to(4, 7, false, 3..=9).len() == NAMED && named_to(5, 7, false, 3..=9).is_empty());
         assert!(named(7, false, 2..=3).is_empty(), "the newcomer itself and one other");
         for seed in 0..20 {
             let (far, all) = (peer(9), named(seed, false, 3..=9));

@@ -138,7 +138,7 @@ impl Coordinator {
         });
         self.change(from, |node| node.leases = node.leases.saturating_add(adopted));
         let neighbours = self.neighbours_for(from, join, cx);
-        let (holders, interested) = (self.holders_to_compare(&from, zone, cx), self.count());
+        let (holders, interested) = (self.holders_to_compare(&from, join, zone, cx), self.count());
         cx.send(from, self.blob, Message::Welcome { neighbours, holders, interested });
         self.grant(cx);
         true

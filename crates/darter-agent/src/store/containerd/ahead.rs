@@ -197,10 +197,9 @@ impl Shared {
         let mut offers = lock(&self.content.offers);
         let before = offers.len();
         change(&mut offers);
-        let gauge = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
-        let bytes = offers.values().map(|identity| identity.size).sum();
+        let bytes = offers.values().map(|identity| identity.size).sum::<u64>();
         self.metrics.containerd_offered_blobs.set(i64::try_from(offers.len()).unwrap_or(i64::MAX));
-        self.metrics.containerd_offered_bytes.set(gauge(bytes));
+        self.metrics.containerd_offered_bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
         let is_other = offers.len() != before;
         drop(offers);
         if is_other {

@@ -8,15 +8,17 @@
 //! Format, little endian: `DARTCTD1`, digest, device, inode, size, modification time in seconds and
 //! nanoseconds (8 bytes each); the BLAKE3 chaining value of each piece; BLAKE3 of all that.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 
 use darter_core::Digest;
 use darter_core::pieces::Layout;
 
+use super::super::lock;
 use super::file::Identity;
 
 const MAGIC: &[u8; 8] = b"DARTCTD1";
@@ -24,15 +26,44 @@ const SUFFIX: &str = ".hashes";
 /// Of one that is not whole yet.
 const NEW_SUFFIX: &str = ".hashes.new";
 
+/// Blobs whose values are kept in memory: a swarm asks for all pieces of a few blobs, one after the other, and
+/// 40 GiB have 1.3 MB of values.
+const RECENT: usize = 8;
+
+/// The values of a blob's pieces, in order.
+pub(super) type Values = Arc<[[u8; 32]]>;
+
 /// The directory of them.
 #[derive(Debug)]
 pub(super) struct Hashes {
     dir: PathBuf,
+    /// What was asked for lately, the latest last.
+    recent: Mutex<VecDeque<(Digest, Identity, Values)>>,
 }
 
 impl Hashes {
     pub(super) const fn new(dir: PathBuf) -> Self {
-        Self { dir }
+        Self { dir, recent: Mutex::new(VecDeque::new()) }
+    }
+
+    /// As `load`, without the disk where they were asked for lately.
+    pub(super) fn values(&self, digest: &Digest, identity: &Identity) -> Option<Values> {
+        let mut recent = lock(&self.recent);
+        let found = recent.iter().position(|(name, of, _)| name == digest && of == identity);
+        if let Some(it) = found.and_then(|at| recent.remove(at)) {
+            let values = Arc::clone(&it.2);
+            recent.push_back(it);
+            return Some(values);
+        }
+        drop(recent);
+        let values = Values::from(self.load(digest, identity)?);
+        let mut recent = lock(&self.recent);
+        recent.retain(|(name, ..)| name != digest);
+        if recent.len() == RECENT {
+            recent.pop_front();
+        }
+        recent.push_back((*digest, *identity, Arc::clone(&values)));
+        Some(values)
     }
 
     /// The values of a blob's pieces, if this very file was hashed.
@@ -69,6 +100,7 @@ impl Hashes {
 
     /// Forgets what is known of a blob.
     pub(super) fn remove(&self, digest: &Digest) {
+        lock(&self.recent).retain(|(name, ..)| name != digest);
         let _ = fs::remove_file(self.path(digest, SUFFIX));
     }
 
@@ -80,6 +112,7 @@ impl Hashes {
                 let _ = fs::remove_file(entry.path());
             }
         }
+        lock(&self.recent).retain(|(digest, ..)| there.contains_key(digest));
     }
 
     fn path(&self, digest: &Digest, suffix: &str) -> PathBuf {
@@ -143,6 +176,32 @@ mod tests {
         // Under another name it says nothing.
         fs::write(hashes.path(&Digest::of(b"y"), SUFFIX), &whole).unwrap();
         assert_eq!(hashes.load(&Digest::of(b"y"), &IDENTITY), None);
+    }
+
+    #[test]
+    fn what_is_asked_for_again_and_again_is_read_once_and_forgotten_with_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let hashes = Hashes::new(dir.path().to_owned());
+        let blobs: Vec<_> = (0..=u8::try_from(RECENT).unwrap()).map(|n| (Digest::of(&[n]), [[n; 32]; 3])).collect();
+        for (digest, values) in &blobs {
+            hashes.save(digest, &IDENTITY, values).unwrap();
+        }
+        let ask = |n: usize, identity| hashes.values(&blobs[n].0, identity).map(|values| values[0][0]);
+        assert_eq!(ask(0, &IDENTITY), Some(0));
+        fs::remove_file(hashes.path(&blobs[0].0, SUFFIX)).unwrap();
+        for n in 1..RECENT {
+            assert_eq!(
+                (ask(n, &IDENTITY).map(usize::from), ask(0, &IDENTITY)),
+                (Some(n), Some(0)),
+                "it stays the latest"
+            );
+        }
+        assert_eq!(ask(0, &Identity { inode: 9, ..IDENTITY }), None, "of another file nothing is known");
+        assert_eq!((ask(RECENT, &IDENTITY), ask(0, &IDENTITY)), (Some(8), Some(0)));
+        fs::remove_file(hashes.path(&blobs[1].0, SUFFIX)).unwrap();
+        assert_eq!(ask(1, &IDENTITY), None, "the one that was asked for least lately gave way");
+        hashes.remove(&blobs[0].0);
+        assert_eq!(ask(0, &IDENTITY), None);
     }
 
     #[test]

@@ -126,7 +126,6 @@ impl ContentStore {
     }
 
     /// A piece of an offered blob with its BLAKE3 value. Blocks. `None`: the blob is gone, or another file has
-    /// its name, or what is known of it is lost. With `is_sample` the piece is hashed again too, and one that rotted is as good as gone.
     pub(super) fn piece(&self, digest: &Digest, index: u64, is_sample: bool) -> Option<(Blob, [u8; 32])> {
         let found = self.verified_piece(digest, index, is_sample);
         if found.is_none() {
@@ -140,13 +139,13 @@ impl ContentStore {
     pub(super) fn values(&self, digest: &Digest) -> Option<Vec<[u8; 32]>> {
         self.offer(digest)?;
         let (_, identity) = file::open(&self.path(digest)?).ok()?;
-        self.verdicts.hashes()?.load(digest, &identity)
+        self.verdicts.hashes()?.values(digest, &identity).map(|values| values.to_vec())
     }
 
     fn verified_piece(&self, digest: &Digest, index: u64, is_sample: bool) -> Option<(Blob, [u8; 32])> {
         let (file, identity) = file::open(&self.path(digest)?).ok()?;
         // Of this very file.
-        let values = self.verdicts.hashes()?.load(digest, &identity)?;
+        let values = self.verdicts.hashes()?.values(digest, &identity)?;
         let value = *values.get(usize::try_from(index).ok()?)?;
         if is_sample && piece_value(&file, Layout::new(identity.size).piece(index)).ok() != Some(value) {
             return None;
