@@ -143,7 +143,7 @@ impl Driver {
     }
 
     fn due(&self) -> Instant {
-        let deadline = self.core.deadline(self.now());
+        let deadline = self.core.deadline();
         let far = Instant::now() + Duration::from_secs(60);
         if deadline == Time::NEVER {
             return far;

@@ -297,7 +297,7 @@ impl<'a> World<'a> {
         {
             self.outcome.violations.insert(broken);
         }
-        let deadline = node.swarm.deadline(now);
+        let deadline = node.swarm.deadline();
         if deadline != Time::NEVER {
             let wait = nanos(deadline.since(now)).max(1000);
             let at = self.now - self.now % 1000 + wait;

@@ -144,11 +144,6 @@ impl Coordinator {
         true
     }
 
-    /// Somebody wants the blob, or got it while others did: there are leases, or may be.
-    pub(super) fn is_wanted(&self) -> bool {
-        !self.interested.is_empty()
-    }
-
     /// Whether what is known may be forgotten for the word of one who says that the blob has another size.
     pub(super) fn gives_way_to(&self, from: &PeerId, word: Word) -> bool {
         let is_said_by_others = self.holders.keys().any(|id| id != from);
@@ -309,10 +304,16 @@ impl Coordinator {
         self.grant(cx);
     }
 
-    pub(super) fn deadline(&self, now: Time, limits: &super::Limits) -> Time {
-        let overdue = self.tables.values().map(|table| table.deadline(limits.lease_patience)).min();
-        let pause = Some(self.budget.deadline()).filter(|at| *at > now && self.incomplete > 0);
-        overdue.into_iter().chain(pause).min().unwrap_or(Time::NEVER)
+    /// When `tick` is due: a lease is late, or the origin may be read again, or for the first time.
+    pub(super) fn deadline(&self, now: Time, settled_at: Time, limits: &super::Limits) -> Time {
+        let may_read = [self.budget.deadline(), settled_at].into_iter().filter(|at| *at > now && self.incomplete > 0);
+        may_read.fold(self.overdue_at(limits), Time::min)
+    }
+
+    /// When the first lease is late, unless it shows something before.
+    pub(super) fn overdue_at(&self, limits: &super::Limits) -> Time {
+        let tables = self.tables.values().map(|table| table.deadline(limits.lease_patience));
+        tables.min().unwrap_or(Time::NEVER)
     }
 
     /// Where a node was when it joined: its leases stand in the table of that zone.

@@ -11,9 +11,7 @@ impl Swarm {
             Message::Join(join) => {
                 match self.coordinate(blob, (join.size, Word::Wants), from) {
                     Ok((coordinator, node)) => {
-                        if coordinator.joined(from, &join, &mut node.cx(now, out)) {
-                            self.sessions.insert(blob);
-                        } else {
+                        if !coordinator.joined(from, &join, &mut node.cx(now, out)) {
                             self.forget_if_idle(&blob);
                             out.push(Action::Reject { peer: from, reason: Rejection::Flood });
                             // No node wants so much at once.
@@ -159,11 +157,10 @@ impl Swarm {
         };
         if !is_known {
             let charge = node.register.blob(from, node.me, &node.limits).ok_or(Uncoordinated::Flood)?;
-            if !self.coordinated.contains_key(&blob) && self.coordinated.len() >= node.limits.blobs_max {
+            if !self.coordinated.contains(&blob) && self.coordinated.len() >= node.limits.blobs_max {
                 let oldest = self.coordinated.iter().min_by_key(|(_, state)| state.used).map(|(blob, _)| *blob);
                 if let Some(oldest) = oldest {
                     self.coordinated.remove(&oldest);
-                    self.sessions.remove(&oldest);
                 }
             }
             self.coordinated.insert(blob, Coordinator::new(blob, layout, charge, &node.limits));
@@ -177,7 +174,6 @@ impl Swarm {
     fn forget_if_idle(&mut self, blob: &Digest) {
         if self.coordinated.get(blob).is_some_and(Coordinator::is_idle) {
             self.coordinated.remove(blob);
-            self.sessions.remove(blob);
         }
     }
 }

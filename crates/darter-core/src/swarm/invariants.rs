@@ -14,13 +14,13 @@ impl Swarm {
     /// The first one that does not hold.
     pub fn check_invariants(&self) -> Result<(), Broken> {
         self.invariant_slots_are_few()?;
-        holds(self.sessions.iter().all(|blob| self.coordinated.contains_key(blob)), "a session without a coordinator")?;
+        holds(self.coordinated.due_is_right(&self.node.limits), "a coordinator is not looked at when it is due")?;
         for download in self.downloads.values() {
             invariant_open_pieces_are_missing(download)?;
             invariant_pieces_are_asked_once(download)?;
             invariant_rarity_counts_neighbours(download)?;
         }
-        self.coordinated.values().try_for_each(invariant_leases_are_counted)
+        self.coordinated.iter().try_for_each(|(_, state)| invariant_leases_are_counted(state))
     }
 
     fn invariant_slots_are_few(&self) -> Result<(), Broken> {

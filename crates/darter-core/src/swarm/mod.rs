@@ -13,6 +13,7 @@ mod choice;
 mod circle;
 mod compare;
 mod complaints;
+mod coordinated;
 mod coordinator;
 mod cx;
 mod depth;
@@ -41,7 +42,7 @@ pub mod token;
 mod turns;
 mod waits;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 pub use event::{
     Action, Event, FetchFailure, ImportFailure, Join, Lease, LeaseEnd, Message, Refusal, Rejection, RequestId,
@@ -50,7 +51,7 @@ pub use limits::Limits;
 pub use peer::{Member, Members, PeerId, Zone, score};
 pub use time::Time;
 
-use self::coordinator::Coordinator;
+use self::coordinated::Coordinated;
 use self::cx::Cx;
 use self::depth::Depth;
 use self::download::Download;
@@ -74,10 +75,7 @@ pub struct Swarm {
     turns: Turns,
     /// Blobs that are here whole.
     held: BTreeMap<Digest, Layout>,
-    coordinated: BTreeMap<Digest, Coordinator>,
-    /// Those of them that somebody wants, and some of which that was so a moment ago: time matters to no
-    /// others, and there may be many.
-    sessions: BTreeSet<Digest>,
+    coordinated: Coordinated,
     handover: Handover,
     seed: Seed,
 }
@@ -178,8 +176,7 @@ impl Swarm {
             downloads: BTreeMap::new(),
             turns: Turns::new(me),
             held: BTreeMap::new(),
-            coordinated: BTreeMap::new(),
-            sessions: BTreeSet::new(),
+            coordinated: Coordinated::default(),
             handover: Handover::default(),
             seed: Seed::default(),
         }
@@ -204,19 +201,21 @@ impl Swarm {
         }
         self.fill(now, &mut actions);
         self.call(now, &mut actions);
+        self.coordinated.settle(now, self.node.settled_at, &self.node.limits);
         actions
     }
 
     /// When `Event::Tick` is due, unless something else happens before.
-    pub fn deadline(&self, now: Time) -> Time {
+    pub fn deadline(&self) -> Time {
         let most = self.most();
         let downloads = self.downloads.values().map(|download| download.deadline(most, &self.node.limits));
-        let sessions = self.sessions.iter().filter_map(|blob| self.coordinated.get(blob));
-        let coordinated = sessions.map(|coordinator| coordinator.deadline(now, &self.node.limits));
-        let settled = Some(self.node.settled_at).filter(|at| *at > now && !self.coordinated.is_empty());
-        let others =
-            [self.node.slots.deadline(), self.seed.deadline(&self.node.limits), self.handover.rooms.deadline()];
-        downloads.chain(coordinated).chain(settled).chain(others).min().unwrap_or(Time::NEVER)
+        let others = [
+            self.coordinated.deadline(),
+            self.node.slots.deadline(),
+            self.seed.deadline(&self.node.limits),
+            self.handover.rooms.deadline(),
+        ];
+        downloads.chain(others).min().unwrap_or(Time::NEVER)
     }
 
     fn dispatch(&mut self, now: Time, event: Event, out: &mut Vec<Action>) {
@@ -231,16 +230,15 @@ impl Swarm {
                 self.node.slots.forget(&peer);
                 let members = self.node.members.clone();
                 self.reseat(now, Some(peer), &members, out);
-                for coordinator in self.coordinated.values_mut() {
+                for (_, coordinator) in self.coordinated.iter_mut() {
                     coordinator.left(&peer, &mut self.node.cx(now, out));
                 }
-                // Nobody speaks of them any more.
-                self.coordinated.retain(|_, state| !state.is_idle());
-                let coordinated = &self.coordinated;
-                self.sessions.retain(|blob| coordinated.contains_key(blob));
+                self.coordinated.forget_idle();
                 self.lost_room(peer, out);
                 self.lost_taker(&peer, out);
             }
+            // Its connection ends in a moment. What it said before that is no further offence.
+            Event::Message { from, .. } if self.node.strikes.is_banned(now, &from) => {}
             Event::Message { from, blob, message } => self.heard(now, from, blob, message, out),
             Event::Want { blob, layout, have, can_import, turn } => {
                 if self.want(now, blob, layout, have, can_import, out) {
@@ -321,10 +319,8 @@ impl Swarm {
                     }
                     download.tick(&mut self.node.cx(now, out));
                 }
-                let coordinated = &mut self.coordinated;
-                self.sessions.retain(|blob| coordinated.get(blob).is_some_and(Coordinator::is_wanted));
-                for blob in &self.sessions {
-                    if let Some(coordinator) = coordinated.get_mut(blob) {
+                for blob in self.coordinated.due_by(now) {
+                    if let Some(coordinator) = self.coordinated.get_mut(&blob) {
                         coordinator.tick(&mut self.node.cx(now, out));
                     }
                 }
@@ -419,7 +415,7 @@ impl Swarm {
 
     /// The members changed: does this node rank first now for what it coordinates?
     fn review(&mut self, now: Time, out: &mut Vec<Action>) {
-        for (blob, coordinator) in &mut self.coordinated {
+        for (blob, coordinator) in self.coordinated.iter_mut() {
             (coordinator.is_first, coordinator.is_needed) = (None, false);
             // The others are looked at when somebody asks.
             if coordinator.incomplete > 0 {

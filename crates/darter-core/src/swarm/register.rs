@@ -95,6 +95,8 @@ fn read(count: &AtomicU64) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use proptest::prelude::*;
 
     use super::super::{Action, Event, Join, Member, Members, Message, Swarm, Time, Zone};
@@ -127,7 +129,16 @@ mod tests {
     }
 
     fn heard(swarm: &mut Swarm, from: u8, blob: Digest, message: Message) -> Vec<Action> {
-        swarm.handle(NOW, Event::Message { from: peer(from), blob, message })
+        heard_at(NOW, swarm, from, blob, message)
+    }
+
+    fn heard_at(now: Time, swarm: &mut Swarm, from: u8, blob: Digest, message: Message) -> Vec<Action> {
+        swarm.handle(now, Event::Message { from: peer(from), blob, message })
+    }
+
+    /// Bans are over then.
+    fn hours_later(hours: u64) -> Time {
+        NOW + Duration::from_secs(hours * 3600)
     }
 
     fn is_rejected(actions: &[Action]) -> bool {
@@ -145,15 +156,16 @@ mod tests {
         for n in 0..8 {
             assert!(!is_rejected(&heard(&mut swarm, 2, blob(n), join(MIB))), "{n}");
         }
+        assert!(!is_rejected(&heard(&mut swarm, 2, blob(7), join(MIB))), "it may ask again for what it has");
         let refused = heard(&mut swarm, 2, blob(8), join(MIB));
         assert!(is_rejected(&refused) && is_banned(&refused, 2), "{refused:?}");
-        assert!(!is_rejected(&heard(&mut swarm, 2, blob(7), join(MIB))), "it may ask again for what it has");
         assert!(!is_rejected(&heard(&mut swarm, 3, blob(8), join(MIB))), "the others have theirs");
         // With its connection all goes that was remembered for it alone.
         assert_eq!(swarm.coordinated.len(), 9);
         swarm.handle(NOW, Event::PeerLost(peer(2)));
         assert_eq!(swarm.coordinated.len(), 1);
-        assert!(!is_rejected(&heard(&mut swarm, 2, blob(20), join(MIB))));
+        let later = heard_at(hours_later(1), &mut swarm, 2, blob(20), join(MIB));
+        assert!(!is_rejected(&later) && swarm.coordinated.len() == 2, "{later:?}");
     }
 
     #[test]
@@ -163,10 +175,12 @@ mod tests {
         assert!(!is_rejected(&heard(&mut swarm, 2, blob(0), join(terabytes))));
         let refused = heard(&mut swarm, 2, blob(1), join(MIB));
         assert!(is_rejected(&refused) && is_banned(&refused, 2), "{refused:?}");
+        assert_eq!(heard(&mut swarm, 2, blob(1), join(MIB)), [], "it is banned once, whatever it had said by then");
         assert!(!is_rejected(&heard(&mut swarm, 3, blob(1), join(MIB))));
         let small = 2 << 40;
         assert!(is_rejected(&heard(&mut swarm, 3, blob(2), join(small))), "the two together are too much");
-        assert!(!is_rejected(&heard(&mut swarm, 3, blob(2), join(small / 2))));
+        assert!(!is_rejected(&heard_at(hours_later(1), &mut swarm, 3, blob(2), join(small / 2))));
+        assert_eq!(swarm.coordinated.len(), 3);
     }
 
     #[test]
@@ -176,14 +190,14 @@ mod tests {
         heard(&mut swarm, 3, blob(99), Message::Holds { size: MIB });
         let rejected = (0..100).filter(|n| is_rejected(&heard(&mut swarm, 2, blob(*n), Message::Holds { size: MIB })));
         assert_eq!(rejected.count(), 91, "8 are taken, and it may say what 3 says too");
-        assert!(swarm.coordinated.contains_key(&blob(99)));
+        assert!(swarm.coordinated.contains(&blob(99)));
         // A large store is no lie: nobody is banned for it, nor for a wish. What is gone is written off.
         assert!(!is_banned(&heard(&mut swarm, 2, blob(200), Message::Holds { size: MIB }), 2));
         let wish = heard(&mut swarm, 2, blob(200), join(MIB));
         assert!(is_rejected(&wish) && !is_banned(&wish, 2), "{wish:?}");
         // Nor does another size, said by one who only has it, undo what others said.
         heard(&mut swarm, 4, blob(99), Message::Holds { size: 1 });
-        assert!(swarm.coordinated[&blob(99)].holders.contains_key(&peer(3)));
+        assert!(swarm.coordinated.get(&blob(99)).unwrap().holders.contains_key(&peer(3)));
         heard(&mut swarm, 2, blob(0), Message::Leave);
         assert!(!is_rejected(&heard(&mut swarm, 2, blob(200), Message::Holds { size: MIB })));
     }
@@ -196,9 +210,9 @@ mod tests {
             heard(&mut swarm, 2, blob(n), Message::Leave);
         }
         heard(&mut swarm, 2, blob(0), join(MIB));
-        assert_eq!((swarm.coordinated.len(), swarm.sessions.len()), (1, 1));
+        assert_eq!(swarm.coordinated.len(), 1);
         swarm.handle(NOW, Event::PeerLost(peer(2)));
-        assert_eq!((swarm.coordinated.len(), swarm.sessions.len()), (0, 0));
+        assert_eq!(swarm.coordinated.len(), 0);
     }
 
     #[test]
@@ -235,14 +249,16 @@ mod tests {
                 blobs_max: 20, blobs_per_peer: 6, tables_per_peer: 4, segments_per_peer: 16, ..Limits::default()
             };
             let mut swarm = node(limits);
-            for (from, n, message) in said {
+            for ((from, n, message), hours) in said.into_iter().zip(0..) {
+                let now = hours_later(hours);
                 match message {
-                    Some(message) => drop(heard(&mut swarm, from, blob(n), message)),
-                    None => drop(swarm.handle(NOW, Event::PeerLost(peer(from)))),
+                    Some(message) => drop(heard_at(now, &mut swarm, from, blob(n), message)),
+                    None => drop(swarm.handle(now, Event::PeerLost(peer(from)))),
                 }
                 prop_assert!(swarm.coordinated.len() <= 3 * 6);
-                let tables: Vec<u64> =
-                    swarm.coordinated.values().flat_map(|state| state.tables.values().map(|_| state.layout.segments())).collect();
+                let states = swarm.coordinated.iter().map(|(_, state)| state);
+                let tables = states.flat_map(|state| state.tables.values().map(|_| state.layout.segments()));
+                let tables: Vec<u64> = tables.collect();
                 prop_assert!(tables.len() <= 3 * 4, "{tables:?}");
                 // Each may have a single one that is larger than its share.
                 let (small, large): (Vec<u64>, Vec<u64>) = tables.into_iter().partition(|segments| *segments <= 16);

@@ -181,7 +181,7 @@ mod tests {
         assert_eq!(swarm.handle(Time::ZERO, Event::PeerLost(peer(4))).len(), 1, "the last of them is gone");
         let (mut swarm, _) = leaving(&[blob]);
         let limits = Limits::default();
-        assert_eq!(swarm.deadline(Time::ZERO), Time::ZERO + limits.room_patience);
+        assert_eq!(swarm.deadline(), Time::ZERO + limits.room_patience);
         assert_eq!(swarm.handle(Time::ZERO + limits.room_patience, Event::Tick).len(), 1);
     }
 

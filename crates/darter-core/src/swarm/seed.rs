@@ -185,7 +185,7 @@ mod tests {
             heard(&mut other, at(second), 2, blob(1), HOLDS);
         }
         assert!(kept(&seed.handle(at(8), Event::Tick)).is_empty());
-        assert!(seed.deadline(at(8)) <= at(9));
+        assert!(seed.deadline() <= at(9));
         assert_eq!(kept(&seed.handle(at(9), Event::Tick)), [blob(1)]);
         assert!(kept(&seed.handle(at(60), Event::Tick)).is_empty(), "it is on its way");
         seed.handle(at(61), Event::Proven { blob: blob(1), layout: Layout::new(SIZE) });
@@ -210,7 +210,7 @@ mod tests {
         let mut seed = node(1);
         (0..3).for_each(|n| drop(heard(&mut seed, at(u64::from(n)), 2, blob(n), HOLDS)));
         assert_eq!(kept(&seed.handle(at(10), Event::Tick)), [blob(0), blob(1)]);
-        assert_eq!(seed.deadline(at(10)), Time::NEVER, "the third has to wait for one of them");
+        assert_eq!(seed.deadline(), Time::NEVER, "the third has to wait for one of them");
         seed.handle(at(11), Event::Proven { blob: blob(0), layout: Layout::new(SIZE) });
         assert_eq!(kept(&seed.handle(at(11), Event::Tick)), [blob(2)]);
         seed.handle(at(12), Event::Proven { blob: blob(2), layout: Layout::new(SIZE) });

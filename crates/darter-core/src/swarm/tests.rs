@@ -162,7 +162,7 @@ fn an_origin_that_breaks_is_not_asked_again_at_once() {
     let broken = Event::ImportFailed { blob, segment: 0, reason: ImportFailure::Broken };
     let actions = swarm.handle(at(10), broken);
     assert!(!actions.iter().any(is_import), "{actions:?}");
-    let again = swarm.deadline(at(10));
+    let again = swarm.deadline();
     assert!(again > at(10));
     let later = (0..20).map(|n| at(100 + 50 * n)).find(|time| swarm.handle(*time, Event::Tick).iter().any(is_import));
     assert!(later.is_some(), "and is asked again later");
@@ -222,7 +222,7 @@ fn a_node_that_waits_for_a_slow_origin_is_not_woken_all_the_time() {
     assert!(want(&mut swarm, blob, MIB).iter().any(is_import));
     let mut now = at(1);
     for _ in 0..20 {
-        now = swarm.deadline(now).max(now);
+        now = swarm.deadline().max(now);
         swarm.handle(now, Event::Tick);
     }
     assert!(now > at(1000), "twenty ticks until {now:?}");
@@ -368,7 +368,7 @@ fn owners_that_share_a_thin_link_are_late_with_nothing() {
 fn wait_for(swarm: &mut Swarm, until: Time, wanted: impl Fn(&Action) -> bool) -> Option<Time> {
     let mut now = Time::ZERO;
     loop {
-        now = swarm.deadline(now).max(now + Duration::from_millis(1));
+        now = swarm.deadline().max(now + Duration::from_millis(1));
         if now > until {
             return None;
         }

@@ -75,7 +75,7 @@ impl Mind {
     }
 
     fn due(&self) -> Instant {
-        let wait = self.core.deadline(self.now()).since(self.now()).min(FAR);
+        let wait = self.core.deadline().since(self.now()).min(FAR);
         // Its clock knows milliseconds.
         Instant::now() + wait.max(Duration::from_millis(1))
     }

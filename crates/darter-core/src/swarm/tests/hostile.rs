@@ -111,7 +111,8 @@ fn an_owner_that_ends_both_its_leases_does_not_lose_what_it_is_given_instead() {
     }
     given.sort_unstable();
     assert_eq!(given, [(peer(2), 0), (peer(2), 1)], "each once, from the origin");
-    let running: Vec<_> = swarm.coordinated[&blob].tables.values().flat_map(|table| table.running()).collect();
+    let running: Vec<_> =
+        swarm.coordinated.get(&blob).unwrap().tables.values().flat_map(|table| table.running()).collect();
     assert_eq!(running, [(peer(2), None); 2], "and both are its own still");
 }
 

@@ -71,7 +71,7 @@ fn joins(swarm: &mut Swarm, (mut now, end): (Time, Time)) -> Vec<(PeerId, u64)> 
                 asked.push((to, now.as_micros() / 1000));
             }
         }
-        now = swarm.deadline(now).max(now + Duration::from_millis(1));
+        now = swarm.deadline().max(now + Duration::from_millis(1));
     }
     asked
 }
@@ -137,7 +137,7 @@ fn an_owner_waits_a_moment_for_a_neighbour_that_has_the_piece_and_gives_it_nobod
     let mut reads = heard(&mut swarm, at(5), 2, blob, Message::Lease(lease)).iter().any(is_import);
     let mut now = at(5);
     while !reads {
-        now = swarm.deadline(now).max(now + Duration::from_millis(1));
+        now = swarm.deadline().max(now + Duration::from_millis(1));
         reads = swarm.handle(now, Event::Tick).iter().any(is_import);
         assert!(now < at(1000), "it waits for ever");
     }
