@@ -48,13 +48,18 @@ fn nothing_is_read_from_one_who_lied() {
     assert!(is_given_back(&actions) && asked(&actions).is_empty(), "{actions:?}");
 }
 
+/// Node 1 of so many, which coordinates a blob that 3 and 4 have.
+fn node_with_two_holders(members: u8, size: u64) -> (Swarm, Digest) {
+    let (mut swarm, blob) = (node(1..=members), blob_ranked(&[1]));
+    for holder in [3, 4] {
+        heard(&mut swarm, at(0), holder, blob, Message::Holds { size });
+    }
+    (swarm, blob)
+}
+
 #[test]
 fn whoever_has_it_too_is_read_from_once_one_holder_turns_out_to_lie() {
-    let blob = blob_ranked(&[1]);
-    let mut swarm = node(1..=4);
-    for holder in [3, 4] {
-        heard(&mut swarm, at(0), holder, blob, Message::Holds { size: 32 * MIB });
-    }
+    let (mut swarm, blob) = node_with_two_holders(4, 32 * MIB);
     let fetches = |actions: &[Action]| -> Vec<(u32, PeerId)> {
         let fetch = |action: &Action| match action {
             Action::Fetch { piece, peer, .. } => Some((*piece, *peer)),
@@ -118,11 +123,7 @@ fn an_owner_that_ends_both_its_leases_does_not_lose_what_it_is_given_instead() {
 
 #[test]
 fn who_sent_wrong_bytes_to_two_is_no_source_any_more() {
-    let blob = blob_ranked(&[1]);
-    let mut swarm = node(1..=5);
-    for holder in [3, 4] {
-        heard(&mut swarm, at(0), holder, blob, Message::Holds { size: 64 * MIB });
-    }
+    let (mut swarm, blob) = node_with_two_holders(5, 64 * MIB);
     let sources = |actions: Vec<Action>| -> Vec<PeerId> {
         let source = |action| match action {
             Action::Send { message: Message::Lease(Lease { from, .. }), .. } => from,

@@ -64,6 +64,22 @@ async fn no_token_an_old_one_or_anothers_opens_nothing() {
 }
 
 #[tokio::test]
+async fn the_values_of_all_pieces_need_a_token_too() {
+    let (shelf, node, client, secret) = plain(Limits::default());
+    let Blob { digest: blob, layout, .. } = shelf.blob;
+    let right = |blob: &Digest| Token::new(&secret, identity(2).peer(), blob, LOCAL, now());
+    let (peer, address, patience) = (identity(1).peer(), node.address, Duration::from_secs(5));
+    for token in [None, Some(right(&Digest::of(b"x")))] {
+        let error = client.values(&ValuesRequest { peer, address, blob, layout, token, patience }).await.unwrap_err();
+        assert!(error.is_denied(), "{error:?}");
+    }
+    assert_eq!(rejected(&node.metrics, "token"), 2);
+    let request = ValuesRequest { peer, address, blob, layout, token: Some(right(&blob)), patience };
+    let values: Vec<_> = (0..4).map(|piece| shelf.blob.attest(piece).cv).collect();
+    assert_eq!(client.values(&request).await.unwrap(), values);
+}
+
+#[tokio::test]
 async fn a_token_that_was_overheard_does_not_work_from_another_address() {
     let (shelf, node, _, secret) = plain(Limits::default());
     let token = Token::new(&secret, identity(2).peer(), &shelf.blob.digest, LOCAL, now());
