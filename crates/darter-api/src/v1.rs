@@ -183,6 +183,9 @@ pub struct Join {
     pub can_import: bool,
     #[prost(bytes = "vec", repeated, tag = "5")]
     pub neighbours: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+    /// Where each of `leased` is read, as in Lease; nothing: all of them from the origin.
+    #[prost(bytes = "vec", repeated, tag = "6")]
+    pub leased_from: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Welcome {

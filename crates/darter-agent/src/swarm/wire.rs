@@ -21,8 +21,8 @@ use darter_core::swarm::token::Malformed;
 use darter_core::swarm::{Join, Lease, LeaseEnd, Message};
 
 use self::checks::{
-    bitfield, digest, duration, indices, peers, size, small, source, unbitfield, unduration, unindices, unpeers,
-    unsource,
+    bitfield, digest, duration, indices, peers, readings, segments, size, small, source, sources, unbitfield,
+    unduration, unindices, unpeers, unsource,
 };
 
 pub use self::hello::{FEATURES, Hello, SEES, VALUES, decode_peers, encode_peers, feature_for};
@@ -86,7 +86,8 @@ pub fn encode(blob: &Digest, message: &Message) -> Result<v1::BlobMessage, WireE
         Message::Join(join) => Body::Join(v1::Join {
             size_bytes: join.size,
             have: Some(unbitfield("join.have", &join.have)?),
-            leased: unindices("join.leased", &join.leased)?,
+            leased: segments(&join.leased)?,
+            leased_from: sources(&join.leased),
             can_import: join.can_import,
             neighbours: unpeers("join.neighbours", &join.neighbours)?,
         }),
@@ -207,7 +208,7 @@ fn decode_join(join: v1::Join) -> Result<Join, WireError> {
     Ok(Join {
         size: join.size_bytes,
         have,
-        leased: indices("join.leased", join.leased)?,
+        leased: readings(&join.leased, &join.leased_from)?,
         can_import: join.can_import,
         neighbours: peers("join.neighbours", &join.neighbours)?,
     })

@@ -132,11 +132,16 @@ impl Coordinator {
             self.interested.insert(from, node);
         }
         let node = self.interested.get(&from).copied();
-        let adopted = self.tables.get_mut(&zone).map_or(0, |table| {
+        let adopted = self.tables.get_mut(&zone).map_or_else(Vec::new, |table| {
             table.turn(from, node.as_ref(), node.as_ref());
-            table.adopt(self.layout, from, &join.have, &join.leased, cx.now)
+            table.adopt(self.layout, from, join, cx.now)
         });
-        self.change(from, |node| node.leases = node.leases.saturating_add(adopted));
+        for source in adopted {
+            if let Some(holder) = source.and_then(|source| self.holders.get_mut(&source)) {
+                holder.leases = holder.leases.saturating_add(1);
+            }
+            self.change(from, |node| node.leases = node.leases.saturating_add(1));
+        }
         let neighbours = self.neighbours_for(from, join, cx);
         let (holders, interested) = (self.holders_to_compare(&from, join, zone, cx), self.count());
         cx.send(from, self.blob, Message::Welcome { neighbours, holders, interested });

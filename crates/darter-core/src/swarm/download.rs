@@ -113,7 +113,7 @@ impl Download {
         let join = Join {
             size: self.layout.size(),
             have: self.have.clone(),
-            leased: self.leases.segments().collect(),
+            leased: self.leases.readings().collect(),
             can_import: self.can_import,
             neighbours: self.neighbours.iter().map(|neighbour| neighbour.id).collect(),
         };

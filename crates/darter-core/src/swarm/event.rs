@@ -370,13 +370,21 @@ pub struct Join {
     pub size: u64,
     /// What is here already.
     pub have: Bitfield,
-    /// Segments that the sender reads from the scarce source now: a new coordinator must not give
-    /// them to others.
-    pub leased: Vec<u32>,
+    /// What the sender reads from a scarce source now: a new coordinator must not give it to others.
+    pub leased: Vec<Reading>,
     /// Whether the sender may read from the origin.
     pub can_import: bool,
     /// Neighbours that it has, so that it gets others.
     pub neighbours: Vec<PeerId>,
+}
+
+/// A segment that a node reads, and where.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reading {
+    /// Index of the segment.
+    pub segment: u32,
+    /// A peer; none: the origin.
+    pub from: Option<PeerId>,
 }
 
 /// The right and the duty to read a segment from where it is scarce.

@@ -4,11 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::coordinator::Interested;
+use super::event::{Join, Reading};
 use super::owner::pieces_of;
 use super::peer::PeerId;
 use super::register::Charge;
 use super::time::Time;
-use crate::pieces::{Bitfield, Layout};
+use crate::pieces::Layout;
 
 /// Leases that a joiner can bring.
 const ADOPTED_MAX: usize = 64;
@@ -119,10 +120,11 @@ impl Table {
         }
     }
 
-    /// Takes over what a joiner brings: segments that it has, and those that it reads. How many of
-    /// the latter are its leases now. What it had once and has no more is to be read again, unless its
+    /// Takes over what a joiner brings: segments that it has, and those that it reads. The sources of
+    /// the latter, which are its leases now. What it had once and has no more is to be read again, unless its
     /// next owner finds somebody who has it.
-    pub(super) fn adopt(&mut self, layout: Layout, owner: PeerId, have: &Bitfield, leased: &[u32], now: Time) -> u8 {
+    pub(super) fn adopt(&mut self, layout: Layout, owner: PeerId, join: &Join, now: Time) -> Vec<Option<PeerId>> {
+        let have = &join.have;
         let has_some = have.count() > 0;
         for segment in (0_u32..).take(self.segments.len()) {
             let is_whole = || pieces_of(layout, segment).all(|piece| have.has(u64::from(piece)));
@@ -134,13 +136,13 @@ impl Table {
                 _ => {}
             }
         }
-        let mut adopted = 0_u8;
+        let mut adopted = Vec::new();
         // A node that has more at a time than anybody is given has made them up.
-        for segment in leased.iter().take(ADOPTED_MAX) {
+        for Reading { segment, from } in join.leased.iter().take(ADOPTED_MAX) {
             if self.segments.get(*segment as usize) == Some(&Segment::Free) {
                 self.segments[*segment as usize] = Segment::Leased;
-                self.running.insert(*segment, Running::new(owner, None, now, (self.arrivals, self.running.len() + 1)));
-                adopted = adopted.saturating_add(1);
+                self.running.insert(*segment, Running::new(owner, *from, now, (self.arrivals, self.running.len() + 1)));
+                adopted.push(*from);
             }
         }
         self.skip_taken();

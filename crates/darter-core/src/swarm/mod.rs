@@ -45,7 +45,7 @@ mod waits;
 use std::collections::BTreeMap;
 
 pub use event::{
-    Action, Event, FetchFailure, ImportFailure, Join, Lease, LeaseEnd, Message, Refusal, Rejection, RequestId,
+    Action, Event, FetchFailure, ImportFailure, Join, Lease, LeaseEnd, Message, Reading, Refusal, Rejection, RequestId,
 };
 pub use limits::Limits;
 pub use peer::{Member, Members, PeerId, Zone, score};

@@ -2,7 +2,7 @@
 
 use super::Cx;
 use super::download::Download;
-use super::event::{Action, ImportFailure, Lease, LeaseEnd, Message};
+use super::event::{Action, ImportFailure, Lease, LeaseEnd, Message, Reading};
 use super::peer::PeerId;
 use crate::pieces::{Bitfield, Layout};
 
@@ -30,8 +30,8 @@ impl Leases {
         &self.owned
     }
 
-    pub(super) fn segments(&self) -> impl Iterator<Item = u32> {
-        self.running.iter().map(|running| running.lease.segment)
+    pub(super) fn readings(&self) -> impl Iterator<Item = Reading> {
+        self.running.iter().map(|running| Reading { segment: running.lease.segment, from: running.lease.from })
     }
 
     /// What is to be read from peers: the peer and the piece.
@@ -79,7 +79,7 @@ impl Download {
             return self.end_lease(lease, LeaseEnd::Broken, cx);
         }
         self.interest(lease.interested);
-        let is_again = self.leases.segments().any(|segment| segment == lease.segment);
+        let is_again = self.leases.readings().any(|reading| reading.segment == lease.segment);
         if let Some(from) = lease.from {
             self.meet(from, lease.is_whole, cx);
             if is_again {

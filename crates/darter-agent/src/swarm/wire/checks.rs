@@ -5,7 +5,7 @@ use std::time::Duration;
 use darter_api::v1;
 use darter_core::Digest;
 use darter_core::pieces::{Bitfield, Layout};
-use darter_core::swarm::PeerId;
+use darter_core::swarm::{PeerId, Reading};
 
 use super::{DURATION_MAX, INDICES_MAX, PEERS_MAX, PIECES_MAX, WireError};
 
@@ -43,6 +43,28 @@ pub(super) fn peers(field: &'static str, list: &[Vec<u8>]) -> Result<Vec<PeerId>
 pub(super) fn unpeers(field: &'static str, list: &[PeerId]) -> Result<Vec<Vec<u8>>, WireError> {
     bounded(field, list.len(), PEERS_MAX)?;
     Ok(list.iter().map(|peer| peer.to_bytes().to_vec()).collect())
+}
+
+pub(super) fn segments(readings: &[Reading]) -> Result<Vec<u32>, WireError> {
+    bounded("join.leased", readings.len(), PEERS_MAX)?;
+    Ok(readings.iter().map(|reading| reading.segment).collect())
+}
+
+/// Where each is read; nothing where all are read from the origin.
+pub(super) fn sources(readings: &[Reading]) -> Vec<Vec<u8>> {
+    let has_some = readings.iter().any(|reading| reading.from.is_some());
+    readings.iter().filter(|_| has_some).map(|reading| unsource(reading.from)).collect()
+}
+
+pub(super) fn readings(segments: &[u32], from: &[Vec<u8>]) -> Result<Vec<Reading>, WireError> {
+    bounded("join.leased", segments.len(), PEERS_MAX)?;
+    if !from.is_empty() && from.len() != segments.len() {
+        return Err(WireError::Absent("join.leased_from of a part of the segments"));
+    }
+    let from = from.iter().map(Vec::as_slice).chain(std::iter::repeat(&[][..]));
+    let reading =
+        |(segment, from): (&u32, &[u8])| Ok(Reading { segment: *segment, from: source("join.leased_from", from)? });
+    segments.iter().zip(from).map(reading).collect()
 }
 
 pub(super) fn indices(field: &'static str, list: Vec<u32>) -> Result<Vec<u32>, WireError> {

@@ -1,7 +1,7 @@
 //! Every message comes back as it was; what is out of bounds does not come at all.
 
 use darter_core::pieces::Bitfield;
-use darter_core::swarm::PeerId;
+use darter_core::swarm::{PeerId, Reading};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use prost::Message as _;
@@ -28,7 +28,8 @@ fn wait() -> impl Strategy<Value = Duration> {
 fn join() -> impl Strategy<Value = Join> {
     let layout = (0..1_u64 << 36).prop_map(Layout::new);
     let have = layout.prop_flat_map(|layout| (Just(layout.size()), field(Just(layout.pieces()))));
-    let lists = (vec(any::<u32>(), 0..20), vec(peer_id(), 0..20));
+    let reading = (any::<u32>(), prop::option::of(peer_id())).prop_map(|(segment, from)| Reading { segment, from });
+    let lists = (vec(reading, 0..20), vec(peer_id(), 0..20));
     (have, any::<bool>(), lists).prop_map(|((size, have), can_import, (leased, neighbours))| Join {
         size,
         have,
@@ -126,8 +127,16 @@ fn what_is_out_of_bounds_is_refused() {
     assert_eq!(decode(v1::BlobMessage { blob: vec![7; 32], body: None }), Err(WireError::Unknown("a message")));
     assert!(matches!(decode(v1::BlobMessage::default()), Err(WireError::Length { found: 0, .. })));
     let have = Some(v1::Bitfield { pieces: 2, bits: vec![3] });
-    let join = v1::Join { size_bytes: 1 << 30, have, ..v1::Join::default() };
+    let join = v1::Join { size_bytes: 1 << 30, have: have.clone(), ..v1::Join::default() };
     assert!(matches!(about(Body::Join(join)), Err(WireError::Bitfield(_))), "two pieces of a blob of 512");
+    let reads = |leased, leased_from| {
+        Body::Join(v1::Join { size_bytes: 2 << 20, have: have.clone(), leased, leased_from, ..v1::Join::default() })
+    };
+    let sources = |last: usize| vec![Vec::new(), vec![0; last]];
+    assert!(about(reads(vec![4, 7], sources(32))).is_ok() && about(reads(vec![4, 7], Vec::new())).is_ok());
+    assert!(matches!(about(reads(vec![4], sources(32))), Err(WireError::Absent(_))), "of one segment two sources");
+    assert!(matches!(about(reads(vec![4, 7], sources(31))), Err(WireError::Length { found: 31, .. })));
+    assert!(matches!(about(reads(vec![0; PEERS_MAX + 1], Vec::new())), Err(WireError::TooMuch { .. })));
     let holds = v1::Holds { size_bytes: u64::MAX };
     assert!(matches!(about(Body::Holds(holds)), Err(WireError::TooMuch { field: "holds.size_bytes", .. })));
     let take = v1::Take { size_bytes: u64::MAX, is_for_elsewhere: false };
@@ -137,8 +146,8 @@ fn what_is_out_of_bounds_is_refused() {
 #[test]
 fn the_largest_message_within_the_bounds_fits_a_frame() {
     let size = PIECES_MAX * (8 << 20);
-    let (leased, peers) = (vec![u32::MAX; INDICES_MAX], vec![PeerId::from_bytes([255; 32]); PEERS_MAX]);
-    let neighbours = peers;
+    let id = PeerId::from_bytes([255; 32]);
+    let (leased, neighbours) = (vec![Reading { segment: u32::MAX, from: Some(id) }; PEERS_MAX], vec![id; PEERS_MAX]);
     let join = Join { size, have: Bitfield::full(PIECES_MAX), leased, can_import: true, neighbours };
     let message = encode(&Digest::from_bytes([255; 32]), &Message::Join(join.clone())).unwrap();
     let frame = v1::Frame { kind: Some(v1::frame::Kind::Message(message.clone())) };

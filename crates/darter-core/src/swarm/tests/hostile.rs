@@ -122,6 +122,29 @@ fn an_owner_that_ends_both_its_leases_does_not_lose_what_it_is_given_instead() {
 }
 
 #[test]
+fn what_a_joiner_reads_from_a_holder_it_reads_from_there_under_the_next_coordinator_too() {
+    let (mut swarm, blob) = node_with_two_holders(5, 32 * MIB);
+    // It has this from a coordinator that is gone.
+    let Message::Join(join) = join(32 * MIB) else { unreachable!() };
+    let leased = vec![Reading { segment: 0, from: Some(peer(3)) }, Reading { segment: 1, from: None }];
+    heard(&mut swarm, at(1), 2, blob, Message::Join(Join { leased, ..join }));
+    assert_eq!(swarm.check_invariants(), Ok(()));
+    let missing = Message::Missing { segments: vec![0, 1], without: Vec::new() };
+    let told = |action| match action {
+        Action::Send { message: Message::Lease(lease), .. } => Some((lease.segment, lease.from)),
+        _ => None,
+    };
+    let told: Vec<_> = heard(&mut swarm, at(2), 2, blob, missing).into_iter().filter_map(told).collect();
+    assert_eq!(told, [(0, Some(peer(3))), (1, None)]);
+    // The word that it broke is about this lease.
+    let broken =
+        Message::LeaseEnd { segment: 0, from: Some(peer(3)), end: LeaseEnd::Broken, upload_time: Duration::ZERO };
+    let again = heard(&mut swarm, at(3), 2, blob, broken);
+    assert!(leases(&again).iter().any(|(_, segment)| *segment == 0), "{again:?}");
+    assert_eq!(swarm.check_invariants(), Ok(()));
+}
+
+#[test]
 fn who_sent_wrong_bytes_to_two_is_no_source_any_more() {
     let (mut swarm, blob) = node_with_two_holders(5, 64 * MIB);
     let sources = |actions: Vec<Action>| -> Vec<PeerId> {
