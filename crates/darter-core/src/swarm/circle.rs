@@ -5,7 +5,6 @@ use super::download::{Download, Request};
 use super::event::{Action, Message, Rejection};
 use super::neighbour::Neighbour;
 use super::peer::PeerId;
-use super::time::Time;
 use crate::pieces::Bitfield;
 
 impl Download {
@@ -18,7 +17,7 @@ impl Download {
             return;
         }
         self.seat.answered(cx.now, cx.answers);
-        self.interested = self.interested.max(interested);
+        self.interest(interested, cx);
         for id in neighbours {
             if self.place(id).is_ok() {
                 // We miss something, and it should have it: a word of it may have been lost.
@@ -68,13 +67,13 @@ impl Download {
         self.is_dry = false;
     }
 
-    pub(super) fn heard_have(&mut self, from: PeerId, pieces: &[u32], free_slots: u8, interested: u32, now: Time) {
+    pub(super) fn heard_have(&mut self, from: PeerId, pieces: &[u32], free_slots: u8, interested: u32, cx: &Cx<'_>) {
         let Ok(at) = self.place(&from) else { return };
-        self.interested = self.interested.max(interested);
+        self.interest(interested, cx);
         for piece in pieces {
             self.learn(at, *piece);
         }
-        self.neighbours[at].says_free(now, free_slots);
+        self.neighbours[at].says_free(cx.now, free_slots);
         self.is_dry = false;
     }
 

@@ -348,8 +348,10 @@ impl Download {
         }
     }
 
-    pub(super) fn interest(&mut self, interested: u32) {
-        self.interested = self.interested.max(interested);
+    pub(super) fn interest(&mut self, interested: u32, cx: &Cx<'_>) {
+        // Anybody may say anything, and much follows from it: no more want it than there are.
+        let most = u32::try_from(cx.members.len()).unwrap_or(u32::MAX);
+        self.interested = self.interested.max(interested.min(most));
     }
 
     /// Closes what is on its way.

@@ -96,7 +96,7 @@ impl Swarm {
                 download.hears_it_comes(from, &mut self.node.cx(now, out));
             }
             (Message::Have { pieces, free_slots, interested }, _, Some(download)) => {
-                download.heard_have(from, &pieces, free_slots, interested, now);
+                download.heard_have(from, &pieces, free_slots, interested, &self.node.cx(now, out));
             }
             (Message::Released { piece, is_whole: true }, Some(coordinator), _) => {
                 coordinator.released(from, piece, &mut self.node.cx(now, out));

@@ -78,7 +78,7 @@ impl Download {
             // Nothing is read from it, and somebody else must be.
             return self.end_lease(lease, LeaseEnd::Broken, cx);
         }
-        self.interest(lease.interested);
+        self.interest(lease.interested, cx);
         let is_again = self.leases.readings().any(|reading| reading.segment == lease.segment);
         if let Some(from) = lease.from {
             self.meet(from, lease.is_whole, cx);

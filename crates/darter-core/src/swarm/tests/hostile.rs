@@ -145,6 +145,16 @@ fn what_a_joiner_reads_from_a_holder_it_reads_from_there_under_the_next_coordina
 }
 
 #[test]
+fn no_more_want_a_blob_than_there_are_whatever_a_neighbour_says() {
+    let blob = blob_ranked(&[2]);
+    let mut swarm = node(1..=4);
+    want(&mut swarm, blob, 4 * MIB);
+    heard(&mut swarm, at(1), 3, blob, Message::Hello { have: Bitfield::new(4), wants_answer: false });
+    heard(&mut swarm, at(1), 3, blob, Message::Have { pieces: vec![0], free_slots: 1, interested: u32::MAX });
+    assert_eq!(swarm.downloads[&blob].interested, 4);
+}
+
+#[test]
 fn who_sent_wrong_bytes_to_two_is_no_source_any_more() {
     let (mut swarm, blob) = node_with_two_holders(5, 64 * MIB);
     let sources = |actions: Vec<Action>| -> Vec<PeerId> {

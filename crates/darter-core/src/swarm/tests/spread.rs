@@ -29,9 +29,11 @@ fn few_read_a_blob_at_first_and_one_more_with_every_piece_that_comes() {
 #[test]
 fn a_peer_gets_one_piece_at_a_time_where_many_want_them_and_two_where_a_few_do() {
     for (interested, at_a_time) in [(8, 2), (9, 1)] {
-        let blob = blob_ranked(&[2]);
+        let members = members_of(1..=9);
+        let mut blobs = (0..1000_u32).map(|n| Digest::of(&n.to_le_bytes()));
+        let blob = blobs.find(|it| members.ranked(it)[0] == peer(2)).unwrap();
         let mut swarm = Swarm::new(peer(1), Zone::default(), Limits::default(), 7);
-        swarm.handle(at(0), Event::Members(members_of(1..=4)));
+        swarm.handle(at(0), Event::Members(members));
         let (layout, mut have) = (Layout::new(4 * MIB), Bitfield::new(4));
         (0..3).for_each(|piece| have.set(piece));
         swarm.handle(at(1), Event::Want { blob, layout, have, can_import: true, turn: 0 });
