@@ -16,6 +16,9 @@ use darter_tests::tools::{Need, Release, can_run};
 /// So long a registry throttles, that asks to be left alone for a second each time.
 const BUSY: Duration = Duration::from_secs(3);
 
+/// The same in seconds, where it asks for longer than nodes wait for one that is silent.
+const LONG: u64 = 9;
+
 const NEEDS: [Need; 2] = [Need::Containerd(Release::V2), Need::Darter];
 
 /// Waits until the agents have read so much of the registry together.
@@ -50,6 +53,60 @@ async fn a_registry_that_throttles_is_left_alone_and_read_once() -> Result<()> {
     // Eight that are asked for at the start, and after each second half as many as before.
     ensure!((2..=16).contains(&refused), "{refused} requests in {BUSY:?} were refused");
     read_once(&swarm, &pushed).await
+}
+
+#[tokio::test]
+async fn a_registry_that_asks_for_more_patience_than_a_node_has_is_left_alone_and_read_once() -> Result<()> {
+    let name = "a_registry_that_asks_for_more_patience_than_a_node_has_is_left_alone_and_read_once";
+    if !can_run(name, &NEEDS) {
+        return Ok(());
+    }
+    // Pods wait as kubelet makes them; what is begun goes on meanwhile.
+    let patient = |_: &Seat, options: Options| options.set("mirror.linger", "60s");
+    let swarm = Swarm::start(Plan::new(3, 100, 1), patient).await?;
+    let pushed = swarm.push(76, &[48 * MIB]).await?;
+    let layer = pushed.image.layers[0].digest();
+    let busy = Rule::on(Kind::Object).digest(layer).always();
+    swarm.ecr().inject(busy, Fault::Status(503, Some(LONG)));
+    let recovers = async {
+        tokio::time::sleep(Duration::from_secs(LONG)).await;
+        swarm.ecr().clear_faults();
+    };
+    // containerd does not wait so long for a first byte, and asks a registry that refuses it too.
+    let (_, ()) = tokio::join!(swarm.pull_all(&pushed), recovers);
+    let refused: Vec<Seen> = swarm.ecr().log().into_iter().filter(|seen| seen.status == 503).collect();
+    let by_agents = refused.iter().filter(|seen| !seen.agent.starts_with("containerd/")).count();
+    ensure!((1..=6).contains(&by_agents), "agents were refused {by_agents} times");
+    last(swarm.pull_all(&pushed).await)?;
+    swarm.ensure_nobody_alone().await?;
+    swarm.copies_by_agents(&pushed).ensure_exactly(1).with_context(|| swarm.told())
+}
+
+#[tokio::test]
+async fn what_nodes_read_each_for_itself_is_seen_beside_what_was_read_once() -> Result<()> {
+    if !can_run("what_nodes_read_each_for_itself_is_seen_beside_what_was_read_once", &NEEDS) {
+        return Ok(());
+    }
+    let patient = |_: &Seat, options: Options| options.set("mirror.linger", "60s");
+    let swarm = Swarm::start(Plan::new(2, 100, 1), patient).await?;
+    let pushed = swarm.push(77, &[24 * MIB]).await?;
+    let layer = &pushed.image.layers[0];
+    // Nothing has come yet when they lose patience.
+    swarm.ecr().inject(Rule::on(Kind::Object).digest(layer.digest()).always(), Fault::Delay(Duration::MAX));
+    let go_alone = async {
+        let alone = async || Ok(swarm.sum("darter_swarm_fallbacks_total", &[("reason", "stalled")]).await? >= 2.0);
+        let went = eventually("both read alone", alone).await;
+        swarm.ecr().clear_faults();
+        went
+    };
+    let (_, went) = tokio::join!(swarm.pull_all(&pushed), go_alone);
+    went?;
+    // containerd has gone to the registry by itself, and what is begun goes on.
+    eventually("both have read it", async || Ok(swarm.copies_by_agents(&pushed).average() > 1.9)).await?;
+    let unique = swarm.sum("darter_origin_unique_bytes_total", &[]).await?;
+    // All but the layer was read together.
+    ensure!(unique < bytes(layer.size()), "{unique} bytes are said to have been read once");
+    Ok(())
 }
 
 #[tokio::test]

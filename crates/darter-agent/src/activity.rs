@@ -66,7 +66,13 @@ impl Activity {
         self.own.last()
     }
 
-    /// The same, or when something of the others came last, whose turn it may be, or something was said to
+    /// When something was said to come, or came: for `most` after its own last one at most.
+    pub fn last_said(&self, most: Duration) -> Instant {
+        let own = self.own.last();
+        self.said.last().min(own + most).max(own)
+    }
+
+    /// When something came last, or when something of the others came last, whose turn it may be, or something was said to
     /// come: for `most` after its own last one at most.
     pub fn last_in_turn(&self, most: Duration) -> Instant {
         let (own, said) = (self.own.last(), self.said.last());

@@ -56,12 +56,15 @@ impl Job {
     }
 }
 
-/// Fetches the blob from the origin alone, until `ended`; goes on with `begun`, if others got so far.
-pub(super) async fn fetch(
-    job: &Job,
-    begun: Option<Ingest>,
-    ended: impl Future<Output = ()>,
-) -> Result<Blob, PullError> {
+/// What others left of a blob when they were of no help any more.
+pub(super) struct Left {
+    /// How far they got; nothing: nowhere, or it was wrong.
+    pub(super) ingest: Option<Ingest>,
+}
+
+/// Fetches the blob from the origin alone, until `ended`; goes on with what is `left`, if others were asked
+/// before: what is read then may have been read for the cluster already.
+pub(super) async fn fetch(job: &Job, left: Option<Left>, ended: impl Future<Output = ()>) -> Result<Blob, PullError> {
     tokio::pin!(ended);
     let Job { store, settings, wanted, account, .. } = job;
     // One for all of the blob: where others come to stand before the registry meanwhile, this ends on
@@ -69,7 +72,9 @@ pub(super) async fn fetch(
     let Some(whence) = &wanted.whence else { return Err(PullError::Others) };
     let origin = whence.site.origin().of(Whom::Anyone);
     let from = From { origin: &origin, whence, digest: &wanted.digest };
-    let is_joint = begun.is_some();
+    let is_joint = left.is_some();
+    let begun = left.and_then(|left| left.ingest);
+    let is_new = begun.is_none();
     let begun = match begun {
         Some(ingest) => Ok((ingest, None)),
         None => tokio::select! {
@@ -86,7 +91,7 @@ pub(super) async fn fetch(
     };
     let size = ingest.layout().size();
     let missing = missing(&ingest);
-    if !is_joint {
+    if is_new {
         job.pull.provenance.was_here(size, &missing);
         account.resumed(size - missing.iter().map(Span::len).sum::<u64>());
     }

@@ -17,7 +17,7 @@ use tracing::{debug, warn};
 
 use super::blame::{self, Word};
 use super::compare;
-use super::fetch::{self, Job};
+use super::fetch::{self, Job, Left};
 use super::target::{FetchEnd, ImportEnd, Target, lock};
 use super::{PullError, TURN};
 use crate::activity::Pulse;
@@ -29,6 +29,10 @@ use crate::swarm::handle::{Fetcher, Order, SwarmHandle, Wish};
 
 /// What an origin that throttles without naming a time is left alone for.
 const THROTTLED: Duration = Duration::from_secs(1);
+
+/// So long a blob is waited for of which nothing comes, while its coordinator says that it will: a registry
+/// that throttles may ask for a minute.
+const SAID: Duration = Duration::from_secs(90);
 
 /// Brings the blob here, until `ended`.
 pub(super) async fn fetch(job: &Job, swarm: &SwarmHandle, ended: impl Future<Output = ()>) -> Result<Blob, PullError> {
@@ -83,8 +87,8 @@ pub(super) async fn fetch(job: &Job, swarm: &SwarmHandle, ended: impl Future<Out
     job.metrics.swarm_fallbacks.get_or_create(&ReasonLabels { reason: alone }).inc();
     let vouched = if alone == WRONG { target.vouched() } else { Vec::new() };
     // What is wrong was thrown away.
-    let begun = if alone == WRONG { None } else { target.into_ingest() };
-    let fetched = fetch::fetch(job, begun, ended).await;
+    let left = Left { ingest: if alone == WRONG { None } else { target.into_ingest() } };
+    let fetched = fetch::fetch(job, Some(left), ended).await;
     if alone == WRONG && fetched.is_ok() {
         blame::blame(job, swarm, &vouched).await;
     }
@@ -214,7 +218,10 @@ impl Together<'_> {
         let patience = self.target.job.settings.patience;
         let mut pulse = Pulse::start();
         while self.missing.count() > 0 {
-            let quiet_until = || self.target.job.account.activity().last_in_turn(patience * TURN) + patience;
+            let quiet_until = || {
+                let activity = self.target.job.account.activity();
+                activity.last_in_turn(patience * TURN).max(activity.last_said(SAID)) + patience
+            };
             if pulse.stood_still() {
                 self.target.job.account.activity().touch();
             }

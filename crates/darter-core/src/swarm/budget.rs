@@ -6,6 +6,7 @@
 
 use std::time::Duration;
 
+use super::peer::PeerId;
 use super::time::Time;
 
 /// More reads must bring this much more, in percent of the rate before.
@@ -14,8 +15,10 @@ const PAYS: u64 = 125;
 const SAMPLES_PER_READ: u32 = 2;
 /// An origin that breaks is left alone for this long.
 const BROKEN_PAUSE: Duration = Duration::from_millis(250);
-/// One owner's word about throttling does not stop everybody for longer.
+/// Throttling does not stop everybody for longer.
 const PAUSE_MAX: Duration = Duration::from_secs(60);
+/// Nor, on the word of one owner, who may be wrong or lie, for longer than this: then another asks.
+const ONE_WORD: Duration = Duration::from_secs(10);
 /// After throttling one read more is tried this often.
 const RECOVERY: Duration = Duration::from_secs(2);
 
@@ -32,6 +35,10 @@ pub(super) struct Budget {
     bytes: u64,
     since: Time,
     paused_until: Time,
+    /// The same, as far as the origin asked for it.
+    throttled_until: Time,
+    /// Who said so first since anything came.
+    throttled_by: Option<PeerId>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,6 +63,8 @@ impl Budget {
             bytes: 0,
             since: Time::ZERO,
             paused_until: Time::ZERO,
+            throttled_until: Time::ZERO,
+            throttled_by: None,
         }
     }
 
@@ -69,8 +78,24 @@ impl Budget {
         self.paused_until
     }
 
+    /// Who said that it throttles: another asks next, who may be let in, or it is not true.
+    pub(super) fn is_throttled_by(&self, owner: &PeerId) -> bool {
+        self.throttled_by.as_ref() == Some(owner)
+    }
+
+    /// An owner got nothing and said nothing.
+    pub(super) const fn lapsed(&mut self) {
+        self.throttled_by = None;
+    }
+
+    /// Until when the origin asked to be left alone.
+    pub(super) const fn throttled_until(&self) -> Time {
+        self.throttled_until
+    }
+
     /// Bytes came from the origin. `is_full`: as many reads ran as may, so the rate says something.
     pub(super) fn arrived(&mut self, now: Time, bytes: u64, is_full: bool) {
+        self.throttled_by = None;
         if let Phase::Recovering(since) = self.phase {
             if now.since(since) >= RECOVERY && self.limit < self.max {
                 self.limit += 1;
@@ -111,13 +136,16 @@ impl Budget {
         self.bytes = 0;
     }
 
-    /// 429 or 503: half as many, after a pause.
-    pub(super) fn throttled(&mut self, now: Time, wait: Duration) {
+    /// 429 or 503: half as many, after a pause. `is_sure`: nobody else could be asked about it.
+    pub(super) fn throttled(&mut self, now: Time, wait: Duration, by: PeerId, is_sure: bool) {
         // Reads that were on their way get the same answer: one onset halves once.
         if now >= self.paused_until {
             self.limit = (self.limit / 2).max(1);
         }
-        self.paused_until = self.paused_until.max(now + wait.min(PAUSE_MAX));
+        let is_sure = is_sure || self.throttled_by.is_some_and(|first| first != by);
+        self.throttled_by.get_or_insert(by);
+        self.throttled_until = self.throttled_until.max(now + wait.min(if is_sure { PAUSE_MAX } else { ONE_WORD }));
+        self.paused_until = self.paused_until.max(self.throttled_until);
         self.phase = Phase::Recovering(self.paused_until);
     }
 
@@ -132,6 +160,10 @@ mod tests {
     use super::*;
 
     const MIB: u64 = 1024 * 1024;
+
+    fn peer(n: u8) -> PeerId {
+        PeerId::from_bytes([n; 32])
+    }
 
     /// Runs a budget against an origin whose rate at a number of reads is given, in MiB/s.
     fn settle(rate: impl Fn(u32) -> u64) -> u32 {
@@ -162,7 +194,7 @@ mod tests {
         let mut budget = Budget::new(8, 32);
         let t0 = Time::from_micros(1_000_000);
         for _ in 0..5 {
-            budget.throttled(t0, Duration::from_secs(3));
+            budget.throttled(t0, Duration::from_secs(3), peer(1), false);
         }
         assert_eq!(budget.limit(t0), 0);
         let later = t0 + Duration::from_secs(3);
@@ -171,5 +203,25 @@ mod tests {
             budget.arrived(later + Duration::from_secs(second), MIB, true);
         }
         assert_eq!(budget.limit(later + Duration::from_secs(5)), 6);
+    }
+
+    #[test]
+    fn one_alone_stops_everybody_for_a_while_and_two_for_as_long_as_the_origin_asks() {
+        let (t0, hour) = (Time::from_micros(1_000_000), Duration::from_secs(3600));
+        let after = |says: &[(u8, bool)]| {
+            let mut budget = Budget::new(8, 32);
+            says.iter().for_each(|(by, is_sure)| budget.throttled(t0, hour, peer(*by), *is_sure));
+            budget.throttled_until().since(t0)
+        };
+        assert_eq!(after(&[(1, false), (1, false)]), ONE_WORD);
+        assert_eq!(after(&[(1, false), (2, false)]), PAUSE_MAX);
+        assert_eq!(after(&[(1, true)]), PAUSE_MAX, "it is the only one");
+        let mut budget = Budget::new(8, 32);
+        budget.throttled(t0, hour, peer(1), false);
+        budget.arrived(t0 + ONE_WORD, MIB, true);
+        budget.throttled(t0 + ONE_WORD, hour, peer(2), false);
+        assert_eq!(budget.throttled_until().since(t0), ONE_WORD * 2, "something came between the two words");
+        budget.broke(t0 + hour);
+        assert_eq!(budget.throttled_until().since(t0), ONE_WORD * 2);
     }
 }

@@ -39,6 +39,8 @@ pub(super) struct Coordinator {
     /// Pieces that came from the origin since somebody began to want the blob.
     imported: u32,
     pub(super) complaints: Complaints,
+    /// Those who wait were told last that the origin is left alone.
+    pub(super) told: Time,
     /// Whether this node sees nobody who ranks higher; nothing: not looked at since the members changed.
     pub(super) is_first: Option<bool>,
     /// Somebody needs us although we see one who ranks higher.
@@ -91,6 +93,7 @@ impl Coordinator {
             budget: Budget::new(limits.imports_start, limits.imports_max),
             imported: 0,
             complaints: Complaints::new(),
+            told: Time::ZERO,
             is_first: None,
             is_needed: false,
             is_inherited: false,
@@ -269,7 +272,7 @@ impl Coordinator {
         self.unwind(&[(from, source)]);
         match end {
             LeaseEnd::Done => {}
-            LeaseEnd::Throttled(wait) => self.budget.throttled(cx.now, wait),
+            LeaseEnd::Throttled(wait) => self.throttled(from, source, wait, cx),
             LeaseEnd::Forbidden => {
                 if let Some(node) = self.interested.get_mut(&from) {
                     node.can_import = false;
@@ -301,18 +304,22 @@ impl Coordinator {
             freed.extend(table.free_overdue(cx.now, cx.limits.lease_patience));
         }
         for (owner, _) in &freed {
+            self.budget.lapsed();
             if let Some(node) = self.interested.get_mut(owner) {
                 node.is_late = true;
             }
         }
         self.unwind(&freed);
         self.grant(cx);
+        self.tell_of_pause(cx);
     }
 
-    /// When `tick` is due: a lease is late, or the origin may be read again, or for the first time.
+    /// When `tick` is due: a lease is late, or the origin may be read again, or for the first time, or those
+    /// who wait for that are to hear of it.
     pub(super) fn deadline(&self, now: Time, settled_at: Time, limits: &super::Limits) -> Time {
-        let may_read = [self.budget.deadline(), settled_at].into_iter().filter(|at| *at > now && self.incomplete > 0);
-        may_read.fold(self.overdue_at(limits), Time::min)
+        let times = [self.budget.deadline(), settled_at, self.tells_at(limits)];
+        let times = times.into_iter().filter(|at| *at > now && self.incomplete > 0);
+        times.fold(self.overdue_at(limits), Time::min)
     }
 
     /// When the first lease is late, unless it shows something before.
@@ -377,7 +384,8 @@ impl Coordinator {
         let is_incomplete = |id: &&PeerId| self.interested.get(id).is_some_and(|node| !node.is_complete);
         let seeds_too = cx.members.seeds().iter().filter(is_incomplete).count() == self.incomplete;
         let fits = |id: &PeerId, late_too: bool| {
-            let may = |node: &Interested| (from.is_some() || node.can_import) && (late_too || !node.is_late);
+            let is_late = |node: &Interested| node.is_late || (from.is_none() && self.budget.is_throttled_by(id));
+            let may = |node: &Interested| (from.is_some() || node.can_import) && (late_too || !is_late(node));
             let is_in_turn = seeds_too || !cx.members.is_seed(id);
             is_in_turn && self.complaints.is_trusted(id) && self.interested.get(id).is_some_and(may)
         };
@@ -475,22 +483,5 @@ impl Coordinator {
             node.degree = node.degree.saturating_add(u16::try_from(chosen.len()).unwrap_or(u16::MAX));
         }
         chosen
-    }
-
-    pub(super) fn leases_are_counted(&self) -> bool {
-        let running: Vec<(PeerId, Option<PeerId>)> = self.tables.values().flat_map(Table::running).collect();
-        let owners = self
-            .interested
-            .iter()
-            .all(|(id, node)| running.iter().filter(|(owner, _)| owner == id).count() == usize::from(node.leases));
-        let holders = self.holders.iter().all(|(id, holder)| {
-            running.iter().filter(|(_, from)| *from == Some(*id)).count() == usize::from(holder.leases)
-        });
-        owners && holders
-    }
-
-    pub(super) fn incomplete_is_right(&self) -> bool {
-        self.interested.values().filter(|node| !node.is_complete).count() == self.incomplete
-            && self.order.len() == self.interested.len()
     }
 }

@@ -3,6 +3,8 @@
 use super::Swarm;
 use super::coordinator::Coordinator;
 use super::download::Download;
+use super::leases::Table;
+use super::peer::PeerId;
 
 /// What was found broken.
 type Broken = &'static str;
@@ -83,5 +85,24 @@ impl Download {
             let asked = self.requests.iter().filter(|request| request.peer == neighbour.id).count();
             usize::from(neighbour.in_flight) == asked
         })
+    }
+}
+
+impl Coordinator {
+    fn leases_are_counted(&self) -> bool {
+        let running: Vec<(PeerId, Option<PeerId>)> = self.tables.values().flat_map(Table::running).collect();
+        let owners = self
+            .interested
+            .iter()
+            .all(|(id, node)| running.iter().filter(|(owner, _)| owner == id).count() == usize::from(node.leases));
+        let holders = self.holders.iter().all(|(id, holder)| {
+            running.iter().filter(|(_, from)| *from == Some(*id)).count() == usize::from(holder.leases)
+        });
+        owners && holders
+    }
+
+    fn incomplete_is_right(&self) -> bool {
+        self.interested.values().filter(|node| !node.is_complete).count() == self.incomplete
+            && self.order.len() == self.interested.len()
     }
 }

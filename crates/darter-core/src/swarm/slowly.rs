@@ -1,12 +1,18 @@
-//! A piece that is slow to come from the origin: who reads it says so, its lease stays, and all who wait
-//! for it hear that it is worth it.
+//! Pieces that are slow to come from the origin: all who wait hear that it is worth it.
+//!
+//! Who reads a piece that comes slowly says so, and its lease stays. Where the origin wants to be left alone
+//! nobody reads, and nobody is to lose patience and ask it by himself.
+
+use std::time::Duration;
 
 use super::Cx;
 use super::coordinator::{Coordinator, Interested};
 use super::download::Download;
 use super::event::{Action, Message};
+use super::limits::Limits;
 use super::owner::segment_of;
 use super::peer::PeerId;
+use super::time::Time;
 
 impl Download {
     /// Bytes of a piece come from the origin: the coordinator hears that this node is at it.
@@ -34,10 +40,37 @@ impl Coordinator {
         if !is_news {
             return;
         }
-        let (interested, free_slots, is_for_zone) = (self.count(), cx.free_slots, cx.limits.scope_is_zone);
-        let waits =
-            |id: &PeerId, node: &Interested| !node.is_complete && *id != from && (!is_for_zone || node.zone == zone);
-        for (id, _) in self.interested.iter().filter(|(id, node)| waits(id, node)) {
+        let is_for_zone = cx.limits.scope_is_zone;
+        self.tell_it_comes(cx, |id, node| *id != from && (!is_for_zone || node.zone == zone));
+    }
+
+    /// The origin wants to be left alone, as an owner says.
+    pub(super) fn throttled(&mut self, from: PeerId, source: Option<PeerId>, wait: Duration, cx: &mut Cx<'_>) {
+        // Of another node that is no word.
+        if source.is_none() {
+            let is_sure = from == cx.me || self.incomplete <= 1;
+            self.budget.throttled(cx.now, wait, from, is_sure);
+            self.tell_of_pause(cx);
+        }
+    }
+
+    /// All who wait hear again and again that the origin will be asked.
+    pub(super) fn tell_of_pause(&mut self, cx: &mut Cx<'_>) {
+        if cx.now < self.budget.throttled_until() && cx.now >= self.told + cx.limits.lease_patience {
+            self.told = cx.now;
+            self.tell_it_comes(cx, |_, _| true);
+        }
+    }
+
+    /// When they are to hear it next.
+    pub(super) fn tells_at(&self, limits: &Limits) -> Time {
+        let at = self.told + limits.lease_patience;
+        if at < self.budget.throttled_until() { at } else { Time::NEVER }
+    }
+
+    fn tell_it_comes(&self, cx: &mut Cx<'_>, is_told: impl Fn(&PeerId, &Interested) -> bool) {
+        let (interested, free_slots) = (self.count(), cx.free_slots);
+        for (id, _) in self.interested.iter().filter(|(id, node)| !node.is_complete && is_told(id, node)) {
             cx.send(*id, self.blob, Message::Have { pieces: Vec::new(), free_slots, interested });
         }
     }

@@ -143,3 +143,69 @@ fn an_owner_waits_a_moment_for_a_neighbour_that_has_the_piece_and_gives_it_nobod
     }
     assert!(now > at(100), "at once, at {now:?}");
 }
+
+/// A coordinator, node 1, of a blob that 2 and 3 want; and the one that has its only segment to read.
+fn two_want_one_segment() -> (Swarm, Digest, PeerId) {
+    let (mut swarm, blob) = (node(1..=4), blob_ranked(&[1]));
+    let mut given = Vec::new();
+    for other in [2, 3] {
+        let join = Join {
+            size: 5 * MIB,
+            have: Bitfield::new(5),
+            leased: Vec::new(),
+            can_import: true,
+            neighbours: Vec::new(),
+        };
+        given.extend(leases(&heard(&mut swarm, at(5000), other, blob, Message::Join(join))));
+    }
+    let [(owner, 0)] = given[..] else { panic!("{given:?}") };
+    (swarm, blob, owner)
+}
+
+fn throttled(from: Option<PeerId>, seconds: u64) -> Message {
+    let end = LeaseEnd::Throttled(Duration::from_secs(seconds));
+    Message::LeaseEnd { segment: 0, from, end, upload_time: Duration::ZERO }
+}
+
+#[test]
+fn all_who_wait_hear_as_long_as_the_origin_is_left_alone_that_it_will_be_read() {
+    let (mut swarm, blob, owner) = two_want_one_segment();
+    let comes = |action: &&Action| matches!(action, Action::Send { message: Message::Have { pieces, .. }, .. } if pieces.is_empty());
+    let first = swarm.handle(at(5100), Event::Message { from: owner, blob, message: throttled(None, 7) });
+    assert_eq!(first.iter().filter(comes).count(), 2, "{first:?}");
+    let (mut told, mut given) = (Vec::new(), Vec::new());
+    while given.is_empty() {
+        let now = swarm.deadline();
+        let actions = swarm.handle(now, Event::Tick);
+        assert!(!told.contains(&now), "it is called for nothing");
+        if actions.iter().filter(comes).count() == 2 {
+            told.push(now);
+        }
+        given = leases(&actions).into_iter().map(|(to, _)| (now, to)).collect();
+    }
+    assert_eq!(told, [at(7100), at(9100), at(11_100)]);
+    assert!(given[0].0 == at(12_100) && given[0].1 != owner, "another asks then: {given:?}");
+    let then = swarm.handle(at(14_000), Event::Tick);
+    assert_eq!(then.iter().filter(comes).count(), 0, "that is over");
+}
+
+#[test]
+fn one_who_says_that_the_origin_throttles_is_asked_last_and_does_not_stop_the_others_for_long() {
+    let (mut swarm, blob, owner) = two_want_one_segment();
+    swarm.handle(at(5100), Event::Message { from: owner, blob, message: throttled(None, 3600) });
+    assert_eq!(leases(&swarm.handle(at(15_099), Event::Tick)), []);
+    let given = leases(&swarm.handle(at(15_100), Event::Tick));
+    assert!(matches!(given[..], [(to, 0)] if to != owner), "{given:?}");
+}
+
+#[test]
+fn a_word_about_throttling_by_whoever_reads_from_another_node_stops_nobody() {
+    let (mut swarm, blob) = (node(1..=4), blob_ranked(&[1]));
+    heard(&mut swarm, at(5000), 4, blob, Message::Holds { size: 5 * MIB });
+    let join =
+        Join { size: 5 * MIB, have: Bitfield::new(5), leased: Vec::new(), can_import: true, neighbours: Vec::new() };
+    let given = leases(&heard(&mut swarm, at(5000), 2, blob, Message::Join(join)));
+    assert_eq!(given, [(peer(2), 0)]);
+    let again = heard(&mut swarm, at(5100), 2, blob, throttled(Some(peer(4)), 60));
+    assert_eq!(leases(&again), [(peer(2), 0)], "from the holder, at once");
+}
