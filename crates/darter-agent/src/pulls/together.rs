@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use darter_core::pieces::{Bitfield, Layout};
 use darter_core::range::Span;
-use darter_core::swarm::{FetchFailure, ImportFailure, PeerId, Refusal};
+use darter_core::swarm::{FetchFailure, ImportFailure, PeerId};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{AbortHandle, JoinSet};
 use tracing::{debug, warn};
@@ -353,7 +353,7 @@ impl Together<'_> {
         let job = &self.target.job;
         warn!(digest = %job.wanted.digest, piece, %peer, %importer, "a piece is not what other nodes that have the blob say");
         job.metrics.peer_rejected.get_or_create(&ReasonLabels { reason: "disputed" }).inc();
-        let reason = if importer == peer { FetchFailure::Corrupt } else { FetchFailure::Refused(Refusal::NotHere) };
+        let reason = if importer == peer { FetchFailure::Corrupt } else { FetchFailure::Unvouched };
         self.wish.fetch_failed(piece, peer, reason).await;
     }
 

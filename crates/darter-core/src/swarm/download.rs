@@ -227,15 +227,19 @@ impl Download {
         self.is_dry = false;
         let Ok(at) = self.place(&peer) else { return };
         let coordinator = self.coordinator(cx);
+        let is_not_given = !matches!(reason, FetchFailure::Refused(Refusal::Busy(_)) | FetchFailure::Broken);
         let neighbour = &mut self.neighbours[at];
         let keep = match reason {
             FetchFailure::Refused(Refusal::Busy(wait)) => {
                 neighbour.refused(cx.now, wait);
                 true
             }
-            FetchFailure::Refused(Refusal::NotHere) => {
+            FetchFailure::Refused(Refusal::NotHere) | FetchFailure::Unvouched => {
                 neighbour.cancelled();
-                if neighbour.misses(piece, cx.now) {
+                if reason != FetchFailure::Unvouched {
+                    neighbour.breaks_promise(cx.now);
+                }
+                if neighbour.lacks(piece) {
                     let count = &mut self.rarity[piece as usize];
                     *count = count.saturating_sub(1);
                 }
@@ -253,7 +257,7 @@ impl Download {
         };
         if !keep {
             self.drop_neighbour(&peer, cx);
-        } else if matches!(reason, FetchFailure::Stalled | FetchFailure::Refused(Refusal::NotHere)) {
+        } else if is_not_given {
             // It stays a neighbour: it may hear us well, and need what we have.
             self.lost_source(&peer, cx);
         }

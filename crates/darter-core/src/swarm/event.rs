@@ -259,6 +259,8 @@ pub enum FetchFailure {
     Broken,
     /// Nothing came for as long as one waits: it is dead, or as good as dead.
     Stalled,
+    /// Whoever vouches for what it has counts for nothing here. That is no fault of its own.
+    Unvouched,
     /// What it sent does not match the attested hash.
     Corrupt,
 }

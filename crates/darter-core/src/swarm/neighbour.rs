@@ -81,16 +81,20 @@ impl Neighbour {
         is_new
     }
 
-    /// It does not have this piece after all. False: that was known.
-    pub(super) fn misses(&mut self, piece: u32, now: Time) -> bool {
+    /// It does not give this piece. False: that was known.
+    pub(super) fn lacks(&mut self, piece: u32) -> bool {
         let is_new = self.has(piece);
         if is_new {
             self.have.clear(u64::from(piece));
             self.count -= 1;
         }
+        is_new
+    }
+
+    /// It announced a piece that it does not have.
+    pub(super) fn breaks_promise(&mut self, now: Time) {
         self.promises = self.promises.saturating_add(1);
         self.breaks_since = self.breaks_since.min(now);
-        is_new
     }
 
     /// Whether it gave nothing of what it announced, as far as it was asked.

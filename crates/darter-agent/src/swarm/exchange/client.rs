@@ -153,7 +153,8 @@ impl FetchError {
             Self::Busy(after) => FetchFailure::Refused(Refusal::Busy(*after)),
             // It may have met an importer that was gone before this node came: what that one vouched for is
             // of no use here until somebody has proved the blob.
-            Self::NotHere | Self::Corrupt(Corrupt::Importer) => FetchFailure::Refused(Refusal::NotHere),
+            Self::Corrupt(Corrupt::Importer) => FetchFailure::Unvouched,
+            Self::NotHere => FetchFailure::Refused(Refusal::NotHere),
             Self::Broken(Broken::Stalled(_) | Broken::NoToken) => FetchFailure::Stalled,
             Self::Broken(Broken::Dial(error)) if error.kind() == io::ErrorKind::TimedOut => FetchFailure::Stalled,
             Self::Broken(_) => FetchFailure::Broken,

@@ -11,8 +11,10 @@ fn asked(actions: &[Action]) -> Vec<u32> {
     actions.iter().filter_map(piece).collect()
 }
 
+const NOT_HERE: FetchFailure = FetchFailure::Refused(Refusal::NotHere);
+
 fn not_here(blob: Digest, piece: u32) -> Event {
-    Event::FetchFailed { blob, piece, peer: peer(3), reason: FetchFailure::Refused(Refusal::NotHere) }
+    Event::FetchFailed { blob, piece, peer: peer(3), reason: NOT_HERE }
 }
 
 fn lease(segment: u32) -> Message {
@@ -174,10 +176,10 @@ fn who_sent_wrong_bytes_to_two_is_no_source_any_more() {
     assert!(!then.is_empty() && then.iter().all(|source| *source == peer(4)), "{then:?}");
 }
 
-/// Peer 3 says that it has all of a blob of 64 pieces, gives those of which `gives` is true, and denies
-/// the others, a tenth of a second after it was asked. How many it was asked for until nothing more was,
+/// Peer 3 says that it has all of a blob of 64 pieces, and gives those for which `fails` says nothing, a tenth
+/// of a second after it was asked. How many it was asked for until nothing more was,
 /// and whether it was let go.
-fn boast(swarm: &mut Swarm, blob: Digest, gives: impl Fn(usize) -> bool) -> (usize, bool) {
+fn boast(swarm: &mut Swarm, blob: Digest, fails: impl Fn(usize) -> Option<FetchFailure>) -> (usize, bool) {
     let hello = Message::Hello { have: Bitfield::full(64), wants_answer: false };
     let mut actions = heard(swarm, at(2), 3, blob, hello);
     let (mut count, mut is_let_go, mut now) = (0, false, 2);
@@ -186,8 +188,8 @@ fn boast(swarm: &mut Swarm, blob: Digest, gives: impl Fn(usize) -> bool) -> (usi
         let pieces = asked(&actions);
         actions.clear();
         for piece in pieces {
-            let event =
-                if gives(count) { Event::Fetched { blob, piece, peer: peer(3) } } else { not_here(blob, piece) };
+            let failed = |reason| Event::FetchFailed { blob, piece, peer: peer(3), reason };
+            let event = fails(count).map_or_else(|| Event::Fetched { blob, piece, peer: peer(3) }, failed);
             count += 1;
             now += 100;
             actions.extend(swarm.handle(at(now), event));
@@ -203,10 +205,10 @@ fn who_gives_nothing_of_what_it_announced_is_no_neighbour_any_more() {
     let blob = blob_ranked(&[2]);
     let mut swarm = node(1..=4);
     want(&mut swarm, blob, 64 * MIB);
-    let (count, is_let_go) = boast(&mut swarm, blob, |_| false);
+    let (count, is_let_go) = boast(&mut swarm, blob, |_| Some(NOT_HERE));
     // Two seconds of it, and what was on its way.
     assert!(is_let_go && (21..=23).contains(&count), "{count} pieces asked");
-    assert_eq!(boast(&mut swarm, blob, |_| false), (0, false), "whatever it says again");
+    assert_eq!(boast(&mut swarm, blob, |_| Some(NOT_HERE)), (0, false), "whatever it says again");
     assert_eq!(swarm.check_invariants(), Ok(()));
 }
 
@@ -215,5 +217,14 @@ fn who_gave_something_may_have_lost_the_rest() {
     let blob = blob_ranked(&[2]);
     let mut swarm = node(1..=4);
     want(&mut swarm, blob, 64 * MIB);
-    assert_eq!(boast(&mut swarm, blob, |n| n == 0), (64, false));
+    assert_eq!(boast(&mut swarm, blob, |n| (n > 0).then_some(NOT_HERE)), (64, false));
+}
+
+#[test]
+fn who_has_pieces_of_an_importer_that_nobody_knows_any_more_did_not_boast() {
+    let blob = blob_ranked(&[2]);
+    let mut swarm = node(1..=4);
+    want(&mut swarm, blob, 64 * MIB);
+    assert_eq!(boast(&mut swarm, blob, |_| Some(FetchFailure::Unvouched)), (64, false));
+    assert_eq!(swarm.check_invariants(), Ok(()));
 }
