@@ -6,6 +6,7 @@
 
 mod check;
 mod layers;
+mod registries;
 #[cfg(test)]
 mod tests;
 
