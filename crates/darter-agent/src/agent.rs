@@ -123,6 +123,7 @@ impl Agent {
         let seen = mirror.seen();
         let address = mirror.address().unwrap_or(config.mirror.listen);
         let drain = config.agent.drain.0 + DRAIN;
+        let swarm_stop = config.swarm.handover.0 + STOP;
         info!(mirror = %address, admin = %config.admin.listen, data = %config.data_dir().display(),
             registries = config.registries.len(), "darter agent is up");
         let (passing, passes) = watch::channel(false);
@@ -168,7 +169,7 @@ impl Agent {
         }
         sharing.cancel();
         // What it still gives to others is in the store.
-        swarm.finish(STOP).await;
+        swarm.finish(swarm_stop).await;
         keep.cancel();
         tokio::join!(admin.finish(DRAIN), store.finish(DRAIN));
         info!("stopped");

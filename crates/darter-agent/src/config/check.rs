@@ -1,6 +1,7 @@
 //! Combinations of keys that cannot work, each with the key to change.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use darter_core::units::{Seconds, Share};
 
@@ -46,6 +47,7 @@ pub(super) fn check(config: &Config) -> Result<(), Fault> {
         ("origin.header_timeout", origin.header_timeout),
         ("origin.stall", origin.stall),
         ("swarm.lookup_every", config.swarm.lookup_every),
+        ("swarm.handover", config.swarm.handover),
     ] {
         require(!wait.0.is_zero(), key, || "must be longer than nothing".to_owned())?;
     }
@@ -89,14 +91,14 @@ pub(super) fn check(config: &Config) -> Result<(), Fault> {
 
 fn check_mirror(mirror: &Mirror) -> Result<(), Fault> {
     // containerd 2.3 gives up after 30 s without headers, SOCI after 3 s.
-    let longest = Seconds(std::time::Duration::from_secs(29));
+    let longest = Seconds(Duration::from_secs(29));
     require(mirror.answer_within <= longest, "mirror.answer_within", || {
         format!("must be at most {longest}: containerd itself gives up at 30s")
     })?;
-    require(mirror.stall.0 <= std::time::Duration::from_secs(240), "mirror.stall", || {
+    require(mirror.stall.0 <= Duration::from_secs(240), "mirror.stall", || {
         "must be at most 4m: containerd gives up the whole pull at 5m without a byte".to_owned()
     })?;
-    require(mirror.linger.0 <= std::time::Duration::from_secs(600), "mirror.linger", || {
+    require(mirror.linger.0 <= Duration::from_secs(600), "mirror.linger", || {
         "must be at most 10m: what nobody reads takes the registry's bandwidth from what somebody does".to_owned()
     })?;
     require(mirror.proof_ttl <= mirror.proof_stale, "mirror.proof_ttl", || {
@@ -128,6 +130,8 @@ fn check_outside(origin: &Origin, aws: &Aws) -> Result<(), Fault> {
 
 /// A full mesh of more would hold more connections than it is worth.
 const MEMBERS_MAX: usize = 10_000;
+/// Nobody gives a pod longer.
+const HANDOVER_MAX: Duration = Duration::from_secs(600);
 
 fn check_swarm(config: &Config) -> Result<(), Fault> {
     let Config { mirror, admin, swarm, .. } = config;
@@ -168,6 +172,9 @@ fn check_swarm(config: &Config) -> Result<(), Fault> {
     for peer in peers {
         require(has_port(peer), "swarm.peers", || format!("`{peer}` is not host:port, such as 10.0.0.1:4002"))?;
     }
+    require(swarm.handover.0 <= HANDOVER_MAX, "swarm.handover", || {
+        format!("must be at most {}: a stop waits for it", Seconds(HANDOVER_MAX))
+    })?;
     require(swarm.scope == Scope::Cluster || swarm.zone.is_some(), "swarm.scope", || {
         "needs swarm.zone: nodes whose zone is not known would be a zone of their own, wherever they are".to_owned()
     })?;

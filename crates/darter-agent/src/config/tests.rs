@@ -99,6 +99,10 @@ fn a_swarm_that_cannot_work_is_named_with_its_line() {
     assert!(error.starts_with("darter.toml:3: ") && error.contains("cluster"), "{error}");
     let error = refused("[swarm]\nkey_file = \"/k\"\nmax_members = 1\n");
     assert!(error.starts_with("darter.toml:3: swarm.max_members"), "{error}");
+    for (handover, wanted) in [("11m", "must be at most 10m"), ("0s", "must be longer than nothing")] {
+        let error = refused(&format!("[swarm]\nkey_file = \"/k\"\nhandover = \"{handover}\"\n"));
+        assert!(error.starts_with("darter.toml:3: swarm.handover: ") && error.contains(wanted), "{error}");
+    }
     let error = refused("[seed]\nenabled = true\n");
     assert!(error.starts_with("darter.toml:2: seed.enabled") && error.contains("swarm.key_file"), "{error}");
     let error = refused("[swarm]\ndns = \"darter.gpu.svc\"\n");
