@@ -194,6 +194,6 @@ fn is_host(entry: &str) -> bool {
     is_one && (bare.parse::<IpAddr>().is_ok() || !entry.contains(':') || has_port(entry))
 }
 
-pub(super) fn require(holds: bool, key: &str, message: impl FnOnce() -> String) -> Result<(), Fault> {
+fn require(holds: bool, key: &str, message: impl FnOnce() -> String) -> Result<(), Fault> {
     if holds { Ok(()) } else { Err(Fault { key: key.to_owned(), message: message() }) }
 }

@@ -1,6 +1,6 @@
 //! Keys of `[[registry]]` that cannot work, and files that they name and that are not there.
 
-use super::check::{Fault, require};
+use super::check::Fault;
 use super::{Access, Config, RegistryConfig, ServeStale, Swarm};
 use crate::log::chain;
 use crate::origin::{check_ca, is_url, without_secrets};
@@ -10,11 +10,12 @@ pub(super) fn check_registries(config: &Config) -> Result<(), Fault> {
         // To DNS they are one. Their hosts.toml, tokens and limits would be two.
         let is_it = |other: &&RegistryConfig| other.name.as_str().eq_ignore_ascii_case(registry.name.as_str());
         if let Some(twin) = config.registries[..index].iter().find(is_it) {
-            let message = match twin.name == registry.name {
-                true => format!("{} is configured twice", registry.name),
-                false => format!("{} is {} in other letters: configure it once", registry.name, twin.name),
+            let message = if twin.name == registry.name {
+                format!("{} is configured twice", registry.name)
+            } else {
+                format!("{} is {} in other letters: configure it once", registry.name, twin.name)
             };
-            return require(false, &format!("registry[{index}].name"), || message);
+            return Err(Fault { key: format!("registry[{index}].name"), message });
         }
         check_registry(registry)
             .and_then(|()| check_cluster(registry, &config.swarm))
