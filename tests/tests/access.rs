@@ -9,7 +9,7 @@ use anyhow::{Result, ensure};
 use darter_core::Digest;
 use darter_tests::agent::{Agent, Options};
 use darter_tests::emulator::End;
-use darter_tests::fake_ecr::{Auth, Fault, Kind, Rule};
+use darter_tests::fake_ecr::{self, Auth, FakeEcr, Fault, Kind, Rule};
 use darter_tests::http::{Client, basic};
 use darter_tests::image::{Format, Image};
 use darter_tests::net::Place;
@@ -122,6 +122,42 @@ async fn a_registry_that_is_off_is_404_and_has_no_hosts_toml() -> Result<()> {
     ensure!(ecr.log().is_empty(), "the registry was asked: {:?}", ecr.log());
     ensure!(!agent.dir().join("certs.d").join(ecr.name()).exists(), "hosts.toml was written");
     Ok(())
+}
+
+#[tokio::test]
+async fn a_registry_whose_ca_is_missing_keeps_no_other_from_being_served_and_comes_up_with_it() -> Result<()> {
+    let name = "a_registry_whose_ca_is_missing_keeps_no_other_from_being_served_and_comes_up_with_it";
+    if !can_run(name, &[Need::Darter]) {
+        return Ok(());
+    }
+    let whole = darter_tests::stage::ecr(Auth::Public)?;
+    let other = fake_ecr::Options { account: "210987654321".to_owned(), ..Default::default() };
+    let options = fake_ecr::Options { auth: Auth::Public, tls: true, redirect: false, ..other };
+    let late = FakeEcr::start(&Place::Host, options)?;
+    let image = Image::index(Format::Oci, 7, &[4096])?;
+    for ecr in [&whole, &late] {
+        ecr.push(&image, REPOSITORY, TAG);
+    }
+    let secrets = Scratch::new()?;
+    let ca = secrets.join("ca.pem");
+    let keys = [("endpoint", late.url().into()), ("ca", ca.display().to_string().into()), ("access", "public".into())];
+    let options = darter_tests::stage::pair_options(&whole, &[("access", "public".into())]);
+    let agent = Agent::start_unready(options.registry(&late.name(), &keys)).await?;
+    let client = Client::new(Place::Host);
+    let url = |ecr: &FakeEcr| format!("{}/v2/{REPOSITORY}/manifests/{TAG}?ns={}", agent.mirror_url(), ecr.name());
+    let hosts = |ecr: &FakeEcr| agent.dir().join("certs.d").join(ecr.name()).join("hosts.toml");
+    eventually("the other is served", async || Ok(hosts(&whole).exists())).await?;
+    assert_eq!(client.get(&url(&whole)).await?.status, 200);
+    assert_eq!(client.get(&url(&late)).await?.status, 404);
+    let answer = agent.admin("/readyz").await?;
+    let says = answer.text();
+    ensure!(answer.status == 503 && says.contains("ca.pem") && says.contains("No such file"), "{says}");
+    ensure!(!hosts(&late).exists(), "hosts.toml sends containerd where only 404 is");
+
+    fs::write(&ca, late.authority().expect("it speaks TLS").pem())?;
+    eventually("it is served too", async || Ok(hosts(&late).exists())).await?;
+    assert_eq!(client.get(&url(&late)).await?.status, 200);
+    eventually("all is well", async || Ok(agent.admin("/readyz").await?.status == 200)).await
 }
 
 /// Whether the mirror opens a path to this credential.

@@ -215,6 +215,28 @@ on_each_release! {
 }
 
 #[tokio::test]
+async fn config_check_warns_of_what_the_agent_starts_without_and_refuses_what_it_does_not() -> Result<()> {
+    let name = "config_check_warns_of_what_the_agent_starts_without_and_refuses_what_it_does_not";
+    if !tools::can_run(name, &[tools::Need::Darter]) {
+        return Ok(());
+    }
+    let dir = Scratch::new()?;
+    let registry = "[[registry]]\nname = \"a.example\"\n";
+    for (line, code, said) in [
+        ("", 0, "ok: 1 registries configured"),
+        ("ca = \"/nonexistent\"", 0, "darter.toml:3: registry[0].ca: cannot read /nonexistent"),
+        ("endpoint = \"https://x y\"", 1, "darter.toml:3: registry[0].endpoint: `https://x y` is not a URL"),
+    ] {
+        fs::write(dir.join("darter.toml"), format!("{registry}{line}\n"))?;
+        let output = darter(&Place::Host, dir.path(), &["config", "check"]).await?;
+        let all = format!("{}{}", output.stdout, output.stderr);
+        ensure!(output.status.code() == Some(code) && all.contains(said), "{line}: {output:?}");
+        ensure!(all.contains("warning") == (code == 0 && !line.is_empty()), "{line}: {output:?}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn uninstall_after_a_kill_leaves_certs_d_byte_for_byte_as_it_was() -> Result<()> {
     let test = "uninstall_after_a_kill_leaves_certs_d_byte_for_byte_as_it_was";
     if !tools::can_run(test, &[tools::Need::Darter]) {

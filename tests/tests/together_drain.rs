@@ -1,5 +1,7 @@
 //! A node that stops takes nothing with it: what only it has goes to others, and what it gives ends well.
 
+use std::time::{Duration, Instant};
+
 use anyhow::{Context as _, Result, ensure};
 use darter_tests::agent::Options;
 use darter_tests::cluster::swarm::Swarm;
@@ -41,6 +43,28 @@ async fn a_node_that_stops_hands_over_what_only_it_has() -> Result<()> {
     let given: Vec<_> = swarm.ecr().log().split_off(seen).into_iter().filter(|seen| seen.status < 400).collect();
     ensure!(given.is_empty(), "the registry gave {given:?}");
     swarm.copies(&pushed).ensure_exactly(1)
+}
+
+#[tokio::test]
+async fn a_handover_takes_the_time_that_the_operator_gives_it() -> Result<()> {
+    if !can_run("a_handover_takes_the_time_that_the_operator_gives_it", &NEEDS) {
+        return Ok(());
+    }
+    // By then one has what it takes eight seconds to bring, and the other not.
+    for (handover, is_whole) in [("25s", true), ("2s", false)] {
+        let patient = move |_: &Seat, options: Options| options.set("swarm.handover", handover);
+        let mut swarm = Swarm::start(Plan::new(2, 400, 1), patient).await?;
+        let pushed = swarm.push(24, &[16 * MIB]).await?;
+        last(swarm.pull_on(&[0], &pushed).await)?;
+        swarm.network().limit_link(0, 2 * MIB)?;
+        let began = Instant::now();
+        swarm.node_mut(0).stop_agent().await?;
+        let took = began.elapsed();
+        let layer = swarm.agent(1)?.dir().join("data/blobs").join(pushed.image.layers[0].digest().hex());
+        ensure!(layer.exists() == is_whole, "{handover}, {took:?}\n{}\n{}", swarm.story(0), swarm.story(1));
+        ensure!(!is_whole || took > Duration::from_secs(5), "{took:?}: this tests nothing");
+    }
+    Ok(())
 }
 
 #[tokio::test]

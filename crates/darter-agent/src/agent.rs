@@ -13,7 +13,7 @@ use tracing::{error, info, warn};
 
 use crate::admin::{Admin, AdminError, Orders, Watched};
 use crate::certs_d::{self, CertsD};
-use crate::config::{Access, Config, ContentStore, Discover, RegistryConfig};
+use crate::config::{Config, ContentStore, Discover, RegistryConfig};
 use crate::containerd::Known;
 use crate::going::Notices;
 use crate::images::Images;
@@ -21,12 +21,12 @@ use crate::imds;
 use crate::log::chain;
 use crate::metrics::Metrics;
 use crate::mirror::{BindError, Mirror};
-use crate::origin::{Origin, OriginError, Shared};
+use crate::origin::{OriginError, Shared};
 use crate::parts::{Part, first_end};
 use crate::prewarm::Prewarm;
 use crate::pulls::Pulls;
 use crate::self_test::SelfTest;
-use crate::sites::{Site, Sites};
+use crate::sites::Sites;
 use crate::store::{Checkup, Store};
 use crate::swarm::part::{STOP, SwarmError, SwarmPart};
 
@@ -42,15 +42,6 @@ pub enum AgentError {
     /// The admin endpoint's address.
     #[error(transparent)]
     Admin(#[from] AdminError),
-    /// A registry's origin.
-    #[error("registry {registry} cannot be used as configured")]
-    Origin {
-        /// Which registry.
-        registry: darter_core::Registry,
-        /// Why.
-        #[source]
-        source: OriginError,
-    },
     /// A part that was to run for ever ended.
     #[error("the part `{part}` of the agent ended by itself; the log says why")]
     Ended {
@@ -92,7 +83,9 @@ impl Agent {
         // containerd itself is asked by the first self-test: nothing here hangs on its version.
         let preflight = certs_d::preflight_for(&config, Known::not_asked());
         let certs_d = CertsD::new(&config, &preflight.later_roots, metrics.clone());
-        let sites = Arc::new(sites(&config, &certs_d, &metrics).await?);
+        let shared = Shared::new(&config).await.map_err(AgentError::Shared)?;
+        let sites = Arc::new(Sites::open(&config, shared, &certs_d.others().borrow(), metrics.clone()));
+        let certs_d = certs_d.without(sites.unserved());
         let content_store = preflight.content_store().filter(|_| config.containerd.content_store == ContentStore::Auto);
         let store = Store::open(config.data_dir(), &config.store, content_store, metrics.clone()).await;
         let pulling = CancellationToken::new();
@@ -130,6 +123,7 @@ impl Agent {
         let seen = mirror.seen();
         let address = mirror.address().unwrap_or(config.mirror.listen);
         let drain = config.agent.drain.0 + DRAIN;
+        let swarm_stop = config.swarm.handover.0 + STOP;
         info!(mirror = %address, admin = %config.admin.listen, data = %config.data_dir().display(),
             registries = config.registries.len(), "darter agent is up");
         let (passing, passes) = watch::channel(false);
@@ -175,7 +169,7 @@ impl Agent {
         }
         sharing.cancel();
         // What it still gives to others is in the store.
-        swarm.finish(STOP).await;
+        swarm.finish(swarm_stop).await;
         keep.cancel();
         tokio::join!(admin.finish(DRAIN), store.finish(DRAIN));
         info!("stopped");
@@ -207,24 +201,6 @@ async fn discover(config: &mut Config) {
         }
         Err(error) => warn!(error = %chain(&error), "account and region do not make a registry name"),
     }
-}
-
-async fn sites(config: &Config, certs_d: &CertsD, metrics: &Arc<Metrics>) -> Result<Sites, AgentError> {
-    let shared = Shared::new(config).await.map_err(AgentError::Shared)?;
-    let others = certs_d.others();
-    let mut sites = Vec::new();
-    for registry in &config.registries {
-        let foreign = others.borrow().get(&registry.name).cloned().unwrap_or_default();
-        let origin = Origin::new(config, registry, &foreign, &shared, metrics.clone())
-            .map_err(|source| AgentError::Origin { registry: registry.name.clone(), source })?;
-        let site = Site::new(registry.clone(), origin, foreign);
-        if site.access() == Some(Access::Node) && !site.origin().has_node_credential() {
-            warn!(registry = %registry.name, "access = \"node\", and this node has no credential for it: give \
-                username and password_file, or docker_config");
-        }
-        sites.push(site);
-    }
-    Ok(Sites::new(sites, config.mirror.default_registry.clone()))
 }
 
 /// 10,000 connections need as many file descriptors, and the soft limit is 1024 on most systems.

@@ -31,9 +31,7 @@ const QUIET: &str = "kube_client=off,kube_runtime=off";
 
 /// Starts logging to stderr as configured. Colours only on a terminal.
 pub fn init(log: &Log) -> Result<(), LogError> {
-    let filter = EnvFilter::builder()
-        .parse(format!("{QUIET},{}", log.level))
-        .map_err(|source| LogError::Level { level: log.level.clone(), source })?;
+    let filter = filter(&log.level).map_err(|source| LogError::Level { level: log.level.clone(), source })?;
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
@@ -43,6 +41,15 @@ pub fn init(log: &Log) -> Result<(), LogError> {
         LogFormat::Json => builder.json().flatten_event(true).try_init(),
     }
     .map_err(LogError::Twice)
+}
+
+/// Whether this can be `log.level`.
+pub fn is_filter(level: &str) -> bool {
+    filter(level).is_ok()
+}
+
+fn filter(level: &str) -> Result<EnvFilter, tracing_subscriber::filter::ParseError> {
+    EnvFilter::builder().parse(format!("{QUIET},{level}"))
 }
 
 /// An error and its causes in one line, each once: `a: b: c`.

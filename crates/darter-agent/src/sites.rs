@@ -1,9 +1,10 @@
 //! The registries this node mirrors, each with its origin and its rules.
 //!
 //! A request for any other registry is answered 404: the mirror is no open proxy. The hosts before a
-//! registry are those of its hosts.toml, and change with it.
+//! registry are those of its hosts.toml, and change with it. A registry whose origin cannot be set up (a
+//! secret that is mounted late, say) is not served, and does not keep the others from it: it is tried again.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -12,13 +13,13 @@ use darter_core::ecr::Ecr;
 use darter_core::hosts_toml::ForeignOrigin;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use crate::certs_d::Others;
-use crate::config::{Access, RegistryConfig};
+use crate::config::{Access, Config, RegistryConfig};
 use crate::log::chain;
-use crate::metrics::RegistryLabel;
-use crate::origin::{Away, Origin};
+use crate::metrics::{Metrics, RegistryLabel};
+use crate::origin::{Away, Origin, OriginError, Shared};
 
 /// How long a registry that was away is not asked again by those who have something else.
 const PAUSE: Duration = Duration::from_secs(5);
@@ -89,47 +90,103 @@ impl std::fmt::Debug for Site {
     }
 }
 
+/// The registries that are configured and not served, each with the reason.
+pub type Unserved = BTreeMap<Registry, String>;
+
 /// All mirrored registries.
-#[derive(Debug, Default)]
 pub struct Sites {
-    sites: HashMap<Registry, Arc<Site>>,
-    default: Option<Registry>,
+    /// Those whose origins could be set up.
+    sites: RwLock<HashMap<Registry, Arc<Site>>>,
+    unserved: watch::Sender<Unserved>,
+    config: Config,
+    shared: Shared,
+    metrics: Arc<Metrics>,
 }
 
 impl Sites {
-    /// These registries; `default` is the one meant by requests that name none.
-    pub fn new(sites: impl IntoIterator<Item = Site>, default: Option<Registry>) -> Self {
-        let sites = sites.into_iter().map(|site| (site.registry().clone(), Arc::new(site))).collect();
-        Self { sites, default }
+    /// The registries of the configuration, with the hosts that their hosts.toml files name.
+    pub fn open(config: &Config, shared: Shared, others: &Others, metrics: Arc<Metrics>) -> Self {
+        let (sites, unserved) = (RwLock::default(), watch::Sender::default());
+        let all = Self { sites, unserved, config: config.clone(), shared, metrics };
+        all.open_the_rest(others);
+        all
     }
 
-    /// The registry that a request means.
-    pub fn get(&self, named: Option<&Registry>) -> Option<&Arc<Site>> {
-        named.or(self.default.as_ref()).and_then(|registry| self.sites.get(registry))
+    /// The registries that are not served at the moment.
+    pub fn unserved(&self) -> watch::Receiver<Unserved> {
+        self.unserved.subscribe()
     }
 
-    /// Follows what hosts.toml files name, until `stop`.
+    /// The registry that a request means; one that names none means `mirror.default_registry`.
+    pub fn get(&self, named: Option<&Registry>) -> Option<Arc<Site>> {
+        let registry = named.or(self.config.mirror.default_registry.as_ref())?;
+        self.sites.read().unwrap_or_else(PoisonError::into_inner).get(registry).cloned()
+    }
+
+    /// Sets up the origins that are not there. Reads files.
+    fn open_the_rest(&self, others: &Others) {
+        let before = self.unserved.borrow().clone();
+        let mut unserved = Unserved::new();
+        for registry in self.config.registries.iter().filter(|registry| self.get(Some(&registry.name)).is_none()) {
+            let (name, foreign) = (&registry.name, others.get(&registry.name).cloned().unwrap_or_default());
+            match self.site(registry, foreign) {
+                Ok(site) => {
+                    if before.contains_key(name) {
+                        info!(registry = %name, "can be used as configured now: served from now on");
+                    }
+                    let mut sites = self.sites.write().unwrap_or_else(PoisonError::into_inner);
+                    sites.insert(name.clone(), Arc::new(site));
+                }
+                Err(error) => {
+                    let reason = format!("cannot be used as configured, and is tried again: {}", chain(&error));
+                    if before.get(name) != Some(&reason) {
+                        error!(registry = %name, %reason, "this registry is not served; the others are");
+                    }
+                    unserved.insert(name.clone(), reason);
+                }
+            }
+        }
+        self.unserved.send_if_modified(|known| {
+            let is_news = *known != unserved;
+            *known = unserved;
+            is_news
+        });
+    }
+
+    fn site(&self, registry: &RegistryConfig, foreign: Vec<ForeignOrigin>) -> Result<Site, OriginError> {
+        let origin = Origin::new(&self.config, registry, &foreign, &self.shared, self.metrics.clone())?;
+        let site = Site::new(registry.clone(), origin, foreign);
+        if site.access() == Some(Access::Node) && !site.origin().has_node_credential() {
+            warn!(registry = %registry.name, "access = \"node\", and this node has no credential for it: give \
+                username and password_file, or docker_config");
+        }
+        Ok(site)
+    }
+
+    /// Follows what hosts.toml files name, and tries again what could not be set up, until `stop`.
     pub async fn follow(self: Arc<Self>, mut others: watch::Receiver<Others>, stop: CancellationToken) {
         loop {
-            for (registry, foreign) in &*others.borrow_and_update() {
-                if let Some(site) = self.sites.get(registry) {
+            let hosts = others.borrow_and_update().clone();
+            for (registry, foreign) in &hosts {
+                if let Some(site) = self.get(Some(registry)) {
                     site.take(foreign);
                 }
             }
+            let is_all_served = self.unserved.borrow().is_empty();
+            if !is_all_served {
+                let sites = self.clone();
+                // A disk that hangs must not keep the agent from stopping.
+                let tried = tokio::task::spawn_blocking(move || sites.open_the_rest(&hosts));
+                stop.run_until_cancelled(tried).await;
+            }
             tokio::select! {
                 () = stop.cancelled() => return,
+                () = tokio::time::sleep(self.config.certs_d.check_every.0), if !is_all_served => (),
                 // Who looks at the files is gone, and the agent with it.
                 changed = others.changed() => if changed.is_err() {
                     return stop.cancelled().await;
                 },
             }
         }
-    }
-
-    /// All of them, in order of name.
-    pub fn all(&self) -> Vec<&Arc<Site>> {
-        let mut all: Vec<_> = self.sites.values().collect();
-        all.sort_by_key(|site| site.registry());
-        all
     }
 }

@@ -107,6 +107,8 @@ pub(crate) enum ConfigCommand {
     /// Print the configuration as the agent would see it.
     Print(Source),
     /// Check the configuration; exits with 1 and the key and line of what is wrong.
+    ///
+    /// Warns of files of a registry that are not there: the agent starts without them, and waits for them.
     Check(Source),
 }
 

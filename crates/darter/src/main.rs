@@ -44,7 +44,11 @@ fn run(args: Args) -> Result<ExitCode> {
         Command::Config(ConfigCommand::Default) => show::print(config::DEFAULT),
         Command::Config(ConfigCommand::Print(source)) => show::print(&source.load()?.print()?),
         Command::Config(ConfigCommand::Check(source)) => {
-            let registries = source.load()?.config()?.registries.len();
+            let layers = source.load()?;
+            let registries = layers.config()?.registries.len();
+            for warning in layers.warnings()? {
+                eprintln!("darter: warning: {warning}");
+            }
             show::print(&format!("ok: {registries} registries configured\n"))
         }
         Command::Preflight { source, json } => {

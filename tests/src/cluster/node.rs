@@ -51,6 +51,7 @@ impl Node {
             .set("mirror.platform", "linux/amd64")
             .set("log.level", "info")
             .set("agent.drain", "1s")
+            .set("swarm.handover", "5s")
             .registry(
                 &ecr.name(),
                 &[("endpoint", ecr.url().into()), ("plain_http", true.into()), ("access", "public".into())],

@@ -15,6 +15,7 @@ use super::site::{Installed, OtherHosts, Site};
 use super::{CertsDError, HostsState, Others, States, Uninstalled, chain, files, mirror_url, site, uninstall, wanted};
 use crate::config::{Access, Config, RegistryConfig};
 use crate::metrics::{HostsTomlLabels, Metrics, RegistryLabel};
+use crate::sites::Unserved;
 
 /// What a round works on; it runs on a thread that may block.
 #[derive(Debug)]
@@ -29,6 +30,8 @@ pub(super) struct Keeper {
     sites: Vec<Site>,
     /// Registries that get no file whatever happens.
     closed: Vec<Registry>,
+    /// Registries that get none as long as their origins cannot be set up.
+    pub(super) unserved: Unserved,
     pub(super) metrics: Arc<Metrics>,
     last: BTreeMap<Registry, HostsState>,
     others: Others,
@@ -61,6 +64,7 @@ impl Keeper {
             write: config.certs_d.write,
             sites: on.iter().map(site).collect(),
             closed: closed.collect(),
+            unserved: Unserved::new(),
             metrics,
             last: BTreeMap::new(),
             others: BTreeMap::new(),
@@ -165,6 +169,9 @@ impl Keeper {
 
     fn install(&self, site: &Site) -> HostsState {
         let registry = &site.wanted.registry;
+        if let Some(reason) = self.unserved.get(registry) {
+            return Self::withdraw(site, reason);
+        }
         match site.install() {
             Ok(Installed::Held) => HostsState::Written,
             Ok(Installed::Written) => {
@@ -181,8 +188,18 @@ impl Keeper {
         }
     }
 
+    fn withdraw(site: &Site, reason: &str) -> HostsState {
+        match site.withdraw() {
+            Ok(_) => HostsState::Absent { reason: reason.to_owned() },
+            Err(error) => HostsState::Failed { reason: chain(&error) },
+        }
+    }
+
     /// The no-write mode.
     fn report(&self, site: &Site) -> HostsState {
+        if let Some(reason) = self.unserved.get(&site.wanted.registry) {
+            return HostsState::Absent { reason: reason.clone() };
+        }
         let report = || {
             if site.is_in_force()? {
                 return Ok(HostsState::Written);
@@ -216,10 +233,7 @@ impl Keeper {
         if !self.write {
             return self.settle(|keeper, site| keeper.report(site));
         }
-        let round = self.settle(|_, site| match site.withdraw() {
-            Ok(_) => HostsState::Absent { reason: reason.to_owned() },
-            Err(error) => HostsState::Failed { reason: chain(&error) },
-        });
+        let round = self.settle(|_, site| Self::withdraw(site, reason));
         if let Err(error) = uninstall::leave_root(&self.root) {
             warn!(error = %chain(&error), "cannot clear certs.d");
         }

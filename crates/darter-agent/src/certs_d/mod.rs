@@ -33,6 +33,7 @@ use tracing::{error, warn};
 
 use crate::config::{Config, RegistryConfig};
 use crate::metrics::Metrics;
+use crate::sites::Unserved;
 use crate::watch::Watch;
 
 pub use order::{OrderError, Uninstalled, Uninstaller};
@@ -146,6 +147,7 @@ pub struct CertsD {
     check_every: Duration,
     states: channel::Sender<States>,
     others: channel::Sender<Others>,
+    unserved: channel::Receiver<Unserved>,
     orders: (Uninstaller, mpsc::Receiver<Order>),
 }
 
@@ -156,7 +158,14 @@ impl CertsD {
         let keeper = Keeper::new(config, later_roots, metrics);
         let (states, others) = (channel::Sender::new(Vec::new()), channel::Sender::new(keeper.others().clone()));
         let crate::config::CertsD { remove_on_exit, check_every, .. } = config.certs_d;
-        Self { keeper, remove_on_exit, check_every: check_every.0, states, others, orders: order::channel() }
+        let (_, unserved) = channel::channel(Unserved::new());
+        let orders = order::channel();
+        Self { keeper, remove_on_exit, check_every: check_every.0, states, others, unserved, orders }
+    }
+
+    /// The same, with no hosts.toml for the registries that are not served, as long as they are not.
+    pub fn without(self, unserved: channel::Receiver<Unserved>) -> Self {
+        Self { unserved, ..self }
     }
 
     /// The hosts of others, as of the last round.
@@ -176,7 +185,8 @@ impl CertsD {
 
     /// Keeps the files right until `stop`: there while `serving` is true, taken out while it is not.
     pub async fn run(self, mut serving: channel::Receiver<bool>, stop: CancellationToken) {
-        let Self { mut keeper, remove_on_exit, check_every, states, others, orders: (_orders, mut ordered) } = self;
+        let Self { mut keeper, remove_on_exit, check_every, states, others, mut unserved, orders } = self;
+        let (_orders, mut ordered) = orders;
         let mut watch = Watch::new().inspect_err(|error| warn!(%error, "changes are seen by the timer only")).ok();
         let mut is_sure = true;
         let Some((kept, ())) = blocking(keeper, |keeper| keeper.clear_leftovers()).await else { return };
@@ -184,6 +194,7 @@ impl CertsD {
         while !stop.is_cancelled() {
             // A mirror whose self-test is gone has none that passes.
             let is_serving = *serving.borrow_and_update() && serving.has_changed().is_ok();
+            keeper.unserved = unserved.borrow_and_update().clone();
             // Listen first, look after: what happens in between is heard.
             watch.as_mut().map(|watch| watch.cover(&keeper.watched()));
             let Some((kept, round)) = blocking(keeper, move |keeper| keeper.round(is_serving)).await else { return };
@@ -203,6 +214,7 @@ impl CertsD {
             tokio::select! {
                 () = stop.cancelled() => (),
                 changed = serving.changed(), if is_sure => is_sure = changed.is_ok(),
+                Ok(()) = unserved.changed() => (),
                 () = heard(watch.as_mut(), pause) => (),
                 () = sleep(check_every) => (),
                 Some(Order { done }) = ordered.recv() => {

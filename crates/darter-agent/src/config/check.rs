@@ -1,8 +1,13 @@
 //! Combinations of keys that cannot work, each with the key to change.
 
-use darter_core::units::Seconds;
+use std::net::IpAddr;
+use std::time::Duration;
 
-use super::{Access, Config, RegistryConfig, Scope, ServeStale, Swarm};
+use darter_core::units::{Seconds, Share};
+
+use super::registries::check_registries;
+use super::{Aws, Config, Mirror, Origin, Scope, Space, Swarm};
+use crate::origin::is_url;
 use crate::store::PIN_MAX;
 use crate::swarm::discovery::has_port;
 
@@ -14,7 +19,15 @@ pub(super) struct Fault {
 
 /// Checks what the types cannot.
 pub(super) fn check(config: &Config) -> Result<(), Fault> {
-    let Config { mirror, store, admin, origin, certs_d, aws, .. } = config;
+    let Config { agent, log, mirror, store, admin, origin, certs_d, aws, .. } = config;
+    require(crate::log::is_filter(&log.level), "log.level", || {
+        format!("`{}` is not a filter such as info or info,darter_agent::mirror=debug", log.level)
+    })?;
+    // Relative to what an agent is started in, which differs from one way to start it to the next.
+    for (key, path) in [("agent.data_dir", agent.data_dir.as_deref()), ("certs_d.path", Some(&*certs_d.path))] {
+        let Some(path) = path else { continue };
+        require(path.is_absolute(), key, || format!("`{}` is not an absolute path", path.display()))?;
+    }
     require(mirror.listen.port() == 0 || mirror.listen != admin.listen, "admin.listen", || {
         format!("{} is the mirror's address already (mirror.listen)", admin.listen)
     })?;
@@ -34,6 +47,7 @@ pub(super) fn check(config: &Config) -> Result<(), Fault> {
         ("origin.header_timeout", origin.header_timeout),
         ("origin.stall", origin.stall),
         ("swarm.lookup_every", config.swarm.lookup_every),
+        ("swarm.handover", config.swarm.handover),
     ] {
         require(!wait.0.is_zero(), key, || "must be longer than nothing".to_owned())?;
     }
@@ -49,29 +63,15 @@ pub(super) fn check(config: &Config) -> Result<(), Fault> {
     require(origin.ranges <= 64, "origin.ranges", || {
         "must be at most 64: a registry takes more for an attack".to_owned()
     })?;
-    // containerd 2.3 gives up after 30 s without headers, SOCI after 3 s.
-    let longest = Seconds(std::time::Duration::from_secs(29));
-    require(mirror.answer_within <= longest, "mirror.answer_within", || {
-        format!("must be at most {longest}: containerd itself gives up at 30s")
-    })?;
-    require(mirror.stall.0 <= std::time::Duration::from_secs(240), "mirror.stall", || {
-        "must be at most 4m: containerd gives up the whole pull at 5m without a byte".to_owned()
-    })?;
-    require(mirror.linger.0 <= std::time::Duration::from_secs(600), "mirror.linger", || {
-        "must be at most 10m: what nobody reads takes the registry's bandwidth from what somebody does".to_owned()
+    check_mirror(mirror)?;
+    require(store.min_free != Space::Share(Share(100)), "store.min_free", || {
+        "must be less than 100%: nothing could be kept".to_owned()
     })?;
     require(store.pin_for.0 <= PIN_MAX, "store.pin_for", || format!("must be at most {}", Seconds(PIN_MAX)))?;
     require(store.pin_share.0 <= 90, "store.pin_share", || {
         "must be at most 90%: what is not pinned needs room too".to_owned()
     })?;
-    require(
-        aws.account.as_ref().is_none_or(|a| a.len() == 12 && a.bytes().all(|b| b.is_ascii_digit())),
-        "aws.account",
-        || "must be the 12 digits of an AWS account".to_owned(),
-    )?;
-    require(aws.account.is_none() || aws.region.is_some(), "aws.region", || {
-        "must be set where aws.account is".to_owned()
-    })?;
+    check_outside(origin, aws)?;
     check_swarm(config)?;
     require(config.going.node.is_none() || config.swarm.key_file.is_some(), "going.node", || {
         "has no meaning without swarm.key_file: only a swarm takes over what a node has that goes".to_owned()
@@ -79,13 +79,7 @@ pub(super) fn check(config: &Config) -> Result<(), Fault> {
     require(config.going.node.is_some() || config.going.kubeconfig.is_none(), "going.kubeconfig", || {
         "has no meaning without going.node".to_owned()
     })?;
-    for (index, registry) in config.registries.iter().enumerate() {
-        let twin = config.registries[..index].iter().any(|other| other.name == registry.name);
-        require(!twin, &format!("registry[{index}].name"), || format!("{} is configured twice", registry.name))?;
-        check_registry(registry)
-            .and_then(|()| check_cluster(registry, &config.swarm))
-            .map_err(|(key, message)| Fault { key: format!("registry[{index}].{key}"), message })?;
-    }
+    check_registries(config)?;
     if let Some(default) = &mirror.default_registry {
         let known = config.registries.iter().any(|registry| &registry.name == default);
         require(known, "mirror.default_registry", || {
@@ -95,8 +89,49 @@ pub(super) fn check(config: &Config) -> Result<(), Fault> {
     Ok(())
 }
 
+fn check_mirror(mirror: &Mirror) -> Result<(), Fault> {
+    // containerd 2.3 gives up after 30 s without headers, SOCI after 3 s.
+    let longest = Seconds(Duration::from_secs(29));
+    require(mirror.answer_within <= longest, "mirror.answer_within", || {
+        format!("must be at most {longest}: containerd itself gives up at 30s")
+    })?;
+    require(mirror.stall.0 <= Duration::from_secs(240), "mirror.stall", || {
+        "must be at most 4m: containerd gives up the whole pull at 5m without a byte".to_owned()
+    })?;
+    require(mirror.linger.0 <= Duration::from_secs(600), "mirror.linger", || {
+        "must be at most 10m: what nobody reads takes the registry's bandwidth from what somebody does".to_owned()
+    })?;
+    require(mirror.proof_ttl <= mirror.proof_stale, "mirror.proof_ttl", || {
+        format!(
+            "must be at most mirror.proof_stale ({}): a proof holds longer while the registry is away, not shorter",
+            mirror.proof_stale
+        )
+    })
+}
+
+fn check_outside(origin: &Origin, aws: &Aws) -> Result<(), Fault> {
+    for entry in &origin.allow_local {
+        require(is_host(entry), "origin.allow_local", || {
+            format!("`{entry}` is not a host or host:port, such as 127.0.0.1:5000")
+        })?;
+    }
+    if let Some(endpoint) = &aws.ecr_endpoint {
+        require(is_url(endpoint), "aws.ecr_endpoint", || format!("`{endpoint}` is not a URL: expected https://host"))?;
+    }
+    require(
+        aws.account.as_ref().is_none_or(|a| a.len() == 12 && a.bytes().all(|b| b.is_ascii_digit())),
+        "aws.account",
+        || "must be the 12 digits of an AWS account".to_owned(),
+    )?;
+    require(aws.account.is_none() || aws.region.is_some(), "aws.region", || {
+        "must be set where aws.account is".to_owned()
+    })
+}
+
 /// A full mesh of more would hold more connections than it is worth.
 const MEMBERS_MAX: usize = 10_000;
+/// Nobody gives a pod longer.
+const HANDOVER_MAX: Duration = Duration::from_secs(600);
 
 fn check_swarm(config: &Config) -> Result<(), Fault> {
     let Config { mirror, admin, swarm, .. } = config;
@@ -137,6 +172,9 @@ fn check_swarm(config: &Config) -> Result<(), Fault> {
     for peer in peers {
         require(has_port(peer), "swarm.peers", || format!("`{peer}` is not host:port, such as 10.0.0.1:4002"))?;
     }
+    require(swarm.handover.0 <= HANDOVER_MAX, "swarm.handover", || {
+        format!("must be at most {}: a stop waits for it", Seconds(HANDOVER_MAX))
+    })?;
     require(swarm.scope == Scope::Cluster || swarm.zone.is_some(), "swarm.scope", || {
         "needs swarm.zone: nodes whose zone is not known would be a zone of their own, wherever they are".to_owned()
     })?;
@@ -149,50 +187,11 @@ fn check_swarm(config: &Config) -> Result<(), Fault> {
     })
 }
 
-fn check_registry(registry: &RegistryConfig) -> Result<(), (&'static str, String)> {
-    for (key, url) in
-        registry.origins.iter().map(|url| ("origins", url)).chain(registry.endpoint.iter().map(|url| ("endpoint", url)))
-    {
-        let is_http = url.starts_with("http://");
-        if !is_http && !url.starts_with("https://") {
-            return Err((key, format!("`{url}` is not a URL: expected https://host[:port]")));
-        }
-        if is_http && !registry.plain_http {
-            return Err((key, format!("`{url}` is not encrypted: say plain_http = true if that is meant")));
-        }
-    }
-    if registry.username.is_some() != registry.password_file.is_some() {
-        return Err(("username", "username and password_file belong together".to_owned()));
-    }
-    if registry.username.is_some() && registry.docker_config.is_some() {
-        return Err(("docker_config", "give either docker_config or username and password_file".to_owned()));
-    }
-    let has_credential = registry.username.is_some() || registry.docker_config.is_some();
-    if has_credential && registry.access != Some(Access::Node) {
-        let message = "a credential of the node is used with access = \"node\" only: whoever can start a pod here \
-                       may then read what it opens";
-        return Err(("access", message.to_owned()));
-    }
-    if registry.connections == Some(0) {
-        return Err(("connections", "must be at least 1".to_owned()));
-    }
-    if registry.serve_stale != ServeStale::Off && !registry.resolve {
-        return Err(("serve_stale", "needs resolve = true: without it tags never pass this agent".to_owned()));
-    }
-    if registry.serve_stale != ServeStale::Off && registry.access == Some(Access::Off) {
-        return Err(("serve_stale", "has no meaning with access = \"off\"".to_owned()));
-    }
-    Ok(())
-}
-
-fn check_cluster(registry: &RegistryConfig, swarm: &Swarm) -> Result<(), (&'static str, String)> {
-    if registry.serve_stale == ServeStale::Cluster && swarm.key_file.is_none() {
-        return Err((
-            "serve_stale",
-            "\"cluster\" needs swarm.key_file: without a swarm nobody can be asked".to_owned(),
-        ));
-    }
-    Ok(())
+/// A name or an address, IPv6 in brackets or without a port.
+fn is_host(entry: &str) -> bool {
+    let bare = entry.strip_prefix('[').and_then(|entry| entry.strip_suffix(']')).unwrap_or(entry);
+    let is_one = !entry.is_empty() && !entry.contains(|c: char| c == '/' || c == '@' || c.is_whitespace());
+    is_one && (bare.parse::<IpAddr>().is_ok() || !entry.contains(':') || has_port(entry))
 }
 
 fn require(holds: bool, key: &str, message: impl FnOnce() -> String) -> Result<(), Fault> {

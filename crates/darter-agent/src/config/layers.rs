@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use toml_edit::{DocumentMut, Item, Table};
 
-use super::{Config, DEFAULT, check};
+use super::{Config, DEFAULT, check, registries};
 
 /// Why a configuration is refused.
 #[derive(Debug, thiserror::Error)]
@@ -150,6 +150,18 @@ impl Layers {
         Ok(config)
     }
 
+    /// What is missing on this node for the merged configuration to work, though the agent starts without.
+    /// Reads the files that it names.
+    pub fn warnings(&self) -> Result<Vec<ConfigError>, ConfigError> {
+        let faults = registries::warnings(&self.config()?);
+        // Unlike an error it may be in any layer, and registries are mostly in the file.
+        let blame = |fault: &check::Fault| {
+            let message = format!("{}: {}", fault.key, fault.message);
+            self.blame_file(message, Some(&fault.key))
+        };
+        Ok(faults.iter().map(blame).collect())
+    }
+
     /// The merged configuration as TOML.
     pub fn print(&self) -> Result<String, ConfigError> {
         let config = self.config()?;
@@ -163,6 +175,10 @@ impl Layers {
         if let Some((_, origin)) = of_key.or_else(|| self.overrides.last()) {
             return ConfigError::Override { origin: origin.clone(), message };
         }
+        self.blame_file(message, key)
+    }
+
+    fn blame_file(&self, message: String, key: Option<&str>) -> ConfigError {
         match &self.file {
             Some((path, text)) => {
                 // serde's own errors know the span if they are found in the file's text itself.
@@ -179,7 +195,10 @@ impl Layers {
                 };
                 ConfigError::File { path: path.clone(), line, message: told.unwrap_or(message) }
             }
-            None => ConfigError::Override { origin: "embedded default".to_owned(), message },
+            None => {
+                let origin = self.overrides.last().map_or("embedded default", |(_, origin)| origin);
+                ConfigError::Override { origin: origin.to_owned(), message }
+            }
         }
     }
 }

@@ -6,6 +6,7 @@
 
 mod check;
 mod layers;
+mod registries;
 #[cfg(test)]
 mod tests;
 
@@ -219,6 +220,7 @@ pub struct Swarm {
     pub zone: Option<String>,
     pub scope: Scope,
     pub max_members: usize,
+    pub handover: Seconds,
 }
 
 /// Whom one node reads a registry for.

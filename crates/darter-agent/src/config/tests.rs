@@ -99,6 +99,10 @@ fn a_swarm_that_cannot_work_is_named_with_its_line() {
     assert!(error.starts_with("darter.toml:3: ") && error.contains("cluster"), "{error}");
     let error = refused("[swarm]\nkey_file = \"/k\"\nmax_members = 1\n");
     assert!(error.starts_with("darter.toml:3: swarm.max_members"), "{error}");
+    for (handover, wanted) in [("11m", "must be at most 10m"), ("0s", "must be longer than nothing")] {
+        let error = refused(&format!("[swarm]\nkey_file = \"/k\"\nhandover = \"{handover}\"\n"));
+        assert!(error.starts_with("darter.toml:3: swarm.handover: ") && error.contains(wanted), "{error}");
+    }
     let error = refused("[seed]\nenabled = true\n");
     assert!(error.starts_with("darter.toml:2: seed.enabled") && error.contains("swarm.key_file"), "{error}");
     let error = refused("[swarm]\ndns = \"darter.gpu.svc\"\n");
@@ -150,6 +154,77 @@ fn a_service_that_cannot_be_watched_is_named_with_its_line() {
         "[swarm]\nkey_file = \"/k\"\nservice = \"gpu/darter\"\nendpoint_port = \"control\"\nkubeconfig = \"/c\"\n";
     let swarm = file(&format!("{all}dns = \"darter.gpu.svc\"\npeers = [\"10.0.0.1:4002\"]\n")).unwrap().swarm;
     assert_eq!(swarm.service.unwrap().to_string(), "gpu/darter", "several ways at once are no contradiction");
+}
+
+#[test]
+fn what_the_agent_could_not_work_with_is_named_with_its_line() {
+    let registry = "[[registry]]\nname = \"a.example\"\n";
+    for (text, wanted) in [
+        ("[log]\nlevel = \"blah==\"\n".to_owned(), "darter.toml:2: log.level: `blah==` is not a filter"),
+        ("[store]\nmin_free = \"100%\"\n".to_owned(), "darter.toml:2: store.min_free: must be less than 100%"),
+        (
+            "[mirror]\nproof_stale = \"1h\"\nproof_ttl = \"61m\"\n".to_owned(),
+            "darter.toml:3: mirror.proof_ttl: must be at most mirror.proof_stale (1h)",
+        ),
+        (
+            "[certs_d]\npath = \"certs.d\"\n".to_owned(),
+            "darter.toml:2: certs_d.path: `certs.d` is not an absolute path",
+        ),
+        ("[agent]\ndata_dir = \"./d\"\n".to_owned(), "darter.toml:2: agent.data_dir: `./d` is not an absolute path"),
+        (
+            "[origin]\nallow_local = [\"::1\", \"http://x\"]\n".to_owned(),
+            "darter.toml:2: origin.allow_local: `http://x` is not a host or host:port",
+        ),
+        ("[aws]\necr_endpoint = \"ecr\"\n".to_owned(), "darter.toml:2: aws.ecr_endpoint: `ecr` is not a URL"),
+        (
+            format!("{registry}endpoint = \"https://x y\"\n"),
+            "darter.toml:3: registry[0].endpoint: `https://x y` is not a URL",
+        ),
+        (
+            format!("{registry}origins = [\"https://x\", \"https://\"]\n"),
+            "darter.toml:3: registry[0].origins: `https://` is not a URL",
+        ),
+        (
+            format!("{registry}[[registry]]\nname = \"A.Example\"\n"),
+            "darter.toml:4: registry[1].name: A.Example is a.example in other letters",
+        ),
+    ] {
+        let error = refused(&text);
+        assert!(error.starts_with(wanted), "{error}");
+    }
+    let error = refused(&format!("{registry}endpoint = \"https://me:hunter2@x y\"\n"));
+    assert!(error.contains("registry[0].endpoint") && !error.contains("hunter2"), "{error}");
+    let local = ["::1", "[::1]", "[::1]:5000", "127.0.0.1", "127.0.0.1:5000", "minio", "minio.example:9000"];
+    assert!(file(&format!("[origin]\nallow_local = {local:?}\n")).is_ok());
+    assert!(file("[mirror]\nproof_stale = \"15m\"\n[store]\nmin_free = \"99%\"\n").is_ok());
+    assert!(file("[log]\nlevel = \"info,darter_agent::mirror=debug\"\n").is_ok());
+}
+
+#[test]
+fn files_that_are_missing_are_warned_of_and_keep_no_agent_from_starting() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name).display().to_string();
+    std::fs::write(at("password"), "hunter2").unwrap();
+    std::fs::write(at("empty"), "").unwrap();
+    let text = format!(
+        "[[registry]]\nname = \"a.example\"\nca = {:?}\n\n[[registry]]\nname = \"b.example\"\nca = {:?}\n\
+         access = \"node\"\nusername = \"me\"\npassword_file = {:?}\n",
+        at("ca.pem"),
+        at("empty"),
+        at("password"),
+    );
+    let warned = |text: &str| {
+        let layers = Layers::text(Path::new("darter.toml"), text.to_owned()).unwrap();
+        let layers = layers.set("log.level=debug").unwrap();
+        layers.warnings().unwrap().iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    let [missing, empty] = &warned(&text)[..] else { panic!("{:?}", warned(&text)) };
+    assert!(missing.starts_with("darter.toml:3: registry[0].ca: ") && missing.contains("ca.pem"), "{missing}");
+    assert!(empty.starts_with("darter.toml:7: registry[1].ca: ") && empty.contains("no certificate"), "{empty}");
+    std::fs::remove_file(at("password")).unwrap();
+    let last = warned(&text).pop().unwrap();
+    assert!(last.starts_with("darter.toml:10: registry[1].password_file: cannot read "), "{last}");
+    assert!(warned("[[registry]]\nname = \"a.example\"\n").is_empty());
 }
 
 #[test]

@@ -138,7 +138,7 @@ impl Routes {
             return Err(OciError::new(400, Code::RequestInvalid, "darter: no request of a pull has a body"));
         }
         let call = oci::parse(&head.target)?;
-        let site = self.sites.get(call.registry.as_ref()).cloned();
+        let site = self.sites.get(call.registry.as_ref());
         if site.is_none() && call.request != Request::Base {
             let message = match &call.registry {
                 Some(registry) => format!("darter: {registry} is not mirrored here"),

@@ -26,6 +26,7 @@ mod tests;
 mod token;
 mod url;
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -46,6 +47,7 @@ pub use blob::BlobStream;
 pub use credential::{Basic, Credential};
 pub use error::OriginError;
 pub use fetch::Whom;
+pub use url::without_secrets;
 
 use ecr::Ecr;
 use fetch::{Answer, Job};
@@ -57,7 +59,7 @@ use signed::SIGNED_MAX;
 use slots::Slots;
 use target::{Target, place, targets};
 use token::Tokens;
-use url::Place;
+use url::{Place, api_root};
 
 /// Lists of tags and referrers that are passed on: registries page them, by 1,000 at most.
 const LIST_MAX_BYTES: u64 = 4 * 1024 * 1024;
@@ -132,6 +134,16 @@ pub struct Passed {
     pub headers: Vec<(String, String)>,
     /// The body.
     pub content: Bytes,
+}
+
+/// Whether a registry, or the API of ECR, can be asked at this URL.
+pub fn is_url(url: &str) -> bool {
+    api_root(url).is_ok()
+}
+
+/// Whether the certificates of this file can be trusted: it is there and holds some.
+pub fn check_ca(path: &Path) -> Result<(), OriginError> {
+    http::roots(&RootCertStore::empty(), Some(path)).map(|_| ())
 }
 
 impl Shared {

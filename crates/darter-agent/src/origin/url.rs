@@ -62,7 +62,7 @@ pub(super) fn api_root(url: &str) -> Result<String, OriginError> {
 }
 
 /// A URL of the configuration without what may be secret in it.
-fn without_secrets(url: &str) -> String {
+pub fn without_secrets(url: &str) -> String {
     let url = url.split(['?', '#']).next().unwrap_or_default();
     match url.rsplit_once('@') {
         Some((_, rest)) => format!("…@{rest}"),

@@ -174,16 +174,21 @@ impl Driver {
                 self.witnesses.wanted(from, &question);
                 drop(turn);
             }
-            ControlEvent::Seen { from, number, seen } => self.witnesses.came(from, number, seen),
-            ControlEvent::TokenWanted { from, blob } => {
+            ControlEvent::Seen { from, number, seen, turn } => {
+                self.witnesses.came(from, number, seen);
+                drop(turn);
+            }
+            ControlEvent::TokenWanted { from, blob, turn } => {
                 if let Some(tokens) = &self.tokens {
                     tokens.wanted(from, blob);
                 }
+                drop(turn);
             }
-            ControlEvent::Token { from, blob, token } => {
+            ControlEvent::Token { from, blob, token, turn } => {
                 if let Some(tokens) = &self.tokens {
                     tokens.came(from, blob, token);
                 }
+                drop(turn);
             }
         }
     }

@@ -36,11 +36,8 @@ use crate::store::Store;
 /// containerd wait.
 const SETTLE: Duration = Duration::from_secs(2);
 
-/// What a node that goes has for handing over what only it has: kubelet and a spot notice leave more, and
-/// the registry has it all anyway.
-const HANDOVER: Duration = Duration::from_secs(5);
-/// How long a stop takes after `stop` at most: a handover that runs, and then uploads (`Limits::drain`).
-pub const STOP: Duration = Duration::from_secs(11);
+/// How long a stop takes after `stop` and the end of the handover at most: uploads (`Limits::drain`).
+pub const STOP: Duration = Duration::from_secs(6);
 /// Blobs to bring here unasked that wait for their task: more than the core orders at a time.
 const ERRANDS: usize = 16;
 
@@ -86,6 +83,8 @@ pub struct SwarmPart {
     store: Store,
     errands: mpsc::Receiver<Errand>,
     handle: SwarmHandle,
+    /// What others have for taking what only this node has, from SIGTERM on (`swarm.handover`).
+    handover: Duration,
 }
 
 impl SwarmPart {
@@ -159,7 +158,8 @@ impl SwarmPart {
             settled_by: Instant::now() + SETTLE,
             expects_others: !wants_peers || !swarm.peers.is_empty(),
         }));
-        Ok(Some(Self { control, events, driver, inbox, server, store: store.clone(), errands, handle }))
+        let (store, handover) = (store.clone(), swarm.handover.0);
+        Ok(Some(Self { control, events, driver, inbox, server, store, errands, handle, handover }))
     }
 
     /// What the rest of the agent has of it.
@@ -192,12 +192,12 @@ impl SwarmPart {
         leaving: CancellationToken,
         stop: CancellationToken,
     ) {
-        let Self { control, events, driver, inbox, server, store, errands, handle } = self;
+        let Self { control, events, driver, inbox, server, store, errands, handle, handover } = self;
         let (serving, connected) = (CancellationToken::new(), CancellationToken::new());
         let leave = async {
             leaving.run_until_cancelled(heed(going, &handle, &store)).await;
-            if tokio::time::timeout(HANDOVER, handle.leave(store.blobs_by_use())).await.is_err() {
-                info!("not all blobs that only this node has are with others; the registry still has them");
+            if tokio::time::timeout(handover, handle.leave(store.blobs_by_use())).await.is_err() {
+                info!(?handover, "not all blobs that only this node has are with others; the registry still has them");
             }
             stop.cancelled().await;
             handle.withdraw().await;

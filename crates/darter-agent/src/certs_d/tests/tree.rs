@@ -382,3 +382,20 @@ fn a_registry_that_left_the_configuration_is_left_at_the_next_start() {
     keeper.round(false);
     assert_eq!(host.tree().len(), 3, "certs.d, ghcr.io and the user's file");
 }
+
+#[test]
+fn a_registry_that_is_not_served_gets_back_what_it_had_until_it_is() {
+    for (name, host) in hosts() {
+        let before = host.tree();
+        let mut keeper = host.certs_d().keeper;
+        keeper.round(true);
+        let reason = "cannot read ca.pem".to_owned();
+        keeper.unserved.insert(REGISTRY.parse().unwrap(), reason.clone());
+        let states = keeper.round(true).states;
+        assert_eq!(states, [(REGISTRY.parse().unwrap(), HostsState::Absent { reason })], "{name}");
+        keeper.round(false);
+        assert_eq!(host.tree(), before, "{name}");
+        keeper.unserved.clear();
+        assert_eq!(keeper.round(true).states[0].1, HostsState::Written, "{name}");
+    }
+}

@@ -30,7 +30,7 @@ use crate::swarm::identity::{Identity, to_core, to_libp2p};
 use crate::swarm::wire::{FEATURES, Hello};
 
 /// Reports of sessions that the loop did not take yet.
-const REPORTS: usize = 256;
+pub(super) const REPORTS: usize = 256;
 /// Peers that are banned at a time; beyond, the one that is free soonest is freed.
 const BANS_MAX: usize = 1024;
 /// Strangers at the door are in the metrics; the log has one line in this time.
@@ -328,13 +328,14 @@ impl Control {
                 session.hello = Some(hello);
                 self.complete(id);
             }
-            Report::Peers(_) if !self.setup.wants_peers => {}
-            Report::Peers(list) => {
+            Report::Peers(..) if !self.setup.wants_peers => {}
+            Report::Peers(list, turn) => {
                 let by = session.ip;
                 for address in list {
                     self.addresses.told(Instant::now(), address, by);
                 }
                 self.stand();
+                drop(turn);
             }
             Report::Bad(error) => {
                 let (name, peer) = (session.name, session.peer);

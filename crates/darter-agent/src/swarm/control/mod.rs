@@ -140,6 +140,8 @@ pub enum ControlEvent {
         from: PeerId,
         /// Which blob.
         blob: Digest,
+        /// As with a message.
+        turn: Turn,
     },
     /// A peer gives this node the right to read a blob there.
     Token {
@@ -149,6 +151,8 @@ pub enum ControlEvent {
         blob: Digest,
         /// The right.
         token: Token,
+        /// As with a message.
+        turn: Turn,
     },
     /// A peer wants to know what this node saw at a registry.
     SeenWanted {
@@ -167,10 +171,12 @@ pub enum ControlEvent {
         number: u64,
         /// Nothing: it does not know.
         seen: Option<Seen>,
+        /// As with a message.
+        turn: Turn,
     },
 }
 
-/// The place of a message among those of its peer that were not handled yet.
+/// The place of a word among those of its peer that were not handled yet.
 #[derive(Debug, Clone)]
 pub struct Turn(#[expect(dead_code, reason = "it is held, and never looked at")] Arc<OwnedSemaphorePermit>);
 

@@ -21,9 +21,12 @@ use crate::swarm::wire::{self, Hello, WireError};
 
 /// Messages to one peer that were not written yet. A busy blob has some dozens in a round trip.
 pub(super) const QUEUE: usize = 256;
-/// Messages of one peer that were read and not handled yet. Whoever says much fast waits for itself, and
-/// the others with it for these at most: past it their words would be late, and their patience over.
+/// Words of one peer, of whatever kind, that were read and not handled yet. Whoever says much fast waits for
+/// itself, and the others with it for these at most: past it their words would be late, and their patience over.
 pub(super) const TURNS: usize = 32;
+/// Lists of addresses of one peer that were read and not handled yet. An agent sends one as it says hello, and
+/// the hellos of others wait in the same queue.
+const LISTS: usize = 1;
 /// Frames that are ready are written together up to here: one write, one record of noise.
 const WRITE_BYTES: usize = 64 * 1024;
 
@@ -46,7 +49,7 @@ pub(super) enum Outgoing {
 #[derive(Debug)]
 pub(super) enum Report {
     Hello(Hello),
-    Peers(Vec<SocketAddr>),
+    Peers(Vec<SocketAddr>, Turn),
     /// The peer sent what no agent sends.
     Bad(WireError),
     Ended,
@@ -141,39 +144,50 @@ async fn converse(
     let hello = Hello::decode(hello)?;
     let is_apart = hello.is_plain != is_plain;
     reports.tell(Report::Hello(hello)).await;
-    let turns = Arc::new(Semaphore::new(TURNS));
+    let (turns, lists) = (Arc::new(Semaphore::new(TURNS)), Arc::new(Semaphore::new(LISTS)));
     loop {
-        let event = match frame::read(stream).await? {
+        match frame::read(stream).await? {
             Kind::Peers(peers) => {
-                reports.tell(Report::Peers(wire::decode_peers(peers)?)).await;
-                continue;
+                let list = wire::decode_peers(peers)?;
+                let Some(turn) = turn_of(&lists).await else { return Ok(()) };
+                reports.tell(Report::Peers(list, turn)).await;
             }
             Kind::Hello(_) => return Err(WireError::Unknown("a second hello").into()),
             // An older version takes this node for a member and speaks to it: no piece could follow.
-            _ if is_apart => continue,
-            Kind::Message(message) => {
-                let (blob, message) = wire::decode(message)?;
-                // Nobody closes it.
-                let Ok(turn) = turns.clone().acquire_owned().await else { return Ok(()) };
-                ControlEvent::Message { from, blob, message, turn: Turn(Arc::new(turn)) }
+            _ if is_apart => {}
+            kind => {
+                let Some(turn) = turn_of(&turns).await else { return Ok(()) };
+                if events.send(event(from, kind, turn)?).await.is_err() {
+                    return Ok(());
+                }
             }
-            Kind::SeenWanted(wanted) => {
-                let question = wire::decode_question(&wanted)?;
-                let Ok(turn) = turns.clone().acquire_owned().await else { return Ok(()) };
-                ControlEvent::SeenWanted { from, question, turn: Turn(Arc::new(turn)) }
-            }
-            Kind::Seen(told) => {
-                let (number, seen) = wire::decode_seen(&told)?;
-                ControlEvent::Seen { from, number, seen }
-            }
-            Kind::TokenWanted(wanted) => ControlEvent::TokenWanted { from, blob: wire::decode_wanted(&wanted)? },
-            Kind::Token(given) => {
-                let (blob, token) = wire::decode_token(&given)?;
-                ControlEvent::Token { from, blob, token }
-            }
-        };
-        if events.send(event).await.is_err() {
-            return Ok(());
         }
     }
+}
+
+/// Waits until fewer than all were read and not handled. Nobody closes it.
+async fn turn_of(turns: &Arc<Semaphore>) -> Option<Turn> {
+    turns.clone().acquire_owned().await.ok().map(|turn| Turn(Arc::new(turn)))
+}
+
+/// What a peer that said hello says to the rest of the agent.
+fn event(from: PeerId, kind: v1::frame::Kind, turn: Turn) -> Result<ControlEvent, WireError> {
+    use v1::frame::Kind;
+    Ok(match kind {
+        Kind::Message(message) => {
+            let (blob, message) = wire::decode(message)?;
+            ControlEvent::Message { from, blob, message, turn }
+        }
+        Kind::SeenWanted(wanted) => ControlEvent::SeenWanted { from, question: wire::decode_question(&wanted)?, turn },
+        Kind::Seen(told) => {
+            let (number, seen) = wire::decode_seen(&told)?;
+            ControlEvent::Seen { from, number, seen, turn }
+        }
+        Kind::TokenWanted(wanted) => ControlEvent::TokenWanted { from, blob: wire::decode_wanted(&wanted)?, turn },
+        Kind::Token(given) => {
+            let (blob, token) = wire::decode_token(&given)?;
+            ControlEvent::Token { from, blob, token, turn }
+        }
+        Kind::Hello(_) | Kind::Peers(_) => return Err(WireError::Unknown("not for the rest of the agent")),
+    })
 }

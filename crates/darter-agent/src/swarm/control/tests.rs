@@ -1,6 +1,7 @@
 //! Real sockets on loopback: agents that find each other, and those that do not behave.
 
 mod apart;
+mod loud;
 mod odd;
 mod witnesses;
 
@@ -229,35 +230,6 @@ async fn what_a_peer_does_not_take_is_dropped_and_counted() {
     }
     a.control.send(PeerId::from_bytes([9; 32]), blob(1), Message::Slot);
     assert_eq!(dropped(&a, "gone"), 1);
-}
-
-#[tokio::test]
-async fn who_says_much_does_not_make_the_others_wait() {
-    let mut a = start(setup(), &[]).await;
-    let seed = [a.control.address()];
-    let (mut loud, mut other) = (start(setup(), &seed).await, start(setup(), &seed).await);
-    let all = [a.control.me(), loud.control.me(), other.control.me()];
-    for node in [&mut a, &mut loud, &mut other] {
-        node.sees(all).await;
-    }
-    for n in 0..200 {
-        loud.control.send(all[0], blob(1), Message::Holds { size: n });
-    }
-    // None of them is handled: each keeps its turn.
-    let mut waiting = Vec::new();
-    while waiting.len() < session::TURNS {
-        waiting.push(a.next().await);
-    }
-    other.control.send(all[0], blob(2), Message::Slot);
-    let next = a.next().await;
-    assert!(matches!(&next, ControlEvent::Message { from, .. } if *from == all[2]), "{next:?}");
-    waiting.clear();
-    let next = a.next().await;
-    let wanted = session::TURNS as u64;
-    assert!(
-        matches!(&next, ControlEvent::Message { message: Message::Holds { size }, .. } if *size == wanted),
-        "{next:?}"
-    );
 }
 
 #[tokio::test]

@@ -193,11 +193,21 @@ impl Client {
     /// Fetches one piece. Waits while the memory for pieces, or the connections to this peer, are
     /// all in use. Drop the future to cancel.
     pub async fn fetch(&self, request: &PieceRequest) -> Result<Piece, FetchError> {
-        let fetched = self.try_fetch(request).await;
-        if let Some(reason) = fetched.as_ref().err().and_then(FetchError::reason) {
+        self.counted(self.try_fetch(request).await)
+    }
+
+    /// Counts what the peer did that none should.
+    pub(super) fn counted<T>(&self, came: Result<T, FetchError>) -> Result<T, FetchError> {
+        if let Some(reason) = came.as_ref().err().and_then(FetchError::reason) {
             self.metrics.peer_rejected.get_or_create(&ReasonLabels { reason }).inc();
         }
-        fetched
+        came
+    }
+
+    /// The bytes of a body from this peer, of which so many have come.
+    pub(super) fn received(&self, peer: PeerId, count: usize) -> Received<'_> {
+        let zone = self.peers.member(peer).unwrap_or(ZoneRelation::Unknown);
+        Received { count: count as u64, zone, metrics: &self.metrics }
     }
 
     /// Closes idle connections to a peer: it is banned, or gone.
@@ -245,8 +255,7 @@ impl Client {
             return Err(Failed::broken(Broken::Answer("more bytes than it says")));
         };
         head.copy_from_slice(&early);
-        let zone = self.peers.member(peer).unwrap_or(ZoneRelation::Unknown);
-        let mut received = Received { count: early.len() as u64, zone, metrics: &self.metrics };
+        let mut received = self.received(peer, early.len());
         for block in rest.chunks_mut(BLOCK) {
             let read = timeout(patience, connection.stream.read_exact(block)).await;
             read.map_err(|_| Failed::broken(Broken::Stalled(patience)))?.map_err(Failed::io)?;
@@ -420,8 +429,8 @@ fn once<T>(slot: &mut Option<T>, value: T) -> Result<(), &'static str> {
 }
 
 /// Counts the bytes of a body, also of one that breaks off or is cancelled.
-struct Received<'a> {
-    count: u64,
+pub(super) struct Received<'a> {
+    pub(super) count: u64,
     zone: ZoneRelation,
     metrics: &'a Metrics,
 }

@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use super::server::{Client, Shared};
-use super::{BLOCK, Decision, Gate, Source, Upload, ZoneRelation};
+use super::{BLOCK, Decision, Gate, Limits, Source, Upload, ZoneRelation};
 use crate::log::chain;
 use crate::metrics::PeerBytesLabels;
 use crate::mirror::head::{self, Head, Method, Parsed};
@@ -226,17 +226,38 @@ async fn answer<S: Source>(wire: &mut Wire, client: Client, head: &Head, shared:
     };
     match path {
         Path::Piece(target) => give_piece(wire, (peer, zone), target, shared).await,
-        Path::Values(blob) => give_values(wire, blob, shared).await,
+        Path::Values(blob) => give_values(wire, zone, blob, shared).await,
     }
 }
 
-async fn give_values<S: Source>(wire: &mut Wire, blob: Digest, shared: &Shared<S>) -> Result<(), End> {
-    let values = timeout(shared.limits.decision, shared.source.values(blob)).await.ok().flatten();
+async fn give_values<S: Source>(
+    wire: &mut Wire,
+    zone: ZoneRelation,
+    blob: Digest,
+    shared: &Shared<S>,
+) -> Result<(), End> {
+    let Limits { decision, block, .. } = shared.limits;
+    let found = async {
+        // Kept until the answer is written: it is in memory until then. Nobody closes it.
+        let place = shared.values.acquire().await.ok()?;
+        Some((place, shared.source.values(blob).await))
+    };
+    let Ok(Some((_place, values))) = timeout(decision, found).await else {
+        return refuse(wire, 503, Some(decision), shared).await;
+    };
     let Some(values) = values else { return refuse(wire, 404, None, shared).await };
     let body = values.as_flattened();
-    let mut answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len()).into_bytes();
-    answer.extend_from_slice(body);
-    match timeout(shared.limits.block, wire.write(&answer)).await {
+    let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len());
+    let mut sent = Sent { count: 0, zone, shared };
+    let written = async {
+        wire.write(head.as_bytes()).await?;
+        for part in body.chunks(BLOCK) {
+            wire.write(part).await?;
+            sent.count += part.len() as u64;
+        }
+        Ok::<_, io::Error>(())
+    };
+    match timeout(block, written).await {
         Ok(Ok(())) => Ok(()),
         Ok(Err(_)) => Err(End::Done),
         Err(_) => Err(End::Rejected("slow_client", None)),

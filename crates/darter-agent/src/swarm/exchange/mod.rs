@@ -79,7 +79,7 @@ pub trait Source: Peers {
     fn ask(&self, peer: PeerId, blob: Digest, piece: u32) -> impl Future<Output = Decision> + Send;
 
     /// The BLAKE3 chaining values of all pieces of a blob that is here whole. `None`: it is not. Bounded as
-    /// `ask` is.
+    /// `ask` is, and `Limits::values` at once.
     fn values(&self, blob: Digest) -> impl Future<Output = Option<Vec<[u8; 32]>>> + Send;
 }
 
@@ -148,6 +148,9 @@ pub struct Limits {
     pub drain: Duration,
     /// Memory of uploads.
     pub upload_bytes: usize,
+    /// Answers about all pieces of a blob at once, each of 2 MiB at most. Later ones wait, as long as a decision
+    /// may take.
+    pub values: usize,
     /// Memory of pieces that are fetched, checked, and not yet given back by whoever asked.
     pub fetch_bytes: usize,
     /// Connections that a client opens to one peer.
@@ -172,6 +175,7 @@ impl Default for Limits {
             decision: Duration::from_secs(5),
             drain: Duration::from_secs(5),
             upload_bytes: 8 * 1024 * 1024,
+            values: 8,
             fetch_bytes: 64 * 1024 * 1024,
             pool_per_peer: 2,
             dial: Duration::from_secs(2),

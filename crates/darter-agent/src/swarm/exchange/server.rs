@@ -61,6 +61,8 @@ pub(super) struct Shared<S> {
     pub(super) gate: Gate,
     pub(super) limits: Limits,
     pub(super) buffers: Buffers,
+    /// Places for answers about all pieces of a blob.
+    pub(super) values: Semaphore,
     pub(super) metrics: Arc<Metrics>,
     /// Connections by who is at their other end; none of zero.
     clients: Mutex<BTreeMap<Client, usize>>,
@@ -127,7 +129,8 @@ impl<S: Source> Server<S> {
         };
         let listener = listen(address).map_err(|source| BindError::Listen { address, source })?;
         let buffers = Buffers::new(limits.upload_bytes);
-        let shared = Shared { source, gate, limits, buffers, metrics, clients: Mutex::default() };
+        let values = Semaphore::new(limits.values);
+        let shared = Shared { source, gate, limits, buffers, values, metrics, clients: Mutex::default() };
         Ok(Self { listener, tls, shared: Arc::new(shared) })
     }
 

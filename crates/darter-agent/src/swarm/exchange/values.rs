@@ -14,6 +14,7 @@ use darter_core::swarm::token::Token;
 use tokio::io::AsyncReadExt;
 use tokio::time::timeout;
 
+use super::BLOCK;
 use super::client::{Broken, Client, Failed, FetchError};
 
 /// Bytes of one value.
@@ -41,11 +42,12 @@ pub struct ValuesRequest {
 impl Client {
     /// What the peer says, one value for each piece. Drop the future to cancel.
     pub async fn values(&self, request: &ValuesRequest) -> Result<Vec<[u8; VALUE]>, FetchError> {
-        Ok(match self.try_values(request, false).await {
+        let said = match self.try_values(request, false).await {
             // An idle connection was closed under us: no sign of anything.
             Err(Failed::Stale) => self.try_values(request, true).await,
             other => other,
-        }?)
+        };
+        self.counted(said.map_err(FetchError::from))
     }
 
     async fn try_values(&self, request: &ValuesRequest, fresh: bool) -> Result<Vec<[u8; VALUE]>, Failed> {
@@ -62,7 +64,15 @@ impl Client {
             return Err(Failed::broken(Broken::Answer("more bytes than it says")));
         }
         bytes.resize(len, 0);
-        let read = timeout(patience, connection.stream.read_exact(&mut bytes[early..])).await;
+        let mut received = self.received(peer, early);
+        let read = async {
+            for part in bytes[early..].chunks_mut(BLOCK) {
+                connection.stream.read_exact(part).await?;
+                received.count += part.len() as u64;
+            }
+            Ok(())
+        };
+        let read = timeout(patience, read).await;
         read.map_err(|_| Failed::broken(Broken::Stalled(patience)))?.map_err(Failed::io)?;
         if !answer.close {
             self.pool.keep(connection);

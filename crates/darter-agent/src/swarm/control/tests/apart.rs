@@ -67,11 +67,11 @@ fn answer(mut node: Node, tokens: Arc<Tokens>) -> watch::Receiver<usize> {
     tokio::spawn(async move {
         while let Some(event) = node.events.recv().await {
             match event {
-                ControlEvent::TokenWanted { from, blob } => {
+                ControlEvent::TokenWanted { from, blob, .. } => {
                     asked.send_modify(|count| *count += 1);
                     tokens.wanted(from, blob);
                 }
-                ControlEvent::Token { from, blob, token } => tokens.came(from, blob, token),
+                ControlEvent::Token { from, blob, token, .. } => tokens.came(from, blob, token),
                 _ => {}
             }
         }

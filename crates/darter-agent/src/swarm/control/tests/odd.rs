@@ -56,6 +56,27 @@ impl Odd {
         stream.flush().await.unwrap();
     }
 
+    pub(super) const fn id(&self) -> PeerId {
+        self.id
+    }
+
+    /// Says more than may be taken at once, and keeps the connection going until it is dropped.
+    pub(super) async fn floods(&mut self, bytes: &[u8]) {
+        let mut stream = self.streams.pop().expect("it has spoken");
+        let said = async {
+            stream.write_all(bytes).await.unwrap();
+            stream.flush().await.unwrap();
+        };
+        let goes_on = async {
+            loop {
+                if let SwarmEvent::Behaviour((_, _, StreamEvent::In(stream))) = self.swarm.select_next_some().await {
+                    self.streams.push(stream);
+                }
+            }
+        };
+        futures_util::future::join(said, goes_on).await;
+    }
+
     /// Waits until the node ends the connection.
     pub(super) async fn is_cut_off(&mut self) {
         let cut = async {

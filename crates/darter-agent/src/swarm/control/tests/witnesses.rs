@@ -11,7 +11,7 @@ use crate::images::Memory;
 use crate::swarm::wire::{FEATURES, SEES};
 use crate::swarm::witnesses::{Heard, Witnesses};
 
-fn place() -> Place {
+pub(super) fn place() -> Place {
     Place { registry: "reg.example".parse().unwrap(), repository: "team/app".parse().unwrap() }
 }
 
@@ -50,7 +50,7 @@ fn take_part(mut node: Node) -> (Arc<Witnesses>, ControlHandle, Arc<Metrics>) {
         while let Some(event) = node.events.recv().await {
             match event {
                 ControlEvent::SeenWanted { from, question, .. } => heard.wanted(from, &question),
-                ControlEvent::Seen { from, number, seen } => heard.came(from, number, seen),
+                ControlEvent::Seen { from, number, seen, .. } => heard.came(from, number, seen),
                 ControlEvent::Lost(peer) => heard.lost(peer),
                 _ => {}
             }

@@ -3,6 +3,7 @@
 mod clients;
 mod plain;
 mod servers;
+mod values;
 
 use std::collections::BTreeSet;
 use std::io::Write as _;
@@ -58,6 +59,10 @@ impl Blob {
         self.importer.attest(&self.digest, &self.layout, piece, cv)
     }
 
+    fn values(&self) -> Vec<[u8; 32]> {
+        (0..4).map(|piece| self.attest(piece).cv).collect()
+    }
+
     fn request(&self, from: &Identity, address: SocketAddr, piece: u32) -> PieceRequest {
         PieceRequest {
             peer: from.peer(),
@@ -81,6 +86,8 @@ struct Shelf {
     members: Mutex<BTreeSet<PeerId>>,
     /// What is answered instead of the piece.
     instead: Mutex<Option<Instead>>,
+    /// How long it takes to say what all pieces are.
+    values_take: Mutex<Duration>,
     slots: Arc<Slots>,
 }
 
@@ -116,6 +123,7 @@ impl Shelf {
             blob: Blob::new(),
             members: Mutex::new(members),
             instead: Mutex::default(),
+            values_take: Mutex::default(),
             slots: Arc::default(),
         })
     }
@@ -149,7 +157,10 @@ impl Source for Shelf {
     }
 
     async fn values(&self, blob: Digest) -> Option<Vec<[u8; 32]>> {
-        (blob == self.blob.digest).then(|| (0..4).map(|piece| self.blob.attest(piece).cv).collect())
+        let _slot = Slot::take(&self.slots);
+        let time = *self.values_take.lock().unwrap();
+        tokio::time::sleep(time).await;
+        (blob == self.blob.digest).then(|| self.blob.values())
     }
 }
 
@@ -233,31 +244,6 @@ async fn pieces_arrive_verified_over_one_connection_each_way_counted() {
     }
     assert_eq!(count(&node.metrics, &line("sent")), bytes);
     assert_eq!(connections.load(Ordering::SeqCst), 1, "a second connection was not needed");
-}
-
-#[tokio::test]
-async fn the_values_of_all_pieces_come_over_the_same_connection() {
-    let (shelf, node, client, metrics) = pair(Limits::default());
-    let (address, connections) = counting(&node).await;
-    let Blob { digest: blob, layout, .. } = shelf.blob;
-    let patience = Duration::from_secs(5);
-    let request = ValuesRequest { peer: identity(1).peer(), address, blob, layout, token: None, patience };
-    let values: Vec<_> = (0..4).map(|piece| shelf.blob.attest(piece).cv).collect();
-    assert_eq!(client.values(&request).await.unwrap(), values);
-    // Of a blob that is not here, and of one that has another number of pieces.
-    let other = ValuesRequest { blob: Digest::of(b"other"), ..request.clone() };
-    assert!(matches!(client.values(&other).await, Err(FetchError::NotHere)));
-    client.fetch(&shelf.blob.request(&identity(1), address, 0)).await.unwrap();
-    assert_eq!(connections.load(Ordering::SeqCst), 1);
-    let longer = ValuesRequest { layout: Layout::new(layout.size() + (1 << 20)), ..request.clone() };
-    let wrong = client.values(&longer).await.unwrap_err();
-    assert!(matches!(wrong, FetchError::Broken(client::Broken::Length { told: 128, expected: 160 })), "{wrong:?}");
-    // Nobody but members learns what is here.
-    shelf.members.lock().unwrap().remove(&identity(2).peer());
-    let refused = client.values(&request).await.unwrap_err();
-    assert!(matches!(refused, FetchError::Broken(_)), "{refused:?}");
-    assert!(rejected(&node.metrics, "not_member") > 0);
-    assert_eq!(rejected(&metrics, "bad_answer"), 0, "it is no piece");
 }
 
 #[tokio::test]

@@ -8,17 +8,17 @@ use super::client::{Broken, Corrupt};
 use super::*;
 
 /// What a liar says to one request: all of it, and whether it then hangs or closes.
-struct Script {
+pub(super) struct Script {
     answer: Vec<u8>,
     then_hangs: bool,
 }
 
 impl Script {
-    fn says(answer: impl Into<Vec<u8>>) -> Self {
+    pub(super) fn says(answer: impl Into<Vec<u8>>) -> Self {
         Self { answer: answer.into(), then_hangs: false }
     }
 
-    fn hangs_after(answer: impl Into<Vec<u8>>) -> Self {
+    pub(super) fn hangs_after(answer: impl Into<Vec<u8>>) -> Self {
         Self { answer: answer.into(), then_hangs: true }
     }
 }
@@ -27,13 +27,11 @@ fn piece(attest: &Attest, told: usize, body: &[u8]) -> Vec<u8> {
     [format!("HTTP/1.1 200 OK\r\nContent-Length: {told}\r\ndarter-attest: {attest}\r\n\r\n").as_bytes(), body].concat()
 }
 
-/// Fetches piece 0 from a liar with identity 1. The client is a member's, and has room for ten pieces.
-async fn fetch(script: Script, change: impl FnOnce(&mut PieceRequest)) -> (FetchError, Arc<Metrics>) {
-    let (one, two) = (identity(1), identity(2));
-    let shelf = Shelf::of(&[&one, &two]);
+/// A liar with identity 1, for one request.
+pub(super) async fn lies(script: Script) -> (SocketAddr, tokio::task::JoinHandle<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let acceptor = TlsAcceptor::from(Arc::new(one.server_config().unwrap()));
+    let acceptor = TlsAcceptor::from(Arc::new(identity(1).server_config().unwrap()));
     let liar = tokio::spawn(async move {
         let (socket, _) = listener.accept().await.unwrap();
         let mut stream = acceptor.accept(socket).await.unwrap();
@@ -47,6 +45,14 @@ async fn fetch(script: Script, change: impl FnOnce(&mut PieceRequest)) -> (Fetch
         }
         let _ = stream.shutdown().await;
     });
+    (address, liar)
+}
+
+/// Fetches piece 0 from a liar. The client is a member's, and has room for ten pieces.
+async fn fetch(script: Script, change: impl FnOnce(&mut PieceRequest)) -> (FetchError, Arc<Metrics>) {
+    let (one, two) = (identity(1), identity(2));
+    let shelf = Shelf::of(&[&one, &two]);
+    let (address, liar) = lies(script).await;
     let (client, metrics) = client(&two, &shelf, Limits::default());
     let mut request = shelf.blob.request(&one, address, 0);
     change(&mut request);
