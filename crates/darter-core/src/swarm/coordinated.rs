@@ -123,6 +123,22 @@ impl Coordinated {
     }
 }
 
+impl Coordinator {
+    /// When `tick` is due: a lease is late, or the origin may be read again, or for the first time, or those
+    /// who wait for that are to hear of it.
+    fn deadline(&self, now: Time, settled_at: Time, limits: &Limits) -> Time {
+        let times = [self.budget.deadline(), settled_at, self.gathers_until, self.tells_at(limits)];
+        let times = times.into_iter().filter(|at| *at > now && self.incomplete > 0);
+        times.fold(self.overdue_at(limits), Time::min)
+    }
+
+    /// When the first lease is late, unless it shows something before.
+    fn overdue_at(&self, limits: &Limits) -> Time {
+        let tables = self.tables.values().map(|table| table.deadline(limits.lease_patience));
+        tables.min().unwrap_or(Time::NEVER)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;

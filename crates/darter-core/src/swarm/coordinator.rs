@@ -47,6 +47,8 @@ pub(super) struct Coordinator {
     pub(super) is_needed: bool,
     /// The swarm is older than our part in it: whoever joins tells what is read already.
     is_inherited: bool,
+    /// Until then those join who were in it before.
+    pub(super) gathers_until: Time,
     /// Somebody spoke to us about the blob at this time.
     pub(super) used: Time,
     /// On whose account this is.
@@ -97,6 +99,7 @@ impl Coordinator {
             is_first: None,
             is_needed: false,
             is_inherited: false,
+            gathers_until: Time::ZERO,
             used: Time::ZERO,
             _charge: charge,
         }
@@ -111,7 +114,12 @@ impl Coordinator {
         }
         self.used = cx.now;
         self.is_needed |= from == cx.me;
-        self.is_inherited |= join.have.count() > 0 || !join.leased.is_empty();
+        if join.have.count() > 0 || !join.leased.is_empty() {
+            if !self.is_inherited && self.imported == 0 {
+                self.gather(cx);
+            }
+            self.is_inherited = true;
+        }
         self.holders.remove(&from);
         if self.interested.get(&from).is_some_and(|node| node.is_complete) {
             // It lost the blob and wants it again.
@@ -156,6 +164,13 @@ impl Coordinator {
     pub(super) fn gives_way_to(&self, from: &PeerId, word: Word) -> bool {
         let is_said_by_others = self.holders.keys().any(|id| id != from);
         self.interested.is_empty() && (word == Word::Wants || !is_said_by_others)
+    }
+
+    /// Others read it under somebody else, and join here one after the other.
+    pub(super) fn gather(&mut self, cx: &Cx<'_>) {
+        if cx.members.len() > 1 {
+            self.gathers_until = cx.now + cx.limits.gather;
+        }
     }
 
     /// Nobody wants the blob, and nobody has it.
@@ -314,20 +329,6 @@ impl Coordinator {
         self.tell_of_pause(cx);
     }
 
-    /// When `tick` is due: a lease is late, or the origin may be read again, or for the first time, or those
-    /// who wait for that are to hear of it.
-    pub(super) fn deadline(&self, now: Time, settled_at: Time, limits: &super::Limits) -> Time {
-        let times = [self.budget.deadline(), settled_at, self.tells_at(limits)];
-        let times = times.into_iter().filter(|at| *at > now && self.incomplete > 0);
-        times.fold(self.overdue_at(limits), Time::min)
-    }
-
-    /// When the first lease is late, unless it shows something before.
-    pub(super) fn overdue_at(&self, limits: &super::Limits) -> Time {
-        let tables = self.tables.values().map(|table| table.deadline(limits.lease_patience));
-        tables.min().unwrap_or(Time::NEVER)
-    }
-
     /// Where a node was when it joined: its leases stand in the table of that zone.
     pub(super) fn zone_of(&self, id: &PeerId, cx: &Cx<'_>) -> Zone {
         self.interested.get(id).map_or_else(|| cx.zone_of(id), |node| node.zone)
@@ -413,7 +414,7 @@ impl Coordinator {
                 return self.least_busy(holders(), segment, cx).map(Some);
             }
         }
-        let may_read = cx.is_settled || self.is_inherited;
+        let may_read = (cx.is_settled || self.is_inherited) && cx.now >= self.gathers_until;
         (may_read && self.imports() < self.reads(cx)).then_some(None)
     }
 

@@ -61,6 +61,9 @@ pub struct Limits {
     /// A node that has just started reads nothing from the origin for others before it heard of no new
     /// member for this long: it would be one of many who each think that they coordinate.
     pub settle_quiet: Duration,
+    /// So long who takes a coordinator's place hears what is read already, before it has more read from the
+    /// origin: not all lose the one before at the same moment.
+    pub gather: Duration,
     /// Or before it is this old.
     pub settle_max: Duration,
     /// Each zone reads the origin for itself: cheaper where the origin is free and zones are not.
@@ -139,6 +142,7 @@ impl Default for Limits {
             join_patience_max: Duration::from_secs(2),
             join_tries: 2,
             settle_quiet: Duration::from_millis(250),
+            gather: Duration::from_millis(500),
             settle_max: Duration::from_secs(2),
             scope_is_zone: false,
             have_delay: Duration::from_millis(1),

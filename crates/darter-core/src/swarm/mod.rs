@@ -416,10 +416,14 @@ impl Swarm {
     /// The members changed: does this node rank first now for what it coordinates?
     fn review(&mut self, now: Time, out: &mut Vec<Action>) {
         for (blob, coordinator) in self.coordinated.iter_mut() {
-            (coordinator.is_first, coordinator.is_needed) = (None, false);
+            let was_first = coordinator.is_first.take();
+            coordinator.is_needed = false;
             // The others are looked at when somebody asks.
             if coordinator.incomplete > 0 {
                 coordinator.is_first = Some(self.node.is_first(blob));
+                if (was_first, coordinator.is_first) == (Some(false), Some(true)) {
+                    coordinator.gather(&self.node.cx(now, out));
+                }
                 coordinator.grant(&mut self.node.cx(now, out));
             }
         }

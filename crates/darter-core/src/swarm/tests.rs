@@ -3,6 +3,7 @@
 mod hostile;
 mod slow;
 mod spread;
+mod takeover;
 
 use std::time::Duration;
 
