@@ -33,7 +33,7 @@ use crate::config::Config;
 use crate::log::chain;
 use crate::metrics::{Metrics, Source};
 use crate::origin::{Credential, Fetched, OriginError, Whom};
-use crate::pulls::{Joined, PullError, Pulls, Wanted, Whence};
+use crate::pulls::{Joined, PullError, Pulls, Purpose, Wanted, Whence};
 use crate::sites::Site;
 use crate::store::{Blob, Doubt, Store};
 use crate::swarm::handle::Wish;
@@ -323,12 +323,13 @@ impl Images {
     pub async fn blob(&self, asker: &Asker, digest: Digest) -> Result<BlobFound, Refusal> {
         let share = self.share(asker, digest)?;
         not_cut(self.0.handed_over.holds_for(&share, Instant::now()))?;
-        self.get(asker, digest, || not_cut(self.0.handed_over.holds(&digest, Instant::now()))).await
+        let is_given = || not_cut(self.0.handed_over.holds(&digest, Instant::now()));
+        self.get(asker, digest, Purpose::Read, is_given).await
     }
 
-    /// The same for whoever is not containerd, and has no origin of its own to go on at.
+    /// The same for whoever is not containerd, and has no origin of its own to go on at: ahead of its pulls.
     pub async fn bring(&self, asker: &Asker, digest: Digest) -> Result<BlobFound, Refusal> {
-        self.get(asker, digest, || Ok(())).await
+        self.get(asker, digest, Purpose::Ahead, || Ok(())).await
     }
 
     /// A blob that `is_given` to those who may read it.
@@ -336,6 +337,7 @@ impl Images {
         &self,
         asker: &Asker,
         digest: Digest,
+        purpose: Purpose,
         is_given: impl FnOnce() -> Result<(), Refusal>,
     ) -> Result<BlobFound, Refusal> {
         let credential = self.0.gate.credential(asker)?;
@@ -345,7 +347,7 @@ impl Images {
         if let Some(blob) = kept_blob(&self.0.store, &digest).await {
             return Ok(BlobFound::Complete(blob));
         }
-        self.pull(asker, digest, credential, proved.size).await
+        self.pull(asker, credential, (digest, proved.size), purpose).await
     }
 
     /// A blob only if all of it is here: for ranges that start later, which never make a pull.
@@ -384,13 +386,13 @@ impl Images {
     async fn pull(
         &self,
         asker: &Asker,
-        digest: Digest,
         credential: Credential,
-        size: Option<u64>,
+        (digest, size): (Digest, Option<u64>),
+        purpose: Purpose,
     ) -> Result<BlobFound, Refusal> {
         let (site, repository) = (asker.site.clone(), asker.repository.clone());
         let whence = Some(Whence { site, repository, credential });
-        match self.0.pulls.join(Wanted { digest, size, whence }).await? {
+        match self.0.pulls.join(Wanted { digest, size, whence, purpose }).await? {
             Joined::Complete(blob) => Ok(BlobFound::Complete(blob)),
             Joined::Running(reader) => Ok(BlobFound::Coming(reader)),
         }
@@ -420,9 +422,15 @@ impl Images {
         self.0.store.given(blob, Instant::now());
     }
 
-    /// When something of a blob came last that is on its way here, from other nodes too; nothing: it is not.
+    /// When something of a blob came last that is on its way here, or of those behind which it waits; nothing:
+    /// it is not.
     pub fn came_last(&self, digest: &Digest, most: Duration) -> Option<Instant> {
-        self.0.pulls.came_last(digest, most).filter(|_| self.0.pulls.have_company())
+        self.0.pulls.came_last(digest, most)
+    }
+
+    /// Whether blobs come from other nodes too.
+    pub fn have_company(&self) -> bool {
+        self.0.pulls.have_company()
     }
 
     /// Drops a blob that could not be read to its end.

@@ -79,9 +79,9 @@ impl Routes {
         &self.chunks
     }
 
-    /// The answer to a request. Always within `answer_within`, or where other nodes are asked for a blob
-    /// within `stall` of its last byte that came and `FIRST_BYTE_MAX`: containerd before 2.3 would wait for
-    /// ever. While `stopping` only what no other host would be asked for is looked for.
+    /// The answer to a request. Always within `answer_within`, for a blob that waits for its turn from then
+    /// on, or where other nodes are asked for it within `stall` of its last byte that came; and within
+    /// `FIRST_BYTE_MAX`: containerd before 2.3 would wait for ever. While `stopping` only what no other host would be asked for is looked for.
     pub(super) async fn answer(&self, head: &Head, stopping: bool) -> (Counted, Answer) {
         let started = Instant::now();
         self.seen.note(head.user_agent.as_deref());
@@ -120,13 +120,15 @@ impl Routes {
         Answer::error(&OciError::not_here(&call.request, "darter: no answer from the origin in time"))
     }
 
-    /// How long after `started` there may still be an answer. The first piece of a blob comes when
-    /// another node has read it, and where that one dies, when the next has: it is waited for as the rest
-    /// of a body is, since containerd at the registry would read what the others read.
+    /// How long after `started` there may still be an answer. A blob that waits behind others of a registry
+    /// that is slow is none that it does not give: containerd would wait there too, and slow down the others.
+    /// With other nodes the first piece of a blob comes when one has read it, and where that one dies, when
+    /// the next has: it is waited for as the rest of a body is.
     fn worth_waiting(&self, request: &Request, started: Instant) -> Option<Duration> {
         let Request::Blob { digest, .. } = request else { return None };
         let came = self.images.came_last(digest, FIRST_BYTE_MAX)?.max(started);
-        let longer = came.saturating_duration_since(started) + self.patience.pull;
+        let patience = if self.images.have_company() { self.patience.pull } else { self.answer_within };
+        let longer = came.saturating_duration_since(started) + patience;
         Some(longer.min(FIRST_BYTE_MAX.max(self.patience.pull)))
     }
 
