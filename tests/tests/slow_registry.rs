@@ -12,7 +12,7 @@ use darter_tests::agent::{Agent, Options};
 use darter_tests::emulator::End;
 use darter_tests::fake_ecr::{Auth, FakeEcr, Fault, Kind, Rule};
 use darter_tests::image::{Format, Image, Item};
-use darter_tests::stage::{MIB, Pair, TAG, ecr, pair_options};
+use darter_tests::stage::{MIB, Pair, TAG, ecr, eventually, pair_options};
 use darter_tests::tools::{Need, can_run};
 use futures_util::future::try_join_all;
 use sha2::{Digest as _, Sha256};
@@ -132,6 +132,27 @@ async fn what_containerd_reads_is_not_held_up_by_what_is_fetched_ahead_on_a_slow
     let scene = Scene::new(6, &[20 * MIB; 3], |options| options).await?;
     scene.ecr().set_rate(Some(50 * MIB), None);
     scene.pull(3).await
+}
+
+#[tokio::test]
+async fn a_blob_that_is_asked_for_overtakes_those_that_are_fetched_ahead() -> Result<()> {
+    if !can_run("a_blob_that_is_asked_for_overtakes_those_that_are_fetched_ahead", &[Need::Darter]) {
+        return Ok(());
+    }
+    let scene = Scene::new(6, &[20 * MIB; 3], |options| options).await?;
+    scene.ecr().set_rate(Some(50 * MIB), None);
+    for (repository, image) in &scene.images {
+        scene.read_manifests(repository, image).await?;
+    }
+    eventually("much is fetched ahead", async || Ok(scene.ecr().blob_bytes() > 10 * MIB)).await?;
+    // The last in turn: the other 17 are fetched before it.
+    let (repository, image) = scene.images.last().expect("there are images");
+    let layer = image.layers.last().expect("it has layers");
+    let outcome = scene.read(repository, layer).await?;
+    ensure!(outcome.is_ok(), "{outcome:?}");
+    let (came, all) = (scene.ecr().blob_bytes(), 18 * 20 * MIB);
+    ensure!(came < all / 2, "{came} of {all} bytes came before one layer");
+    Ok(())
 }
 
 #[tokio::test]
