@@ -19,7 +19,9 @@ use super::send::{Patience, SendError, Sent};
 use crate::config::Config;
 use crate::images::{Asker, BlobFound, Images, ManifestFound, Refusal, Share};
 use crate::log::chain;
-use crate::metrics::{BytesLabels, FirstByteLabels, Metrics, ReasonLabels, RegistryLabel, RequestLabels, Source};
+use crate::metrics::{
+    BytesLabels, FirstByteLabels, Metrics, ReasonLabels, RegistryLabel, RegistryReasonLabels, RequestLabels, Source,
+};
 use crate::origin::{Credential, OriginError};
 use crate::pulls::PullError;
 use crate::sites::{Site, Sites};
@@ -91,12 +93,13 @@ impl Routes {
                 let kind = call.request.kind();
                 let answer = if stopping && !is_later_chunk(head, &call.request) {
                     Answer::error(&OciError::not_here(&call.request, "darter: the agent is stopping"))
+                        .because("stopping")
                 } else {
                     self.in_time(head, &call, site.as_ref()).await
                 };
                 (kind, label, answer.namespace(call.registry.as_ref()))
             }
-            Err(error) => ("unknown", RegistryLabel::other(), Answer::error(&error)),
+            Err(error) => ("unknown", RegistryLabel::other(), misunderstood(&error)),
         };
         let is_chunk = kind == "blob" && matches!(range(head), Some(ByteRange::From(_)));
         (Counted { kind, registry, started, is_chunk }, answer)
@@ -117,7 +120,7 @@ impl Routes {
             }
         }
         info!(target = %head.target, ?within, "no answer in time: containerd goes to the registry");
-        Answer::error(&OciError::not_here(&call.request, "darter: no answer from the origin in time"))
+        Answer::error(&OciError::not_here(&call.request, "darter: no answer from the origin in time")).because("late")
     }
 
     /// How long after `started` there may still be an answer. A blob that waits behind others of a registry
@@ -284,6 +287,10 @@ impl Routes {
         let (registry, source) = (registry.clone(), answer.source);
         let request = RequestLabels { registry: registry.clone(), kind, code: answer.status, source };
         self.metrics.mirror_requests.get_or_create(&request).inc();
+        if let Some(reason) = answer.refused {
+            let labels = RegistryReasonLabels { registry: registry.clone(), reason };
+            self.metrics.mirror_refusals.get_or_create(&labels).inc();
+        }
         let Some(first) = sent.first_after(*started).filter(|_| source != Source::None) else { return };
         for (source, bytes) in shares(answer, sent) {
             let labels = BytesLabels { registry: registry.clone(), source };
@@ -395,7 +402,17 @@ fn refused(request: &Request, refusal: &Refusal) -> Answer {
             info!(kind = request.kind(), reason = %chain(refusal), "not here; containerd goes to the origin");
         }
     }
-    Answer::error(&OciError::not_here(request, format!("darter: {}", chain(refusal))))
+    Answer::error(&OciError::not_here(request, format!("darter: {}", chain(refusal)))).because(refusal.reason())
+}
+
+/// What names no registry of ours, or is no request of a pull.
+fn misunderstood(error: &OciError) -> Answer {
+    let answer = Answer::error(error);
+    match (error.status, error.code) {
+        (404, Code::NameUnknown) => answer.because("not_mirrored"),
+        (404, _) => answer.because("no_endpoint"),
+        _ => answer,
+    }
 }
 
 #[cfg(test)]

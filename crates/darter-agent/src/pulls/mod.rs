@@ -13,13 +13,14 @@ mod provenance;
 mod reader;
 mod target;
 mod together;
+mod wanted;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use darter_core::{Digest, Repository};
+use darter_core::Digest;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -27,9 +28,8 @@ use tracing::{debug, info, warn};
 
 use crate::activity::Activity;
 use crate::log::chain;
-use crate::metrics::{Metrics, PullLabels, RegistryLabel};
-use crate::origin::{Claim, Credential, OriginError};
-use crate::sites::Site;
+use crate::metrics::{Metrics, PullLabels};
+use crate::origin::{Claim, OriginError};
 use crate::store::{Blob, IngestReader, Store, StoreError};
 use crate::swarm::handle::SwarmHandle;
 
@@ -37,6 +37,7 @@ use account::Account;
 use fetch::Job;
 use provenance::Provenance;
 pub use reader::{Progress, Reader};
+pub use wanted::{Purpose, Wanted, Whence};
 
 // containerd keeps 3 downloads in flight (max_concurrent_downloads) and a node starts few images
 // at once. Past this something is wrong: answer 404 and let containerd go around us.
@@ -48,45 +49,6 @@ const TURN: u32 = 4;
 
 /// Turns from this on come last.
 const LAST: u64 = 1 << 63;
-
-/// A blob that somebody wants, and from where.
-#[derive(Clone)]
-pub struct Wanted {
-    /// Which blob.
-    pub digest: Digest,
-    /// Its size in bytes, where a manifest told it.
-    pub size: Option<u64>,
-    /// Where it can be read besides from other nodes; nothing: from them alone.
-    pub whence: Option<Whence>,
-    /// What for.
-    pub purpose: Purpose,
-}
-
-/// What a blob is brought here for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Purpose {
-    /// Somebody reads it now.
-    Read,
-    /// Somebody is likely to read it later: it takes what the others leave.
-    Ahead,
-}
-
-/// Where a blob can be read, by whom.
-#[derive(Clone)]
-pub struct Whence {
-    /// The registry it belongs to.
-    pub site: Arc<Site>,
-    /// The repository that was proved to hold it.
-    pub repository: Repository,
-    /// What opens the repository.
-    pub credential: Credential,
-}
-
-impl Wanted {
-    fn label(&self) -> RegistryLabel {
-        self.whence.as_ref().map_or_else(RegistryLabel::other, |whence| whence.site.label.clone())
-    }
-}
 
 /// Why a blob did not come.
 #[derive(Debug, Clone, thiserror::Error)]
