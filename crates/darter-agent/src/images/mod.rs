@@ -365,7 +365,7 @@ impl Images {
         let proved = self.0.gate.prove_blob(asker, digest, &credential).await;
         let proved = self.0.gate.or_challenge(asker, proved)?;
         let kept = kept_blob(&self.0.store, &digest).await.map(|blob| blob.size());
-        kept.or(proved.size).ok_or(NotHere::NoSize.into())
+        kept.or(proved.size).ok_or_else(|| NotHere::NoSize.into())
     }
 
     async fn pull(
