@@ -115,6 +115,11 @@ impl Room {
         running < self.layers
     }
 
+    /// Waits for a place. The semaphore is never closed: there is always one in the end.
+    async fn place(&self) -> Option<OwnedSemaphorePermit> {
+        self.places.clone().acquire_owned().await.ok()
+    }
+
     /// A place for a layer of so many bytes beyond those, with other nodes and where all of the image that
     /// is on its way is small, if there is a place.
     fn one_more(&self, bytes: u64, size: u64) -> Option<OwnedSemaphorePermit> {
@@ -179,8 +184,7 @@ impl Ahead {
             }
             let place = loop {
                 if self.room.is_one_of_few(coming.layers.len()) {
-                    // The semaphore is never closed: there is always a place in the end.
-                    break coming.during(self.room.places.clone().acquire_owned()).await.ok();
+                    break coming.during(self.room.place()).await;
                 }
                 if let Some(place) = self.room.one_more(coming.bytes, blob.size) {
                     break Some(place);
@@ -240,6 +244,8 @@ impl Ahead {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt as _;
+
     use super::*;
 
     const MIB: u64 = 1024 * 1024;
@@ -252,8 +258,8 @@ mod tests {
     fn taken(room: &Room, size: u64) -> Vec<OwnedSemaphorePermit> {
         let mut taken = Vec::new();
         loop {
-            let few = room.is_one_of_few(taken.len()).then(|| room.places.clone().try_acquire_owned().ok()).flatten();
-            match few.or_else(|| room.one_more(size * taken.len() as u64, size)) {
+            let few = room.is_one_of_few(taken.len()).then(|| room.place().now_or_never()).flatten();
+            match few.flatten().or_else(|| room.one_more(size * taken.len() as u64, size)) {
                 Some(place) => taken.push(place),
                 None => return taken,
             }

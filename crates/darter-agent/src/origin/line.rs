@@ -306,13 +306,15 @@ mod tests {
     fn each_blob_that_is_read_has_one_connection_before_any_has_its_second() {
         let line = Line::new(3);
         let (first, second) = (read(1), read(2));
-        let mut firsts = [0, 1, 2, 3].map(|at| ask(&line, &first, at));
-        let held: Vec<_> = firsts.iter_mut().filter_map(Asker::given).collect();
+        let mut firsts = [0, 1, 2, 3, 4].map(|at| ask(&line, &first, at));
+        let given = |askers: &mut [Asker]| askers.iter_mut().filter_map(Asker::given).collect::<Vec<_>>();
+        let mut held = given(&mut firsts);
         assert_eq!(held.len(), 3, "there is nobody else");
-        let mut seconds = [0, 1].map(|at| ask(&line, &second, at));
-        drop(held);
-        let count = |askers: &mut [Asker]| askers.iter_mut().filter_map(Asker::given).count();
-        assert_eq!((count(&mut firsts), count(&mut seconds)), (1, 2));
+        let mut seconds = [5, 6].map(|at| ask(&line, &second, at));
+        held.truncate(1);
+        // Each has one now, and the earlier one its second before the later one.
+        let (more, others) = (given(&mut firsts), given(&mut seconds));
+        assert_eq!((more.len(), others.len()), (1, 1));
     }
 
     #[test]
