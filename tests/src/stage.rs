@@ -194,7 +194,12 @@ impl Pair {
 
     /// Sends a GET whose body is read by the caller, who also sees how it ends.
     pub async fn open(&self, path: &str, headers: &[(&str, &str)]) -> Result<raw::Answer> {
-        let line = format!("GET {}", self.target(REPOSITORY, path));
+        self.open_in(REPOSITORY, path, headers).await
+    }
+
+    /// The same of another repository.
+    pub async fn open_in(&self, repository: &str, path: &str, headers: &[(&str, &str)]) -> Result<raw::Answer> {
+        let line = format!("GET {}", self.target(repository, path));
         let headers: Vec<_> = headers.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
         raw::send(&Place::Host, self.agent.mirror(), &line, &headers, PATIENCE).await
     }

@@ -1,7 +1,7 @@
 //! When something was last seen to happen: what tells a slow transfer from a dead one.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// A clock that whoever gets bytes sets back, and whoever waits for them reads. Cheap to clone.
@@ -12,6 +12,8 @@ pub struct Activity {
     said: Arc<Clock>,
     /// That of everything that this is one of.
     all: Option<Arc<Clock>>,
+    /// That of those that it waits behind now.
+    behind: Arc<Mutex<Option<Arc<Clock>>>>,
 }
 
 #[derive(Debug)]
@@ -41,7 +43,7 @@ impl Clock {
 impl Activity {
     /// One of several, whose own things come in turn with those of the others.
     pub fn among(all: &Self) -> Self {
-        Self { own: Arc::default(), said: Arc::default(), all: Some(all.own.clone()) }
+        Self { all: Some(all.own.clone()), ..Self::default() }
     }
 
     /// Something came.
@@ -61,6 +63,11 @@ impl Activity {
         self.said.touch(Instant::now());
     }
 
+    /// It waits behind `others` until this is said otherwise, so that what comes of them brings it nearer.
+    pub fn waits_behind(&self, others: Option<&Self>) {
+        *self.behind() = others.map(|others| others.own.clone());
+    }
+
     /// When something came last; at first when this was made.
     pub fn last(&self) -> Instant {
         self.own.last()
@@ -72,12 +79,17 @@ impl Activity {
         self.said.last().min(own + most).max(own)
     }
 
-    /// When something came last, or when something of the others came last, whose turn it may be, or something was said to
-    /// come: for `most` after its own last one at most.
+    /// When something came last, or when something of the others came last, whose turn it may be or that it waits
+    /// behind, or something was said to come: for `most` after its own last one at most.
     pub fn last_in_turn(&self, most: Duration) -> Instant {
         let (own, said) = (self.own.last(), self.said.last());
-        let others = self.all.as_ref().map_or(said, |all| all.last().max(said));
+        let behind = self.behind().as_ref().map(|others| others.last());
+        let others = self.all.as_ref().map(|all| all.last()).into_iter().chain(behind).fold(said, Instant::max);
         others.min(own + most).max(own)
+    }
+
+    fn behind(&self) -> MutexGuard<'_, Option<Arc<Clock>>> {
+        self.behind.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -149,6 +161,20 @@ mod tests {
         let most = Duration::from_secs(10);
         assert_eq!(one.last_in_turn(most).duration_since(began).as_secs(), 10);
         assert_eq!(other.last_in_turn(most).duration_since(began).as_secs(), 0);
+    }
+
+    #[test]
+    fn who_waits_behind_others_counts_what_comes_of_them_as_long_as_it_waits() {
+        let (one, others) = (Activity::default(), Activity::default());
+        let waited = || one.last_in_turn(Duration::from_secs(30)).duration_since(one.last()).as_secs();
+        others.touch_at(one.last() + Duration::from_secs(20));
+        assert_eq!(waited(), 0, "it has nothing to do with them");
+        one.waits_behind(Some(&others));
+        assert!(matches!(waited(), 19 | 20));
+        others.touch_at(one.last() + Duration::from_secs(50));
+        assert_eq!(waited(), 30, "not for ever");
+        one.waits_behind(None);
+        assert_eq!(waited(), 0, "it has its turn");
     }
 
     #[test]

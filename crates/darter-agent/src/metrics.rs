@@ -127,6 +127,8 @@ pub struct Metrics {
     pub mirror_bytes: Family<BytesLabels, Counter>,
     pub mirror_first_byte_seconds: Family<FirstByteLabels, Histogram, fn() -> Histogram>,
     pub mirror_handovers: Family<ReasonLabels, Counter>,
+    /// Answers of 404 that this node gave by itself.
+    pub mirror_refusals: Family<RegistryReasonLabels, Counter>,
     pub mirror_connections: Gauge,
     pub mirror_rejected: Family<ReasonLabels, Counter>,
     pub pulls: Family<PullLabels, Counter>,
@@ -198,6 +200,11 @@ impl Metrics {
                 Family::default(),
                 "mirror_handovers",
                 "Bodies cut short so that containerd goes on at the origin"
+            ),
+            mirror_refusals: metric!(
+                Family::default(),
+                "mirror_refusals",
+                "Requests answered 404, so that containerd goes to the registry, by why"
             ),
             mirror_connections: metric!(Gauge::default(), "mirror_connections", "Open client connections"),
             mirror_rejected: metric!(Family::default(), "mirror_rejected", "Connections ended for what the client did"),

@@ -19,7 +19,7 @@ use super::away::ask;
 use super::loan::may_borrow;
 use super::members::Members;
 use super::turns::Turns;
-use super::{Asker, Refusal};
+use super::{Asker, NotHere, Refusal};
 use crate::config::{self, Access};
 use crate::origin::{Credential, Fetched, OriginError};
 use crate::store::Store;
@@ -90,7 +90,7 @@ impl Gate {
     /// The credential that the policy of the registry asks for.
     pub(super) fn credential(&self, asker: &Asker) -> Result<Credential, Refusal> {
         match asker.site.access() {
-            Some(Access::Off) => Err(Refusal::NotHere("this registry is not mirrored: access = \"off\"")),
+            Some(Access::Off) => Err(NotHere::Off.into()),
             Some(Access::Public) => Ok(Credential::Anonymous),
             Some(Access::Node) => Ok(Credential::Node),
             Some(Access::Caller) => asker.caller.clone().ok_or(Refusal::Challenge),

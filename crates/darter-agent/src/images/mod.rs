@@ -2,7 +2,7 @@
 //!
 //! `access` says with which credential and whether its proof holds, `loan` what may be read where the
 //! registry cannot say so, `tags` what a tag means now, `members` what the swarm says of that, `prefetch` what is fetched ahead, `handover` what
-//! is left to the origin for a while. Blobs come
+//! is left to the origin for a while, `refusal` why nothing is given. Blobs come
 //! from the store, from containerd's content store or by a pull; manifests are small and come whole,
 //! from the registry or (`others`) from the other nodes.
 //! Proofs come from the registry itself; bytes that one opened may come from the hosts before it.
@@ -15,6 +15,7 @@ mod loan;
 mod members;
 mod others;
 mod prefetch;
+mod refusal;
 mod tags;
 mod turns;
 
@@ -32,8 +33,8 @@ use tracing::{debug, warn};
 use crate::config::Config;
 use crate::log::chain;
 use crate::metrics::{Metrics, Source};
-use crate::origin::{Credential, Fetched, OriginError, Whom};
-use crate::pulls::{Joined, PullError, Pulls, Wanted, Whence};
+use crate::origin::{Credential, Fetched, Whom};
+use crate::pulls::{Joined, Pulls, Purpose, Wanted, Whence};
 use crate::sites::Site;
 use crate::store::{Blob, Doubt, Store};
 use crate::swarm::handle::Wish;
@@ -46,6 +47,7 @@ use members::Members;
 pub use members::Memory;
 use others::{Asked, Others};
 use prefetch::Prefetch;
+pub use refusal::{NotHere, Refusal};
 use tags::Tags;
 use turns::Turns;
 
@@ -59,23 +61,6 @@ const KEEP_PATIENCE: Duration = Duration::from_millis(300);
 
 /// Manifests being written at once. Past it the disk is far behind, and they are fetched again.
 const KEEPING_MAX: usize = 32;
-
-/// Why a request gets nothing here.
-#[derive(Debug, thiserror::Error)]
-pub enum Refusal {
-    /// The credential of the pull is wanted: 401, after which containerd sends it.
-    #[error("the pull's own credential is wanted")]
-    Challenge,
-    /// Not here, not now: 404, and containerd goes to the origin.
-    #[error("{0}")]
-    NotHere(&'static str),
-    /// The origin was asked and refused or failed.
-    #[error("the origin was asked")]
-    Origin(#[from] OriginError),
-    /// The blob did not come.
-    #[error("the blob did not come")]
-    Pull(#[from] PullError),
-}
 
 /// A manifest, as it is served.
 #[derive(Debug, Clone)]
@@ -323,12 +308,13 @@ impl Images {
     pub async fn blob(&self, asker: &Asker, digest: Digest) -> Result<BlobFound, Refusal> {
         let share = self.share(asker, digest)?;
         not_cut(self.0.handed_over.holds_for(&share, Instant::now()))?;
-        self.get(asker, digest, || not_cut(self.0.handed_over.holds(&digest, Instant::now()))).await
+        let is_given = || not_cut(self.0.handed_over.holds(&digest, Instant::now()));
+        self.get(asker, digest, Purpose::Read, is_given).await
     }
 
-    /// The same for whoever is not containerd, and has no origin of its own to go on at.
+    /// The same for whoever is not containerd, and has no origin of its own to go on at: ahead of its pulls.
     pub async fn bring(&self, asker: &Asker, digest: Digest) -> Result<BlobFound, Refusal> {
-        self.get(asker, digest, || Ok(())).await
+        self.get(asker, digest, Purpose::Ahead, || Ok(())).await
     }
 
     /// A blob that `is_given` to those who may read it.
@@ -336,6 +322,7 @@ impl Images {
         &self,
         asker: &Asker,
         digest: Digest,
+        purpose: Purpose,
         is_given: impl FnOnce() -> Result<(), Refusal>,
     ) -> Result<BlobFound, Refusal> {
         let credential = self.0.gate.credential(asker)?;
@@ -345,7 +332,7 @@ impl Images {
         if let Some(blob) = kept_blob(&self.0.store, &digest).await {
             return Ok(BlobFound::Complete(blob));
         }
-        self.pull(asker, digest, credential, proved.size).await
+        self.pull(asker, credential, (digest, proved.size), purpose).await
     }
 
     /// A blob only if all of it is here: for ranges that start later, which never make a pull.
@@ -354,7 +341,7 @@ impl Images {
         not_cut(self.0.handed_over.holds_for(&self.share(asker, digest)?, Instant::now()))?;
         // Looked up before it is proved: an absent blob must not cost a request at the origin.
         let Some(blob) = kept_blob(&self.0.store, &digest).await else {
-            return Err(Refusal::NotHere("this blob is not complete here"));
+            return Err(NotHere::Incomplete.into());
         };
         let proved = self.0.gate.prove_blob(asker, digest, &credential).await;
         self.0.gate.or_challenge(asker, proved)?;
@@ -378,19 +365,19 @@ impl Images {
         let proved = self.0.gate.prove_blob(asker, digest, &credential).await;
         let proved = self.0.gate.or_challenge(asker, proved)?;
         let kept = kept_blob(&self.0.store, &digest).await.map(|blob| blob.size());
-        kept.or(proved.size).ok_or(Refusal::NotHere("the size of this blob is not known"))
+        kept.or(proved.size).ok_or_else(|| NotHere::NoSize.into())
     }
 
     async fn pull(
         &self,
         asker: &Asker,
-        digest: Digest,
         credential: Credential,
-        size: Option<u64>,
+        (digest, size): (Digest, Option<u64>),
+        purpose: Purpose,
     ) -> Result<BlobFound, Refusal> {
         let (site, repository) = (asker.site.clone(), asker.repository.clone());
         let whence = Some(Whence { site, repository, credential });
-        match self.0.pulls.join(Wanted { digest, size, whence }).await? {
+        match self.0.pulls.join(Wanted { digest, size, whence, purpose }).await? {
             Joined::Complete(blob) => Ok(BlobFound::Complete(blob)),
             Joined::Running(reader) => Ok(BlobFound::Coming(reader)),
         }
@@ -420,9 +407,15 @@ impl Images {
         self.0.store.given(blob, Instant::now());
     }
 
-    /// When something of a blob came last that is on its way here, from other nodes too; nothing: it is not.
+    /// When something of a blob came last that is on its way here, or of those behind which it waits; nothing:
+    /// it is not.
     pub fn came_last(&self, digest: &Digest, most: Duration) -> Option<Instant> {
-        self.0.pulls.came_last(digest, most).filter(|_| self.0.pulls.have_company())
+        self.0.pulls.came_last(digest, most)
+    }
+
+    /// Whether blobs come from other nodes too.
+    pub fn have_company(&self) -> bool {
+        self.0.pulls.have_company()
     }
 
     /// Drops a blob that could not be read to its end.
@@ -433,7 +426,7 @@ impl Images {
 
 /// A blob that was cut short goes on at the origin for a while, wherever it was cut.
 fn not_cut(was_cut: bool) -> Result<(), Refusal> {
-    if was_cut { Err(Refusal::NotHere("this blob was cut short a moment ago")) } else { Ok(()) }
+    if was_cut { Err(NotHere::HandedOver.into()) } else { Ok(()) }
 }
 
 /// A blob that is on this node: in the store, or in containerd's.

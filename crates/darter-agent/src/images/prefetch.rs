@@ -21,7 +21,7 @@ use super::{Asker, CONTAINERD_PATIENCE, Images, ManifestFound};
 use crate::config::{self, Config};
 use crate::log::chain;
 use crate::origin::Credential;
-use crate::pulls::{Joined, Wanted, Whence};
+use crate::pulls::{Joined, Purpose, Wanted, Whence};
 
 /// Images fetched ahead at once. Past it containerd's own requests start the pulls.
 const IMAGES_MAX: usize = 16;
@@ -31,15 +31,13 @@ const IMAGES_MAX: usize = 16;
 /// would hold more leases than it can read in time. Of a large layer it has two segments of 8 MiB.
 const AHEAD_BYTES: u64 = 16 * 1024 * 1024;
 
-/// Layers of all images beyond `prefetch_layers` of each: half of the ingests that the store has at
-/// once, so that it never refuses a layer that containerd asks for.
+/// Layers of all images on their way at once: half of the ingests that the store has at once, so that it
+/// never refuses a layer that containerd asks for.
 const AHEAD_MAX: usize = 32;
 
 pub(super) struct Prefetch {
     enabled: bool,
-    layers: usize,
-    /// Places for layers beyond those: none without other nodes.
-    ahead: Arc<Semaphore>,
+    room: Room,
     platform: Platform,
     patience: std::time::Duration,
     running: Arc<Mutex<HashSet<Digest>>>,
@@ -51,8 +49,11 @@ impl Prefetch {
     pub(super) fn new(config: &Config, is_shared: bool, stop: CancellationToken) -> Self {
         Self {
             enabled: config.mirror.prefetch == config::Prefetch::Layers,
-            layers: config.mirror.prefetch_layers,
-            ahead: Arc::new(Semaphore::new(if is_shared { AHEAD_MAX } else { 0 })),
+            room: Room {
+                layers: config.mirror.prefetch_layers,
+                is_shared,
+                places: Arc::new(Semaphore::new(AHEAD_MAX)),
+            },
             platform: config.platform(),
             patience: config.mirror.stall.0,
             running: Arc::default(),
@@ -71,7 +72,7 @@ impl Prefetch {
             images: images.clone(),
             asker: asker.clone(),
             credential,
-            room: Room { layers: self.layers, more: self.ahead.clone() },
+            room: self.room.clone(),
             patience: self.patience,
         };
         let (platform, stop) = (self.platform.clone(), self.stop.clone());
@@ -99,20 +100,62 @@ impl Drop for Running {
 }
 
 /// How much of one image may be on its way at once.
+#[derive(Clone)]
 struct Room {
     layers: usize,
-    more: Arc<Semaphore>,
+    /// Whether there may be other nodes.
+    is_shared: bool,
+    /// Places for the layers of all images.
+    places: Arc<Semaphore>,
 }
 
 impl Room {
-    /// A place for a layer of so many bytes, if there is one: for a few at any time, for more where all
-    /// of them together are small.
-    fn place(&self, running: usize, bytes: u64, size: u64) -> Option<Option<OwnedSemaphorePermit>> {
-        if running < self.layers {
-            return Some(None);
+    /// Whether a layer is one of the few of its image, which wait for a place until they have one.
+    const fn is_one_of_few(&self, running: usize) -> bool {
+        running < self.layers
+    }
+
+    /// Waits for a place. The semaphore is never closed: there is always one in the end.
+    async fn place(&self) -> Option<OwnedSemaphorePermit> {
+        self.places.clone().acquire_owned().await.ok()
+    }
+
+    /// A place for a layer of so many bytes beyond those, with other nodes and where all of the image that
+    /// is on its way is small, if there is a place.
+    fn one_more(&self, bytes: u64, size: u64) -> Option<OwnedSemaphorePermit> {
+        let is_small = self.is_shared && bytes.saturating_add(size) <= AHEAD_BYTES;
+        is_small.then(|| self.places.clone().try_acquire_owned().ok()).flatten()
+    }
+}
+
+/// The layers of one image that are on their way, of which each ends with its size.
+struct Coming<F> {
+    layers: FuturesUnordered<F>,
+    bytes: u64,
+}
+
+impl<F: Future<Output = u64>> Coming<F> {
+    fn begin(&mut self, size: u64, layer: F) {
+        self.bytes += size;
+        self.layers.push(layer);
+    }
+
+    /// Waits until one of them is here. False: there is none.
+    async fn one_ends(&mut self) -> bool {
+        let ended = self.layers.next().await;
+        self.bytes -= ended.unwrap_or(0);
+        ended.is_some()
+    }
+
+    /// Waits for something else; they go on meanwhile.
+    async fn during<T>(&mut self, other: impl Future<Output = T>) -> T {
+        tokio::pin!(other);
+        loop {
+            tokio::select! {
+                done = &mut other => return done,
+                true = self.one_ends() => {}
+            }
         }
-        let is_small = bytes.saturating_add(size) <= AHEAD_BYTES;
-        is_small.then(|| self.more.clone().try_acquire_owned().ok().map(Some)).flatten()
     }
 }
 
@@ -133,40 +176,32 @@ impl Ahead {
         };
         let Some(Manifest::Image { config, layers, .. }) = image else { return };
         let wanted = std::iter::once(config).chain(layers);
-        let mut running = FuturesUnordered::new();
-        let mut bytes = 0;
+        let mut coming = Coming { layers: FuturesUnordered::new(), bytes: 0 };
+        // They begin in this order.
         for blob in wanted {
-            // Those that run go on meanwhile, and begin: in this order.
-            let is_wanted = {
-                let look = self.is_wanted(&blob);
-                tokio::pin!(look);
-                loop {
-                    tokio::select! {
-                        is_wanted = &mut look => break is_wanted,
-                        Some(size) = running.next() => bytes -= size,
-                    }
-                }
-            };
-            if !is_wanted {
+            if !coming.during(self.is_wanted(&blob)).await {
                 continue;
             }
             let place = loop {
-                if let Some(place) = self.room.place(running.len(), bytes, blob.size) {
-                    break place;
+                if self.room.is_one_of_few(coming.layers.len()) {
+                    break coming.during(self.room.place()).await;
+                }
+                if let Some(place) = self.room.one_more(coming.bytes, blob.size) {
+                    break Some(place);
                 }
                 // Where nothing runs there is room, unless no layer is to be fetched ahead at all.
-                let Some(size) = running.next().await else { return };
-                bytes -= size;
+                if !coming.one_ends().await {
+                    return;
+                }
             };
-            bytes += blob.size;
-            running.push(async {
-                let size = blob.size;
+            let size = blob.size;
+            coming.begin(size, async move {
                 self.blob(blob).await;
                 drop(place);
                 size
             });
         }
-        while running.next().await.is_some() {}
+        while coming.one_ends().await {}
     }
 
     async fn child(&self, child: &Descriptor) -> Option<Manifest> {
@@ -194,7 +229,8 @@ impl Ahead {
             repository: self.asker.repository.clone(),
             credential: self.credential.clone(),
         };
-        let wanted = Wanted { digest: blob.digest, size: Some(blob.size), whence: Some(whence) };
+        let wanted =
+            Wanted { digest: blob.digest, size: Some(blob.size), whence: Some(whence), purpose: Purpose::Ahead };
         match self.images.0.pulls.join(wanted).await {
             Ok(Joined::Complete(_)) => {}
             Ok(Joined::Running(reader)) => {
@@ -208,36 +244,59 @@ impl Ahead {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt as _;
+
     use super::*;
 
     const MIB: u64 = 1024 * 1024;
 
-    /// How many layers of one size are on their way at once.
-    fn at_once(room: &Room, size: u64) -> usize {
-        let mut places = Vec::new();
-        while let Some(place) = room.place(places.len(), size * places.len() as u64, size) {
-            places.push(place);
+    fn room(is_shared: bool, places: usize) -> Room {
+        Room { layers: 3, is_shared, places: Arc::new(Semaphore::new(places)) }
+    }
+
+    /// The places that an image with layers of one size takes at once.
+    fn taken(room: &Room, size: u64) -> Vec<OwnedSemaphorePermit> {
+        let mut taken = Vec::new();
+        loop {
+            let few = room.is_one_of_few(taken.len()).then(|| room.place().now_or_never()).flatten();
+            match few.flatten().or_else(|| room.one_more(size * taken.len() as u64, size)) {
+                Some(place) => taken.push(place),
+                None => return taken,
+            }
         }
-        places.len()
     }
 
     #[test]
     fn small_layers_are_wished_for_all_at_once_and_large_ones_a_few_at_a_time() {
-        let room = |places| Room { layers: 3, more: Arc::new(Semaphore::new(places)) };
-        assert_eq!(at_once(&room(AHEAD_MAX), MIB / 8), 3 + AHEAD_MAX);
-        assert_eq!(at_once(&room(AHEAD_MAX), MIB), 16);
-        assert_eq!(at_once(&room(AHEAD_MAX), 2 * MIB), 8);
-        assert_eq!(at_once(&room(AHEAD_MAX), 1024 * MIB), 3);
-        assert_eq!(at_once(&room(0), MIB), 3, "a node by itself");
+        for (size, count) in [(MIB / 8, AHEAD_MAX), (MIB, 16), (2 * MIB, 8), (1024 * MIB, 3)] {
+            assert_eq!(taken(&room(true, AHEAD_MAX), size).len(), count, "{size}");
+        }
+        assert_eq!(taken(&room(false, AHEAD_MAX), MIB).len(), 3, "a node by itself");
     }
 
     #[test]
-    fn images_share_the_places_and_give_them_back() {
-        let more = Arc::new(Semaphore::new(1));
-        let room = Room { layers: 1, more: more.clone() };
-        let place = room.place(1, MIB, MIB);
-        assert!(place.is_some() && room.place(1, MIB, MIB).is_none());
-        drop(place);
-        assert!(room.place(1, MIB, MIB).is_some());
+    fn all_images_together_have_so_many_places_and_give_them_back() {
+        for is_shared in [false, true] {
+            let room = room(is_shared, 4);
+            let first = taken(&room, 1024 * MIB);
+            assert_eq!((first.len(), taken(&room, 1024 * MIB).len()), (3, 1));
+            drop(first);
+            assert_eq!(taken(&room, 1024 * MIB).len(), 3);
+        }
+    }
+
+    #[tokio::test]
+    async fn layers_go_on_while_an_image_waits_for_a_place() {
+        let places = Arc::new(Semaphore::new(1));
+        let mut coming = Coming { layers: FuturesUnordered::new(), bytes: 0 };
+        let place = places.clone().acquire_owned().await;
+        coming.begin(MIB, async move {
+            tokio::task::yield_now().await;
+            drop(place);
+            MIB
+        });
+        assert!(coming.during(places.acquire_owned()).await.is_ok());
+        while coming.one_ends().await {}
+        assert_eq!(coming.bytes, 0);
     }
 }

@@ -18,7 +18,7 @@ use tracing::warn;
 use super::access::Gate;
 use super::away;
 use super::loan::may_borrow;
-use super::{Asker, Refusal};
+use super::{Asker, NotHere, Refusal};
 use crate::config::ServeStale;
 use crate::log::chain;
 use crate::metrics::{Metrics, RegistryLabels};
@@ -77,7 +77,7 @@ impl Tags {
         gate: &Gate,
     ) -> Result<Digest, Refusal> {
         if !asker.site.config.resolve {
-            return Err(Refusal::NotHere("tags of this registry are resolved by containerd: resolve = false"));
+            return Err(NotHere::Unresolved.into());
         }
         let slot = self.slot((credential.key(), asker.place(), tag.clone()));
         let mut known = slot.lock().await;
@@ -168,9 +168,7 @@ async fn stand_in(
                 return Ok(Known::now(seen.digest, Teller::Members));
             }
             // One of them may be right, and a host before the registry does not know which.
-            Err(Discord::Differ) => {
-                return Err(Refusal::NotHere("the registry is away, and members differ on what this tag means"));
-            }
+            Err(Discord::Differ) => return Err(NotHere::Differ.into()),
             Err(Discord::Few | Discord::Unknown) => {}
         }
     }

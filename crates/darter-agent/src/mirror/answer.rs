@@ -21,6 +21,8 @@ pub(super) struct Answer {
     pub(super) body: Body,
     /// Where the body's bytes come from, for the metrics.
     pub(super) source: Source,
+    /// Why it is a 404 of our own, for the metrics.
+    pub(super) refused: Option<&'static str>,
     /// Who asked for which blob: a failure in mid-body is handed over under that name.
     pub(super) share: Option<Share>,
 }
@@ -53,13 +55,19 @@ impl Body {
 impl Answer {
     /// An answer with a body.
     pub(super) fn new(status: u16, source: Source, body: Body) -> Self {
-        Self { status, headers: String::new(), body, source, share: None }
+        Self { status, headers: String::new(), body, source, refused: None, share: None }
     }
 
     /// The answer to an error, in the distribution API's form.
     pub(super) fn error(error: &OciError) -> Self {
         let answer = Self::new(error.status, Source::None, Body::Bytes(Bytes::from(error.body())));
         answer.header("Content-Type", "application/json")
+    }
+
+    /// The same answer, which is 404 for this reason.
+    pub(super) const fn because(mut self, reason: &'static str) -> Self {
+        self.refused = Some(reason);
+        self
     }
 
     /// 401 that asks for the credential of the pull. containerd sends it to us only after this.

@@ -19,7 +19,9 @@ use super::send::{Patience, SendError, Sent};
 use crate::config::Config;
 use crate::images::{Asker, BlobFound, Images, ManifestFound, Refusal, Share};
 use crate::log::chain;
-use crate::metrics::{BytesLabels, FirstByteLabels, Metrics, ReasonLabels, RegistryLabel, RequestLabels, Source};
+use crate::metrics::{
+    BytesLabels, FirstByteLabels, Metrics, ReasonLabels, RegistryLabel, RegistryReasonLabels, RequestLabels, Source,
+};
 use crate::origin::{Credential, OriginError};
 use crate::pulls::PullError;
 use crate::sites::{Site, Sites};
@@ -79,9 +81,9 @@ impl Routes {
         &self.chunks
     }
 
-    /// The answer to a request. Always within `answer_within`, or where other nodes are asked for a blob
-    /// within `stall` of its last byte that came and `FIRST_BYTE_MAX`: containerd before 2.3 would wait for
-    /// ever. While `stopping` only what no other host would be asked for is looked for.
+    /// The answer to a request. Always within `answer_within`, for a blob that waits for its turn from then
+    /// on, or where other nodes are asked for it within `stall` of its last byte that came; and within
+    /// `FIRST_BYTE_MAX`: containerd before 2.3 would wait for ever. While `stopping` only what no other host would be asked for is looked for.
     pub(super) async fn answer(&self, head: &Head, stopping: bool) -> (Counted, Answer) {
         let started = Instant::now();
         self.seen.note(head.user_agent.as_deref());
@@ -91,12 +93,13 @@ impl Routes {
                 let kind = call.request.kind();
                 let answer = if stopping && !is_later_chunk(head, &call.request) {
                     Answer::error(&OciError::not_here(&call.request, "darter: the agent is stopping"))
+                        .because("stopping")
                 } else {
                     self.in_time(head, &call, site.as_ref()).await
                 };
                 (kind, label, answer.namespace(call.registry.as_ref()))
             }
-            Err(error) => ("unknown", RegistryLabel::other(), Answer::error(&error)),
+            Err(error) => ("unknown", RegistryLabel::other(), misunderstood(&error)),
         };
         let is_chunk = kind == "blob" && matches!(range(head), Some(ByteRange::From(_)));
         (Counted { kind, registry, started, is_chunk }, answer)
@@ -117,16 +120,18 @@ impl Routes {
             }
         }
         info!(target = %head.target, ?within, "no answer in time: containerd goes to the registry");
-        Answer::error(&OciError::not_here(&call.request, "darter: no answer from the origin in time"))
+        Answer::error(&OciError::not_here(&call.request, "darter: no answer from the origin in time")).because("late")
     }
 
-    /// How long after `started` there may still be an answer. The first piece of a blob comes when
-    /// another node has read it, and where that one dies, when the next has: it is waited for as the rest
-    /// of a body is, since containerd at the registry would read what the others read.
+    /// How long after `started` there may still be an answer. A blob that waits behind others of a registry
+    /// that is slow is none that it does not give: containerd would wait there too, and slow down the others.
+    /// With other nodes the first piece of a blob comes when one has read it, and where that one dies, when
+    /// the next has: it is waited for as the rest of a body is.
     fn worth_waiting(&self, request: &Request, started: Instant) -> Option<Duration> {
         let Request::Blob { digest, .. } = request else { return None };
         let came = self.images.came_last(digest, FIRST_BYTE_MAX)?.max(started);
-        let longer = came.saturating_duration_since(started) + self.patience.pull;
+        let patience = if self.images.have_company() { self.patience.pull } else { self.answer_within };
+        let longer = came.saturating_duration_since(started) + patience;
         Some(longer.min(FIRST_BYTE_MAX.max(self.patience.pull)))
     }
 
@@ -282,6 +287,10 @@ impl Routes {
         let (registry, source) = (registry.clone(), answer.source);
         let request = RequestLabels { registry: registry.clone(), kind, code: answer.status, source };
         self.metrics.mirror_requests.get_or_create(&request).inc();
+        if let Some(reason) = answer.refused {
+            let labels = RegistryReasonLabels { registry: registry.clone(), reason };
+            self.metrics.mirror_refusals.get_or_create(&labels).inc();
+        }
         let Some(first) = sent.first_after(*started).filter(|_| source != Source::None) else { return };
         for (source, bytes) in shares(answer, sent) {
             let labels = BytesLabels { registry: registry.clone(), source };
@@ -393,7 +402,17 @@ fn refused(request: &Request, refusal: &Refusal) -> Answer {
             info!(kind = request.kind(), reason = %chain(refusal), "not here; containerd goes to the origin");
         }
     }
-    Answer::error(&OciError::not_here(request, format!("darter: {}", chain(refusal))))
+    Answer::error(&OciError::not_here(request, format!("darter: {}", chain(refusal)))).because(refusal.reason())
+}
+
+/// What names no registry of ours, or is no request of a pull.
+fn misunderstood(error: &OciError) -> Answer {
+    let answer = Answer::error(error);
+    match (error.status, error.code) {
+        (404, Code::NameUnknown) => answer.because("not_mirrored"),
+        (404, _) => answer.because("no_endpoint"),
+        _ => answer,
+    }
 }
 
 #[cfg(test)]

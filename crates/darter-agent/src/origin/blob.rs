@@ -9,10 +9,11 @@ use http::header::{CONTENT_LENGTH, CONTENT_RANGE};
 use http::{HeaderMap, Response, StatusCode};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Instant;
 
 use super::OriginError;
 use super::limits::Throttle;
+use super::line::Slot;
 use crate::metrics::{Metrics, RegistryLabel, RegistryLabels};
 
 /// A blob, or a range of it, on its way.
@@ -27,8 +28,10 @@ pub struct BlobStream {
     at: u64,
     body: Incoming,
     settings: Settings,
+    /// What came is paid for then, where bytes are spread over time.
+    owes: Option<Instant>,
     /// The connection counts as used for as long as its body lives.
-    _permit: Option<OwnedSemaphorePermit>,
+    slot: Option<Slot>,
 }
 
 /// What reading a body needs to know of its registry.
@@ -61,14 +64,18 @@ impl BlobStream {
         answer: Response<Incoming>,
         asked: Option<Span>,
         settings: Settings,
-        permit: Option<OwnedSemaphorePermit>,
+        slot: Option<Slot>,
     ) -> Result<Self, OriginError> {
         let Extent { start, end, size } = extent(answer.status(), answer.headers(), asked)?;
-        Ok(Self { start, end, size, at: start, body: answer.into_body(), settings, _permit: permit })
+        Ok(Self { start, end, size, at: start, body: answer.into_body(), settings, owes: None, slot })
     }
 
     /// The next bytes; `None` at the end. An error ends the stream.
     pub async fn next(&mut self) -> Option<Result<Bytes, OriginError>> {
+        // Before more is read, and not before what came goes on: somebody waits for it.
+        if let Some(paid) = self.owes.take() {
+            tokio::time::sleep_until(paid).await;
+        }
         loop {
             let stall = self.settings.stall;
             let frame = match tokio::time::timeout(stall, self.body.frame()).await {
@@ -80,19 +87,20 @@ impl BlobStream {
             if let Ok(data) = frame.into_data()
                 && !data.is_empty()
             {
-                return Some(self.took(data).await);
+                return Some(self.took(data));
             }
         }
     }
 
-    async fn took(&mut self, data: Bytes) -> Result<Bytes, OriginError> {
+    fn took(&mut self, data: Bytes) -> Result<Bytes, OriginError> {
         self.at += data.len() as u64;
         self.settings.count(data.len());
         if self.end.is_some_and(|end| self.at > end) {
             return Err(OriginError::Lied("it sends more than it announced"));
         }
-        if let Some(throttle) = &self.settings.throttle {
-            throttle.pay(data.len()).await;
+        self.owes = self.settings.throttle.as_ref().map(|throttle| throttle.owes(data.len()));
+        if let Some(slot) = &self.slot {
+            slot.came();
         }
         Ok(data)
     }

@@ -6,12 +6,12 @@ use darter_core::Digest;
 use darter_core::range::Span;
 use http::{HeaderValue, Method, Response, StatusCode, Uri};
 use hyper::body::Incoming;
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
 use super::challenge;
 use super::credential::{Account, Credential};
 use super::limits::Weight;
+use super::line::{Claim, Slot};
 use super::retry::Attempts;
 use super::send::{Ask, check, discard};
 use super::signed::{Key, Known};
@@ -46,6 +46,8 @@ pub(super) struct Job<'a> {
     pub(super) accept: Option<&'static str>,
     pub(super) range: Option<Span>,
     pub(super) weight: Weight,
+    /// Whose turn it is with.
+    pub(super) claim: Claim,
     /// Whether it says what a tag means.
     pub(super) by_tag: bool,
     /// The blob, whose redirect may be known already.
@@ -55,7 +57,7 @@ pub(super) struct Job<'a> {
 /// A good response head, and the right to read its body.
 pub(super) struct Answer {
     pub(super) response: Response<Incoming>,
-    pub(super) permit: Option<OwnedSemaphorePermit>,
+    pub(super) slot: Option<Slot>,
 }
 
 impl Inner {
@@ -111,7 +113,7 @@ impl Inner {
     /// `None`: it is away, and was not asked.
     async fn hurried(&self, target: &Target, job: &Job<'_>, who: &Credential) -> Result<Option<Answer>, OriginError> {
         // That we are busy says nothing about the host.
-        let permit = self.kept.slots.take(job.weight).await;
+        let slot = self.slot(job).await;
         // Those before us in the queue may have found out.
         if !target.away.may_ask(Instant::now()) {
             return Ok(None);
@@ -132,14 +134,18 @@ impl Inner {
             None if is_news => tracing::info!(%registry, %host, "the origin is back"),
             _ => {}
         }
-        Ok(Some(Answer { response: asked?, permit }))
+        Ok(Some(Answer { response: asked?, slot }))
     }
 
     /// One attempt at one origin.
     async fn at(&self, target: &Target, job: &Job<'_>, who: &Credential) -> Result<Answer, OriginError> {
-        let permit = self.kept.slots.take(job.weight).await;
+        let slot = self.slot(job).await;
         let response = self.head(target, job, who).await?;
-        Ok(Answer { response, permit })
+        Ok(Answer { response, slot })
+    }
+
+    async fn slot(&self, job: &Job<'_>) -> Option<Slot> {
+        self.kept.slots.take(job.weight, &job.claim, job.range.map_or(0, |span| span.start)).await
     }
 
     /// The head of what one origin answers.

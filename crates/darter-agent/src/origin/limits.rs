@@ -4,17 +4,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use darter_core::units::Rate;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
-/// Connections to one registry. A permit lives as long as the body of its response.
+use super::line::{Claim, Line, Slot};
+
+/// Connections to one registry. A slot lives as long as the body of its response.
 ///
 /// Small requests have some of their own: a manifest that waits for the last of sixteen large
-/// layers would miss `mirror.answer_within`. Waiting has no end here, because every body has one
-/// (`origin.stall`), and whoever asks has its own patience.
+/// layers would miss `mirror.answer_within`.
 pub(super) struct Slots {
-    small: Arc<Semaphore>,
-    bodies: Arc<Semaphore>,
+    small: Arc<Line>,
+    bodies: Arc<Line>,
 }
 
 /// What a request is about to bring.
@@ -27,19 +27,19 @@ pub(super) enum Weight {
 impl Slots {
     pub(super) fn new(connections: usize) -> Self {
         let small = connections / 4;
-        let bodies = Arc::new(Semaphore::new(connections - small));
+        let bodies = Line::new(connections - small);
         // With three connections or fewer there is nothing to divide.
-        let small = if small == 0 { bodies.clone() } else { Arc::new(Semaphore::new(small)) };
+        let small = if small == 0 { bodies.clone() } else { Line::new(small) };
         Self { small, bodies }
     }
 
-    pub(super) async fn take(&self, weight: Weight) -> Option<OwnedSemaphorePermit> {
-        let slots = match weight {
+    /// Waits for one, for a request of `claim` that begins at the byte `at`.
+    pub(super) async fn take(&self, weight: Weight, claim: &Claim, at: u64) -> Option<Slot> {
+        let line = match weight {
             Weight::Small => &self.small,
             Weight::Body => &self.bodies,
         };
-        // The semaphore is never closed: there is always a permit in the end.
-        slots.clone().acquire_owned().await.ok()
+        line.take(claim, at).await
     }
 }
 
@@ -55,10 +55,9 @@ impl Throttle {
         Self { bytes_per_second: rate.0.max(1), paid: Mutex::new(Instant::now()) }
     }
 
-    /// Waits until `bytes` more may have been read.
-    pub(super) async fn pay(&self, bytes: usize) {
-        let until = self.book(Instant::now(), bytes as u64);
-        tokio::time::sleep_until(until).await;
+    /// Until when whoever read so many bytes reads no more.
+    pub(super) fn owes(&self, bytes: usize) -> Instant {
+        self.book(Instant::now(), bytes as u64)
     }
 
     fn book(&self, now: Instant, bytes: u64) -> Instant {
@@ -90,12 +89,12 @@ mod tests {
 
     #[tokio::test]
     async fn layers_leave_connections_for_manifests() {
-        let slots = Slots::new(4);
+        let (slots, claim) = (Slots::new(4), Claim::once());
         let mut held = Vec::new();
         for _ in 0..3 {
-            held.push(slots.take(Weight::Body).await);
+            held.push(slots.take(Weight::Body, &claim, 0).await);
         }
-        assert!(tokio::time::timeout(Duration::from_millis(20), slots.take(Weight::Body)).await.is_err());
-        assert!(slots.take(Weight::Small).await.is_some());
+        assert!(tokio::time::timeout(Duration::from_millis(20), slots.take(Weight::Body, &claim, 0)).await.is_err());
+        assert!(slots.take(Weight::Small, &claim, 0).await.is_some());
     }
 }

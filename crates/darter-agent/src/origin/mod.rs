@@ -15,6 +15,7 @@ mod fetch;
 mod guard;
 mod http;
 mod limits;
+mod line;
 mod node;
 mod retry;
 mod send;
@@ -47,6 +48,7 @@ pub use blob::BlobStream;
 pub use credential::{Basic, Credential};
 pub use error::OriginError;
 pub use fetch::Whom;
+pub use line::Claim;
 pub use url::without_secrets;
 
 use ecr::Ecr;
@@ -75,6 +77,8 @@ pub struct Origin {
     inner: Arc<Inner>,
     whom: Whom,
     waits_when_throttled: bool,
+    /// Whose turn its blobs wait for; none: each request is one of its own.
+    claim: Option<Claim>,
 }
 
 struct Inner {
@@ -198,7 +202,8 @@ impl Origin {
         let http = http::Http::new(settings, connections, kept.roots.clone(), guard)?;
         let (metrics, label) = (body.metrics.clone(), body.label.clone());
         let wire = Wire { http, plain_http: registry.plain_http, metrics, label };
-        Ok(Self { inner: Arc::new(Inner { targets, wire, kept }), whom: Whom::Registry, waits_when_throttled: true })
+        let inner = Arc::new(Inner { targets, wire, kept });
+        Ok(Self { inner, whom: Whom::Registry, waits_when_throttled: true, claim: None })
     }
 
     /// The same registry, for answers of these.
@@ -209,6 +214,11 @@ impl Origin {
     /// The same, for whoever paces all readers of a registry and has to hear at once that it throttles.
     pub fn telling_throttles(&self) -> Self {
         Self { waits_when_throttled: false, ..self.clone() }
+    }
+
+    /// The same, for a blob whose ranges wait for their turn with this.
+    pub fn with_claim(&self, claim: Claim) -> Self {
+        Self { claim: Some(claim), ..self.clone() }
     }
 
     /// Whether other hosts stand before the registry.
@@ -253,7 +263,7 @@ impl Origin {
         credential: &Credential,
     ) -> Result<Fetched, OriginError> {
         let job = manifest(Method::GET, repository, reference);
-        let Answer { response, permit: _permit } = self.fetch(&job, credential).await?;
+        let Answer { response, slot: _slot } = self.fetch(&job, credential).await?;
         let (media_type, told) = (media_type(response.headers()), told(response.headers()));
         let content = collect(response, MANIFEST_MAX_BYTES, self.stall()).await?;
         self.inner.kept.body.count(content.len());
@@ -276,10 +286,11 @@ impl Origin {
         span: Option<Span>,
         credential: &Credential,
     ) -> Result<BlobStream, OriginError> {
-        self.blob_by(repository, digest, span, credential, Some(*digest)).await
+        let how = (Weight::Body, Some(*digest));
+        self.blob_by(repository, digest, span, credential, how).await
     }
 
-    /// A range of a blob, not by a signed URL that is known: the storage behind one would go on giving
+    /// A few bytes of a blob, not by a signed URL that is known: the storage behind one would go on giving
     /// it to a credential that is refused by now.
     pub async fn probe(
         &self,
@@ -288,17 +299,17 @@ impl Origin {
         span: Span,
         credential: &Credential,
     ) -> Result<BlobStream, OriginError> {
-        self.blob_by(repository, digest, Some(span), credential, None).await
+        self.blob_by(repository, digest, Some(span), credential, (Weight::Small, None)).await
     }
 
-    /// A blob, by the redirect that is known for `known`, if one is.
+    /// A blob, as a request of this weight, by the redirect that is known for `known`, if one is.
     async fn blob_by(
         &self,
         repository: &Repository,
         digest: &Digest,
         span: Option<Span>,
         credential: &Credential,
-        known: Option<Digest>,
+        (weight, known): (Weight, Option<Digest>),
     ) -> Result<BlobStream, OriginError> {
         let job = Job {
             method: Method::GET,
@@ -307,12 +318,13 @@ impl Origin {
             kind: "blob",
             accept: None,
             range: span.filter(|span| !span.is_empty()),
-            weight: Weight::Body,
+            weight,
+            claim: self.claim.clone().unwrap_or_else(Claim::once),
             by_tag: false,
             blob: known,
         };
-        let Answer { response, permit } = self.fetch(&job, credential).await?;
-        BlobStream::new(response, job.range, self.inner.kept.body.clone(), permit)
+        let Answer { response, slot } = self.fetch(&job, credential).await?;
+        BlobStream::new(response, job.range, self.inner.kept.body.clone(), slot)
     }
 
     /// A list of tags or referrers: `path_and_query` is what follows `/v2/`.
@@ -326,10 +338,11 @@ impl Origin {
             accept: None,
             range: None,
             weight: Weight::Small,
+            claim: Claim::once(),
             by_tag: path_and_query.split('?').next().is_some_and(|path| path.ends_with("/tags/list")),
             blob: None,
         };
-        let Answer { response, permit: _permit } = match self.fetch(&job, credential).await {
+        let Answer { response, slot: _slot } = match self.fetch(&job, credential).await {
             Err(OriginError::NotFound) => return Ok(not_found()),
             answer => answer?,
         };
@@ -361,6 +374,7 @@ fn manifest<'a>(method: Method, repository: &'a Repository, reference: &Referenc
         accept: Some(ACCEPT),
         range: None,
         weight: Weight::Small,
+        claim: Claim::once(),
         by_tag: matches!(reference, Reference::Tag(_)),
         blob: None,
     }

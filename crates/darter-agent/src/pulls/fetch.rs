@@ -70,7 +70,7 @@ pub(super) async fn fetch(job: &Job, left: Option<Left>, ended: impl Future<Outp
     // One for all of the blob: where others come to stand before the registry meanwhile, this ends on
     // what it began with.
     let Some(whence) = &wanted.whence else { return Err(PullError::Others) };
-    let origin = whence.site.origin().of(Whom::Anyone);
+    let origin = whence.site.origin().of(Whom::Anyone).with_claim(job.pull.claim.clone());
     let from = From { origin: &origin, whence, digest: &wanted.digest };
     let is_joint = left.is_some();
     let begun = left.and_then(|left| left.ingest);

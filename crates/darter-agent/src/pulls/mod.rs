@@ -13,13 +13,14 @@ mod provenance;
 mod reader;
 mod target;
 mod together;
+mod wanted;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use darter_core::{Digest, Repository};
+use darter_core::Digest;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -27,9 +28,8 @@ use tracing::{debug, info, warn};
 
 use crate::activity::Activity;
 use crate::log::chain;
-use crate::metrics::{Metrics, PullLabels, RegistryLabel};
-use crate::origin::{Credential, OriginError};
-use crate::sites::Site;
+use crate::metrics::{Metrics, PullLabels};
+use crate::origin::{Claim, OriginError};
 use crate::store::{Blob, IngestReader, Store, StoreError};
 use crate::swarm::handle::SwarmHandle;
 
@@ -37,45 +37,18 @@ use account::Account;
 use fetch::Job;
 use provenance::Provenance;
 pub use reader::{Progress, Reader};
+pub use wanted::{Purpose, Wanted, Whence};
 
 // containerd keeps 3 downloads in flight (max_concurrent_downloads) and a node starts few images
 // at once. Past this something is wrong: answer 404 and let containerd go around us.
 const RUNNING_MAX: usize = 256;
 
-/// How many times its patience a blob is waited for while others of this node come from other nodes: a
-/// node wishes for more layers than it asks for at a time.
+/// How many times its patience a blob is waited for while others of this node come: a node wishes for more
+/// layers than it asks for at a time.
 const TURN: u32 = 4;
 
 /// Turns from this on come last.
 const LAST: u64 = 1 << 63;
-
-/// A blob that somebody wants, and from where.
-#[derive(Clone)]
-pub struct Wanted {
-    /// Which blob.
-    pub digest: Digest,
-    /// Its size in bytes, where a manifest told it.
-    pub size: Option<u64>,
-    /// Where it can be read besides from other nodes; nothing: from them alone.
-    pub whence: Option<Whence>,
-}
-
-/// Where a blob can be read, by whom.
-#[derive(Clone)]
-pub struct Whence {
-    /// The registry it belongs to.
-    pub site: Arc<Site>,
-    /// The repository that was proved to hold it.
-    pub repository: Repository,
-    /// What opens the repository.
-    pub credential: Credential,
-}
-
-impl Wanted {
-    fn label(&self) -> RegistryLabel {
-        self.whence.as_ref().map_or_else(RegistryLabel::other, |whence| whence.site.label.clone())
-    }
-}
 
 /// Why a blob did not come.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -175,6 +148,8 @@ struct Pull {
     left: Notify,
     /// When anything of it came last.
     activity: Activity,
+    /// Its place at the connections of its registry.
+    claim: Claim,
     /// Nobody came back: it is putting away what has arrived. Set under the lock of `running`.
     ending: AtomicBool,
 }
@@ -275,7 +250,7 @@ impl Pulls {
     }
 
     async fn bring(&self, digest: Digest, size: u64) -> Result<(), PullError> {
-        match self.join(Wanted { digest, size: Some(size), whence: None }).await? {
+        match self.join(Wanted { digest, size: Some(size), whence: None, purpose: Purpose::Ahead }).await? {
             Joined::Complete(_) => Ok(()),
             Joined::Running(reader) => reader.to_end(self.0.settings.patience).await,
         }
@@ -286,8 +261,8 @@ impl Pulls {
         self.0.swarm.as_ref().is_some_and(|swarm| !swarm.is_alone())
     }
 
-    /// When something of a running pull came last, or of another, whose turn it may be, for `most` after
-    /// its own; at first when it began.
+    /// When something of a running pull came last, or of another, whose turn it may be or behind which it
+    /// waits for its own, for `most` after its own; at first when it began.
     pub fn came_last(&self, digest: &Digest, most: Duration) -> Option<Instant> {
         lock(&self.0.running).get(digest).map(|pull| pull.activity.last_in_turn(most))
     }
@@ -304,7 +279,7 @@ impl Pulls {
         if let Some(pull) = running.get(&digest) {
             let is_ending = pull.ending.load(Ordering::Relaxed);
             let ending = || Entered::Ending(pull.state.subscribe());
-            return Ok(if is_ending { ending() } else { Entered::Pull(Interest::new(pull)) });
+            return Ok(if is_ending { ending() } else { Entered::Pull(Interest::new(pull, wanted.purpose)) });
         }
         // Looked up under the lock: a pull that just ended has left the map only after the store
         // had its blob.
@@ -314,23 +289,37 @@ impl Pulls {
         if running.len() >= RUNNING_MAX {
             return Err(PullError::Busy);
         }
-        let state = watch::Sender::new(State::Asking);
-        let pull = Arc::new(Pull {
-            state,
-            provenance: Provenance::default(),
-            readers: AtomicUsize::new(0),
-            left: Notify::new(),
-            // By itself a node reads each blob at once: none waits for its turn.
-            activity: self.0.swarm.as_ref().map_or_else(Activity::default, |_| Activity::among(&self.0.activity)),
-            ending: AtomicBool::new(false),
-        });
-        let interest = Interest::new(&pull);
-        running.insert(digest, pull.clone());
         let begun = self.0.begun.fetch_add(1, Ordering::Relaxed) + 1;
         // What nobody here waits for comes after everything that somebody waits for.
         let turn = if wanted.whence.is_some() { begun } else { begun | LAST };
+        let (activity, claim) = self.place(turn);
+        let pull = Arc::new(Pull {
+            state: watch::Sender::new(State::Asking),
+            provenance: Provenance::default(),
+            readers: AtomicUsize::new(0),
+            left: Notify::new(),
+            activity,
+            claim,
+            ending: AtomicBool::new(false),
+        });
+        let interest = Interest::new(&pull, wanted.purpose);
+        running.insert(digest, pull.clone());
         self.0.tasks.spawn(self.clone().run(pull, wanted.clone(), turn));
         Ok(Entered::Pull(interest))
+    }
+
+    /// What a pull of this turn waits by, and for which slots.
+    fn place(&self, turn: u64) -> (Activity, Claim) {
+        // By itself a node asks for each blob at once, which then waits for its turn at its registry alone.
+        if self.0.swarm.is_none() {
+            let activity = Activity::default();
+            return (activity.clone(), Claim::new(turn, activity));
+        }
+        let activity = Activity::among(&self.0.activity);
+        let claim = Claim::new(turn, activity.clone());
+        // Other nodes may wait for what this one is to read for all of them.
+        claim.begin_to_read();
+        (activity, claim)
     }
 
     async fn run(self, pull: Arc<Pull>, wanted: Wanted, turn: u64) {
@@ -442,17 +431,23 @@ impl State {
 
 /// Somebody waits for this pull. When the last of them is gone the pull stops after `mirror.linger`.
 #[derive(Debug)]
-struct Interest(Arc<Pull>);
+struct Interest(Arc<Pull>, Purpose);
 
 impl Interest {
-    fn new(pull: &Arc<Pull>) -> Self {
+    fn new(pull: &Arc<Pull>, purpose: Purpose) -> Self {
         pull.readers.fetch_add(1, Ordering::AcqRel);
-        Self(pull.clone())
+        if purpose == Purpose::Read {
+            pull.claim.begin_to_read();
+        }
+        Self(pull.clone(), purpose)
     }
 }
 
 impl Drop for Interest {
     fn drop(&mut self) {
+        if self.1 == Purpose::Read {
+            self.0.claim.end_reading();
+        }
         if self.0.readers.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.0.left.notify_one();
         }

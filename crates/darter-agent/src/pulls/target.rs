@@ -55,7 +55,10 @@ impl Target {
             layout,
             // One for all of the blob: where others come to stand before the registry meanwhile, this
             // ends on what it began with.
-            origin: job.wanted.whence.clone().map(|whence| (whence.site.origin().of(Whom::Anyone), whence)),
+            origin: job.wanted.whence.clone().map(|whence| {
+                let origin = whence.site.origin().of(Whom::Anyone).with_claim(job.pull.claim.clone());
+                (origin, whence)
+            }),
             swarm: swarm.clone(),
             ingest: OnceCell::new(),
             coming: std::sync::OnceLock::new(),

@@ -373,7 +373,9 @@ impl Coordinator {
 
     fn next_lease(&self, zone: Zone, cx: &Cx<'_>) -> Option<(u32, Option<PeerId>, PeerId)> {
         let table = self.tables.get(&zone)?;
-        let segment = table.next_free()?;
+        // The one before gave them out from the first on, and who reads them is still to come here.
+        let gathers = cx.now < self.gathers_until;
+        let segment = if gathers { table.last_free(cx.members.len()) } else { table.next_free() }?;
         let from = self.source(zone, segment, cx)?;
         // The first to come would get all of a small blob, a moment before the others are here: it has
         // its share one by one, as fast as what it reads arrives.
@@ -414,7 +416,7 @@ impl Coordinator {
                 return self.least_busy(holders(), segment, cx).map(Some);
             }
         }
-        let may_read = (cx.is_settled || self.is_inherited) && cx.now >= self.gathers_until;
+        let may_read = cx.is_settled || self.is_inherited;
         (may_read && self.imports() < self.reads(cx)).then_some(None)
     }
 

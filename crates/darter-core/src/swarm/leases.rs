@@ -158,6 +158,12 @@ impl Table {
         (self.first_free < self.segments.len()).then(|| u32::try_from(self.first_free).ok()).flatten()
     }
 
+    /// The last of at least so many that are free.
+    pub(super) fn last_free(&self, of: usize) -> Option<u32> {
+        let free = || self.segments.iter().enumerate().rev().filter(|(_, segment)| **segment == Segment::Free);
+        free().nth(of.saturating_sub(1)).and_then(|_| u32::try_from(free().next()?.0).ok())
+    }
+
     /// Who reads the segment, or read it.
     pub(super) fn owner(&self, segment: u32) -> Option<PeerId> {
         match self.segments.get(segment as usize)? {

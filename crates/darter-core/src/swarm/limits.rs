@@ -61,8 +61,8 @@ pub struct Limits {
     /// A node that has just started reads nothing from the origin for others before it heard of no new
     /// member for this long: it would be one of many who each think that they coordinate.
     pub settle_quiet: Duration,
-    /// So long who takes a coordinator's place hears what is read already, before it has more read from the
-    /// origin: not all lose the one before at the same moment.
+    /// So long who takes a coordinator's place hears what is read already, and has read what most likely is
+    /// not: the others do not all lose the one before at the same moment.
     pub gather: Duration,
     /// Or before it is this old.
     pub settle_max: Duration,

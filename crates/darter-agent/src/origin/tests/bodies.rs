@@ -133,3 +133,17 @@ async fn a_limit_of_bandwidth_holds() {
     blob(&origin_with(&config(), &registry).await, None, &Credential::Anonymous).await.unwrap();
     assert!(start.elapsed() >= Duration::from_millis(190), "20 bytes at 100 a second");
 }
+
+#[tokio::test]
+async fn a_limit_of_bandwidth_holds_up_what_comes_next_and_not_what_came() {
+    let server = Server::start(|_| Reply::new(200, CONTENT)).await;
+    let mut registry = registry(&server);
+    registry.bandwidth = Some(darter_core::units::Rate(10));
+    let origin = origin_with(&config(), &registry).await;
+    let start = std::time::Instant::now();
+    let mut stream = origin.blob(&repository(), &blob_digest(), None, &Credential::Anonymous).await.unwrap();
+    assert_eq!(stream.next().await.unwrap().unwrap(), CONTENT);
+    assert!(start.elapsed() < Duration::from_secs(1), "they cost two seconds, which somebody would have waited");
+    assert!(stream.next().await.is_none());
+    assert!(start.elapsed() >= Duration::from_millis(1900));
+}

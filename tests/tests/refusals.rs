@@ -1,0 +1,95 @@
+//! Each 404 that the agent gives by itself is counted by why it gave it.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use darter_core::Digest;
+use darter_tests::agent::Options;
+use darter_tests::emulator::End;
+use darter_tests::fake_ecr::{Auth, Fault, Kind, Rule};
+use darter_tests::stage::{MIB, Pair, REPOSITORY, TAG, eventually};
+use darter_tests::tools::{Need, can_run};
+
+/// One that nothing refers to.
+fn absent() -> String {
+    format!("blobs/{}", Digest::of(b"nobody has this"))
+}
+
+/// GET of this is answered 404 for this reason, and for no other.
+async fn refused(pair: &Pair, reason: &str, path: &str, headers: &[(&str, &str)]) -> Result<()> {
+    let labels = [("reason", reason), ("registry", &*pair.ecr.name())];
+    let counted = async |labels: &[_]| pair.metric("darter_mirror_refusals_total", labels).await;
+    let before = (counted(&labels).await?, counted(&[]).await?);
+    let answer = pair.get_with(path, headers).await?;
+    ensure!(answer.status == 404, "{reason}: {} {}", answer.status, answer.text());
+    // Counted once it is on the wire, which its client sees first.
+    eventually(reason, async || Ok(counted(&[]).await? > before.1)).await?;
+    assert_eq!((counted(&labels).await?, counted(&[]).await?), (before.0 + 1.0, before.1 + 1.0), "{reason}");
+    Ok(())
+}
+
+/// Every 404 without a source has its reason.
+async fn all_have_theirs(pair: &Pair) -> Result<()> {
+    let answered = pair.metric("darter_mirror_requests_total", &[("code", "404"), ("source", "none")]).await?;
+    ensure!(answered > 0.0);
+    assert_eq!(pair.metric("darter_mirror_refusals_total", &[]).await?, answered);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_404_has_the_reason_for_which_it_was_given() -> Result<()> {
+    if !can_run("a_404_has_the_reason_for_which_it_was_given", &[Need::Darter]) {
+        return Ok(());
+    }
+    let change = |options: Options| {
+        let options = options.set("mirror.prefetch", "off").set("mirror.answer_within", "1s").set("mirror.stall", "1s");
+        options.set("origin.ranges", 1).set("store.limit", "14MiB")
+    };
+    let sizes = [20 * MIB, 6 * MIB, 5 * MIB];
+    let mut pair = Pair::with(&sizes, Auth::Public, &[("access", "public".into())], change).await?;
+    pair.read_manifests().await?;
+    let [large, cut, late] = [0, 1, 2].map(|at: usize| pair.image.layers[at].digest());
+    refused(&pair, "not_found", &absent(), &[]).await?;
+    refused(&pair, "incomplete", &format!("blobs/{cut}"), &[("Range", "bytes=100-")]).await?;
+    refused(&pair, "store", &format!("blobs/{large}"), &[]).await?;
+    pair.ecr.inject(Rule::on(Kind::Blob).digest(late), Fault::Delay(Duration::MAX));
+    refused(&pair, "late", &format!("blobs/{late}"), &[]).await?;
+    pair.ecr.inject(Rule::on(Kind::Blob).digest(cut).always(), Fault::Stall(MIB, Duration::from_secs(60)));
+    let mut body = pair.open(&format!("blobs/{cut}"), &[]).await?;
+    assert_eq!(body.read(None, |_| ()).await?, End::Fin);
+    refused(&pair, "handed_over", &format!("blobs/{cut}"), &[]).await?;
+    pair.ecr.down().await;
+    refused(&pair, "away", "manifests/another", &[]).await?;
+    // Whoever asks for what no registry of ours has: their name is no time series.
+    let other = format!("{}/v2/{REPOSITORY}/manifests/{TAG}?ns=elsewhere.example", pair.agent.mirror_url());
+    for (url, reason) in [(other, "not_mirrored"), (format!("{}/favicon.ico", pair.agent.mirror_url()), "no_endpoint")]
+    {
+        assert_eq!(pair.client().get(&url).await?.status, 404);
+        let labels = [("reason", reason), ("registry", "other")];
+        let counted = async || Ok(pair.metric("darter_mirror_refusals_total", &labels).await? == 1.0);
+        eventually(reason, counted).await?;
+    }
+    all_have_theirs(&pair).await
+}
+
+#[tokio::test]
+async fn a_404_by_a_policy_has_its_reason_and_a_401_is_none() -> Result<()> {
+    if !can_run("a_404_by_a_policy_has_its_reason_and_a_401_is_none", &[Need::Darter]) {
+        return Ok(());
+    }
+    let tag = format!("manifests/{TAG}");
+    let unresolved = [("access", "public".into()), ("resolve", false.into())];
+    let off = [("access", "off".into())];
+    let denied = [("access", "public".into())];
+    for (reason, keys) in [("unresolved", &unresolved[..]), ("off", &off), ("denied", &denied)] {
+        let pair = Pair::with(&[4096], Auth::Ecr, keys, |options| options).await?;
+        refused(&pair, reason, &tag, &[]).await?;
+        all_have_theirs(&pair).await?;
+    }
+    let pair = Pair::with(&[4096], Auth::Ecr, &[("access", "caller".into())], |options| options).await?;
+    assert_eq!(pair.get(&tag).await?.status, 401);
+    let is_counted = async || Ok(pair.metric("darter_mirror_requests_total", &[("code", "401")]).await? == 1.0);
+    eventually("it is counted", is_counted).await?;
+    assert_eq!(pair.metric("darter_mirror_refusals_total", &[]).await?, 0.0);
+    Ok(())
+}
