@@ -141,7 +141,7 @@ fn what_a_joiner_reads_from_a_holder_it_reads_from_there_under_the_next_coordina
     // The word that it broke is about this lease.
     let broken =
         Message::LeaseEnd { segment: 0, from: Some(peer(3)), end: LeaseEnd::Broken, upload_time: Duration::ZERO };
-    let again = heard(&mut swarm, at(3), 2, blob, broken);
+    let again = heard(&mut swarm, at(600), 2, blob, broken);
     assert!(leases(&again).iter().any(|(_, segment)| *segment == 0), "{again:?}");
     assert_eq!(swarm.check_invariants(), Ok(()));
 }

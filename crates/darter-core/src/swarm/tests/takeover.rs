@@ -32,27 +32,28 @@ fn tick_until(swarm: &mut Swarm, end: Time) -> Vec<Action> {
 }
 
 #[test]
-fn who_comes_next_hears_first_what_the_others_read() {
-    let (mut swarm, blob) = reads_for_another();
-    swarm.handle(at(1100), Event::PeerLost(peer(3)));
-    let mut actions = swarm.handle(at(1100), Event::Members(members_of(1..=2)));
-    // Its own segment comes, and there is room for another.
-    for piece in 0..8 {
-        actions.extend(swarm.handle(at(1200), Event::Imported { blob, piece }));
+fn who_comes_next_leaves_to_the_others_what_they_most_likely_read() {
+    for others_read_it in [true, false] {
+        let (mut swarm, blob) = reads_for_another();
+        let mut actions = swarm.handle(at(1100), Event::PeerLost(peer(3)));
+        actions.extend(swarm.handle(at(1100), Event::Members(members_of(1..=2))));
+        // Its own segment comes, and there is room for another.
+        for piece in 0..8 {
+            actions.extend(swarm.handle(at(1200), Event::Imported { blob, piece }));
+        }
+        // The one after that which it had itself is the other's, who loses the coordinator later.
+        assert_eq!(imported(&actions), [3, 2], "{actions:?}");
+        let reading = Reading { segment: 1, from: None };
+        let leased = if others_read_it { vec![reading] } else { Vec::new() };
+        let (have, neighbours) = (Bitfield::new(32), Vec::new());
+        let join = Join { size: 32 * MIB, have, leased, can_import: true, neighbours };
+        let mut given = leases(&heard(&mut swarm, at(1500), 2, blob, Message::Join(join)));
+        assert_eq!(given, [], "it may come from somebody else still");
+        given.extend(leases(&tick_until(&mut swarm, at(1600))));
+        let wanted = if others_read_it { Vec::new() } else { vec![(peer(2), 1)] };
+        assert_eq!(given, wanted);
+        assert_eq!(swarm.check_invariants(), Ok(()));
     }
-    assert!(imported(&actions).is_empty(), "{actions:?}");
-    // The other lost the coordinator later.
-    let join = Join {
-        size: 32 * MIB,
-        have: Bitfield::new(32),
-        leased: vec![Reading { segment: 1, from: None }],
-        can_import: true,
-        neighbours: Vec::new(),
-    };
-    heard(&mut swarm, at(1500), 2, blob, Message::Join(join));
-    let then = tick_until(&mut swarm, at(1600));
-    assert_eq!(imported(&then), [2], "{then:?}");
-    assert_eq!(swarm.check_invariants(), Ok(()));
 }
 
 #[test]
@@ -64,7 +65,11 @@ fn who_is_next_and_was_joined_before_it_knew_hears_the_others_too() {
     assert_eq!(leases(&early), [], "somebody ranks higher");
     let mut actions = swarm.handle(at(2000), Event::PeerLost(peer(3)));
     actions.extend(swarm.handle(at(2000), Event::Members(members_of(1..=2))));
-    assert_eq!(leases(&actions), [], "{actions:?}");
-    let given = leases(&tick_until(&mut swarm, at(2500)));
-    assert!(!given.is_empty() && given.iter().all(|(_, segment)| *segment != 0), "{given:?}");
+    assert!(leases(&actions).iter().all(|(_, segment)| *segment > 1), "{actions:?}");
+    let mut then = tick_until(&mut swarm, at(2500));
+    for piece in 0..8 {
+        then.extend(swarm.handle(at(2600), Event::Imported { blob, piece }));
+    }
+    let later = imported(&then).into_iter().chain(leases(&then).into_iter().map(|(_, segment)| segment));
+    assert_eq!(later.collect::<Vec<_>>(), [1]);
 }
