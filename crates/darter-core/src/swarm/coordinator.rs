@@ -373,9 +373,11 @@ impl Coordinator {
 
     fn next_lease(&self, zone: Zone, cx: &Cx<'_>) -> Option<(u32, Option<PeerId>, PeerId)> {
         let table = self.tables.get(&zone)?;
-        // The one before gave them out from the first on, and who reads them is still to come here.
+        // The one before gave them out from the first on, and who reads them is still to come here: each may
+        // have as many as this.
+        let others = cx.members.len() * usize::from(cx.limits.leases_per_owner);
         let gathers = cx.now < self.gathers_until;
-        let segment = if gathers { table.last_free(cx.members.len()) } else { table.next_free() }?;
+        let segment = if gathers { table.last_free(others) } else { table.next_free() }?;
         let from = self.source(zone, segment, cx)?;
         // The first to come would get all of a small blob, a moment before the others are here: it has
         // its share one by one, as fast as what it reads arrives.
