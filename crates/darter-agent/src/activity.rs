@@ -10,6 +10,8 @@ pub struct Activity {
     own: Arc<Clock>,
     /// When somebody last said that something comes. It may be wrong.
     said: Arc<Clock>,
+    /// When its turn came last: whoever waits begins to wait then.
+    turn: Arc<Clock>,
     /// That of everything that this is one of.
     all: Option<Arc<Clock>>,
     /// That of those that it waits behind now.
@@ -41,6 +43,13 @@ impl Clock {
 }
 
 impl Activity {
+    /// One that began to wait at another time.
+    #[cfg(test)]
+    pub(crate) fn begun(began: Instant) -> Self {
+        let clock = || Arc::new(Clock { began, last: AtomicU64::new(0) });
+        Self { own: clock(), said: clock(), turn: clock(), all: None, behind: Arc::default() }
+    }
+
     /// One of several, whose own things come in turn with those of the others.
     pub fn among(all: &Self) -> Self {
         Self { all: Some(all.own.clone()), ..Self::default() }
@@ -51,7 +60,7 @@ impl Activity {
         self.touch_at(Instant::now());
     }
 
-    fn touch_at(&self, now: Instant) {
+    pub(crate) fn touch_at(&self, now: Instant) {
         self.own.touch(now);
         if let Some(all) = &self.all {
             all.touch(now);
@@ -61,6 +70,11 @@ impl Activity {
     /// Somebody says that something comes.
     pub fn is_said_to_come(&self) {
         self.said.touch(Instant::now());
+    }
+
+    /// Its turn has come, after something came of those before it.
+    pub fn has_its_turn(&self) {
+        self.turn.touch(Instant::now());
     }
 
     /// It waits behind `others` until this is said otherwise, so that what comes of them brings it nearer.
@@ -80,11 +94,11 @@ impl Activity {
     }
 
     /// When something came last, or when something of the others came last, whose turn it may be or that it waits
-    /// behind, or something was said to come: for `most` after its own last one at most.
+    /// behind, or its turn came, or something was said to come: for `most` after its own last one at most.
     pub fn last_in_turn(&self, most: Duration) -> Instant {
-        let (own, said) = (self.own.last(), self.said.last());
-        let behind = self.behind().as_ref().map(|others| others.last());
-        let others = self.all.as_ref().map(|all| all.last()).into_iter().chain(behind).fold(said, Instant::max);
+        let own = self.own.last();
+        let (all, behind) = (self.all.as_ref().map(|all| all.last()), self.behind().as_ref().map(|it| it.last()));
+        let others = all.into_iter().chain(behind).chain([self.turn.last()]).fold(self.said.last(), Instant::max);
         others.min(own + most).max(own)
     }
 

@@ -1,9 +1,9 @@
 //! What a request of a pull gets: a manifest or a blob, if whoever asks may read it.
 //!
 //! `access` says with which credential and whether its proof holds, `loan` what may be read where the
-//! registry cannot say so, `tags` what a tag means now, `members` what the swarm says of that, `prefetch` what is fetched ahead, `handover` what
-//! is left to the origin for a while, `refusal` why nothing is given. Blobs come
-//! from the store, from containerd's content store or by a pull; manifests are small and come whole,
+//! registry cannot say so, `tags` what a tag means now, `members` what the swarm says of that, `prefetch`
+//! what is fetched ahead, `handover` what is left to the origin for a while, `refusal` why nothing is given.
+//! Blobs come from the store, from containerd's content store or by a pull; manifests are small and come whole,
 //! from the registry or (`others`) from the other nodes.
 //! Proofs come from the registry itself; bytes that one opened may come from the hosts before it.
 //! Not here: HTTP (`mirror`).

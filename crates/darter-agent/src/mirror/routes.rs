@@ -83,7 +83,8 @@ impl Routes {
 
     /// The answer to a request. Always within `answer_within`, for a blob that waits for its turn from then
     /// on, or where other nodes are asked for it within `stall` of its last byte that came; and within
-    /// `FIRST_BYTE_MAX`: containerd before 2.3 would wait for ever. While `stopping` only what no other host would be asked for is looked for.
+    /// `FIRST_BYTE_MAX`: containerd before 2.3 would wait for ever. While `stopping` only what no other host
+    /// would be asked for is looked for.
     pub(super) async fn answer(&self, head: &Head, stopping: bool) -> (Counted, Answer) {
         let started = Instant::now();
         self.seen.note(head.user_agent.as_deref());

@@ -8,7 +8,6 @@
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
 
 use tokio::sync::{Notify, oneshot};
 
@@ -82,8 +81,9 @@ pub(super) struct Line {
     queue: Mutex<Queue>,
     /// Slots that what is fetched ahead leaves free, for what somebody begins to read.
     kept: usize,
-    /// When bytes of any body came last.
+    /// When bytes of any body came last, and how often they did.
     activity: Activity,
+    arrivals: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -100,14 +100,19 @@ struct Waiter {
     claim: Claim,
     at: u64,
     number: u64,
-    since: Instant,
+    /// `arrivals` when it came.
+    seen: u64,
     give: oneshot::Sender<Slot>,
 }
 
 impl Line {
     pub(super) fn new(connections: usize) -> Arc<Self> {
-        let queue = Queue { free: connections, waiting: Vec::new(), count: 0 };
-        Arc::new(Self { queue: Mutex::new(queue), kept: connections / 4, activity: Activity::default() })
+        Self::with(connections, Activity::default())
+    }
+
+    fn with(connections: usize, activity: Activity) -> Arc<Self> {
+        let queue = Mutex::new(Queue { free: connections, waiting: Vec::new(), count: 0 });
+        Arc::new(Self { queue, kept: connections / 4, activity, arrivals: AtomicU64::new(0) })
     }
 
     /// Waits for a slot, for a request of `claim` that begins at the byte `at`.
@@ -129,8 +134,8 @@ impl Line {
     fn enter(self: &Arc<Self>, claim: &Claim, at: u64, give: oneshot::Sender<Slot>) -> Place {
         let mut queue = self.queue();
         queue.count += 1;
-        let number = queue.count;
-        queue.waiting.push(Waiter { claim: claim.clone(), at, number, since: Instant::now(), give });
+        let (number, seen) = (queue.count, self.arrivals.load(Ordering::Relaxed));
+        queue.waiting.push(Waiter { claim: claim.clone(), at, number, seen, give });
         claim.0.waiting.fetch_add(1, Ordering::Relaxed);
         self.tell(claim);
         Place { line: self.clone(), number }
@@ -152,7 +157,7 @@ impl Line {
         if queue.free < needs {
             return None;
         }
-        let Waiter { claim, since, give, .. } = queue.waiting.swap_remove(first);
+        let Waiter { claim, seen, give, .. } = queue.waiting.swap_remove(first);
         queue.free -= 1;
         queue.count += 1;
         claim.0.served.store(queue.count, Ordering::Relaxed);
@@ -160,8 +165,8 @@ impl Line {
         claim.0.held.fetch_add(1, Ordering::Relaxed);
         self.tell(&claim);
         // Its patience begins now; not where nothing came for those before it either.
-        if self.activity.last() > since {
-            claim.0.activity.is_said_to_come();
+        if self.arrivals.load(Ordering::Relaxed) > seen {
+            claim.0.activity.has_its_turn();
         }
         Some((give, Slot { line: self.clone(), claim }))
     }
@@ -205,6 +210,7 @@ pub(super) struct Slot {
 impl Slot {
     /// Bytes came over it.
     pub(super) fn came(&self) {
+        self.line.arrivals.fetch_add(1, Ordering::Relaxed);
         self.line.activity.touch();
     }
 }
@@ -222,7 +228,7 @@ impl Drop for Slot {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::time::{Duration, Instant};
 
     use super::*;
 
@@ -381,45 +387,47 @@ mod tests {
         assert_eq!(gone.0.waiting.load(Ordering::Relaxed) + gone.0.held.load(Ordering::Relaxed), 0);
     }
 
-    /// How long after its own last bytes a blob counts as waited for in vain from.
-    fn moved(claim: &Claim) -> Duration {
+    fn ago(seconds: u64) -> Instant {
+        Instant::now() - Duration::from_secs(seconds)
+    }
+
+    /// A line in which nothing came for long, whose only connection is taken; and a blob that began to wait later.
+    fn quiet() -> (Arc<Line>, Slot, Claim) {
+        let line = Line::with(1, Activity::begun(ago(20)));
+        let slot = ask(&line, &Claim::once(), 0).given().expect("it is free");
+        let claim = Claim::new(1, Activity::begun(ago(10)));
+        claim.begin_to_read();
+        (line, slot, claim)
+    }
+
+    /// How many seconds after its own last bytes a blob counts as waited for in vain from.
+    fn moved(claim: &Claim) -> u64 {
         let activity = &claim.0.activity;
-        activity.last_in_turn(Duration::from_secs(60)).duration_since(activity.last())
+        activity.last_in_turn(Duration::from_secs(600)).duration_since(activity.last()).as_secs()
     }
 
     #[test]
     fn a_blob_that_waits_goes_by_those_before_it_and_from_its_turn_on_by_itself() {
-        let (line, slot) = taken();
-        let claim = read(1);
-        let pause = || std::thread::sleep(Duration::from_millis(20));
+        let (line, slot, claim) = quiet();
         let mut asker = ask(&line, &claim, 0);
-        pause();
-        let short = Duration::from_millis(10);
-        assert!(moved(&claim) < short, "nothing comes");
+        assert_eq!(moved(&claim), 0, "nothing comes");
         slot.came();
-        let waited = moved(&claim);
-        assert!(waited > short, "others come");
-        pause();
+        assert!((9..60).contains(&moved(&claim)), "others come");
+        line.activity.touch_at(Instant::now() + Duration::from_secs(100));
+        assert!(moved(&claim) > 99);
         drop(slot);
         let given = asker.given().expect("it is next");
-        let from = moved(&claim);
-        assert!(from > waited, "its patience begins with its turn");
-        pause();
-        given.came();
-        assert_eq!(moved(&claim), from, "it has its turn: whatever comes for others is nothing to it");
+        assert!((9..60).contains(&moved(&claim)), "its patience begins with its turn, whatever comes for others");
+        drop(given);
     }
 
     #[test]
     fn a_turn_that_comes_because_those_before_were_given_up_is_no_progress() {
-        let (line, slot) = taken();
-        let claim = read(1);
+        let (line, slot, claim) = quiet();
         slot.came();
-        std::thread::sleep(Duration::from_millis(20));
         let mut asker = ask(&line, &claim, 0);
-        std::thread::sleep(Duration::from_millis(20));
-        let before = moved(&claim);
         drop(slot);
         assert!(asker.given().is_some());
-        assert!(moved(&claim) <= before);
+        assert_eq!(moved(&claim), 0, "nothing came while it waited");
     }
 }
