@@ -154,14 +154,25 @@ struct Pull {
     ending: AtomicBool,
 }
 
+impl Pull {
+    /// What it comes by, once it does.
+    fn ingest(&self) -> Option<IngestReader> {
+        match &*self.state.borrow() {
+            State::Coming(ingest) => Some(ingest.clone()),
+            _ => None,
+        }
+    }
+}
+
 #[derive(Debug, Clone)]
 enum State {
     /// The origin is being asked.
     Asking,
     /// Bytes come.
     Coming(IngestReader),
-    /// The whole blob is in the store.
-    Done(Blob),
+    /// The whole blob is in the store. What it came by, if it came in this pull: a small one comes before
+    /// whoever waits for it has looked.
+    Done(Blob, Option<IngestReader>),
     /// It did not come.
     Failed(PullError),
 }
@@ -226,8 +237,8 @@ impl Pulls {
         let ingest = loop {
             match &*state.borrow_and_update() {
                 State::Asking => {}
-                State::Coming(ingest) => break ingest.clone(),
-                State::Done(blob) => return Ok(Joined::Complete(blob.clone())),
+                State::Coming(ingest) | State::Done(_, Some(ingest)) => break ingest.clone(),
+                State::Done(blob, None) => return Ok(Joined::Complete(blob.clone())),
                 State::Failed(error) => return Err(error.clone()),
             }
             if state.changed().await.is_err() {
@@ -347,7 +358,7 @@ impl Pulls {
         };
         self.log(&wanted, &outcome, &account, started.elapsed());
         leave.last = Some(match outcome {
-            Ok(blob) => State::Done(blob),
+            Ok(blob) => State::Done(blob, pull.ingest()),
             Err(error) => State::Failed(error),
         });
     }
@@ -425,7 +436,7 @@ enum Entered {
 
 impl State {
     const fn is_last(&self) -> bool {
-        matches!(self, Self::Done(_) | Self::Failed(_))
+        matches!(self, Self::Done(..) | Self::Failed(_))
     }
 }
 

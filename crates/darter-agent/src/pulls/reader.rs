@@ -37,7 +37,7 @@ pub enum Progress {
 }
 
 impl Reader {
-    /// A reader whose first bytes are there; or the blob, if all of them came meanwhile.
+    /// A reader whose first bytes are there; or the blob, if none had to come.
     pub(super) async fn wait_for_first_byte(
         ingest: IngestReader,
         interest: Interest,
@@ -53,6 +53,9 @@ impl Reader {
                 store::Progress::Failed(_) => return Self::end_of(&mut state).await,
             }
             tokio::select! {
+                // The ingest is complete before its pull has ended: who came before that gets what came, not
+                // what is kept, or the same bytes would be called cached in one run and fetched in the next.
+                biased;
                 changed = readable.changed() => if changed.is_err() {
                     return Self::end_of(&mut state).await;
                 },
@@ -66,7 +69,7 @@ impl Reader {
     async fn end_of(state: &mut watch::Receiver<State>) -> Result<Joined, PullError> {
         let ended = state.wait_for(State::is_last).await;
         match ended.as_deref() {
-            Ok(State::Done(blob)) => Ok(Joined::Complete(blob.clone())),
+            Ok(State::Done(blob, _)) => Ok(Joined::Complete(blob.clone())),
             Ok(State::Failed(error)) => Err(error.clone()),
             _ => Err(PullError::Abandoned),
         }
