@@ -54,7 +54,7 @@ impl Complaints {
 
     /// It touches no other segment: whoever complains of many must not make this node look at all of them
     /// for each.
-    fn settle(&mut self, segment: u32) {
+    pub(super) fn settle(&mut self, segment: u32) {
         let settled: Vec<_> = self.introduced.range(by_all(segment)).map(|(entry, _)| *entry).collect();
         for entry in settled {
             self.introduced.remove(&entry);

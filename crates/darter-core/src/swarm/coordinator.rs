@@ -286,7 +286,8 @@ impl Coordinator {
         self.change(from, |node| node.weight = weight);
         self.unwind(&[(from, source)]);
         match end {
-            LeaseEnd::Done => {}
+            // Whoever complained before this met nobody in vain: nobody had it.
+            LeaseEnd::Done => self.complaints.settle(segment),
             LeaseEnd::Throttled(wait) => self.throttled(from, source, wait, cx),
             LeaseEnd::Forbidden => {
                 if let Some(node) = self.interested.get_mut(&from) {

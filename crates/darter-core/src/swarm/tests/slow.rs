@@ -209,3 +209,37 @@ fn a_word_about_throttling_by_whoever_reads_from_another_node_stops_nobody() {
     let again = heard(&mut swarm, at(5100), 2, blob, throttled(Some(peer(4)), 60));
     assert_eq!(leases(&again), [(peer(2), 0)], "from the holder, at once");
 }
+
+#[test]
+fn a_complaint_before_anybody_had_a_segment_does_not_count_once_somebody_has_it() {
+    let blob = blob_ranked(&[1]);
+    let mut swarm = node(1..=5);
+    let join = || Join { size: MIB, have: Bitfield::new(1), leased: vec![], can_import: true, neighbours: vec![] };
+    let mut given = Vec::new();
+    for other in 2..=5 {
+        given.extend(leases(&heard(&mut swarm, at(5000), other, blob, Message::Join(join()))));
+    }
+    let [(owner, 0)] = given[..] else { panic!("{given:?}") };
+    let others: Vec<PeerId> = (2..=5).map(peer).filter(|other| *other != owner).collect();
+    let missing = || Message::Missing { segments: vec![0], without: vec![] };
+    let complain = |swarm: &mut Swarm, time: u64| -> Vec<Action> {
+        let say = |from: &PeerId| Event::Message { from: *from, blob, message: missing() };
+        others.iter().flat_map(|from| swarm.handle(at(time), say(from))).collect()
+    };
+    let mut said = Vec::new();
+    // Its piece takes long, so that all of them complain more than once.
+    for time in [5400, 5800, 6200, 6600] {
+        said.extend(complain(&mut swarm, time));
+    }
+    let done = Message::LeaseEnd { segment: 0, from: None, end: LeaseEnd::Done, upload_time: Duration::ZERO };
+    said.extend(swarm.handle(at(6900), Event::Message { from: owner, blob, message: done }));
+    // These were on their way.
+    let on_their_way = complain(&mut swarm, 6910);
+    let meets = Message::Welcome { neighbours: vec![owner], holders: vec![], interested: 4 };
+    let meet = others.iter().map(|to| Action::Send { to: *to, blob, message: meets.clone() });
+    assert_eq!(on_their_way, meet.collect::<Vec<_>>());
+    assert_eq!(leases(&said), []);
+    // Whom it gives nothing complains again, and again.
+    let again = [7300, 7700].map(|time| leases(&complain(&mut swarm, time)));
+    assert!(again.concat().iter().any(|(other, segment)| *other != owner && *segment == 0), "{again:?}");
+}
