@@ -1,4 +1,5 @@
-//! Tokens of Amazon ECR: one signed request gives a password for all registries of a region.
+//! Tokens of Amazon ECR: one signed request gives a password for all registries of a region, and another
+//! one for ECR Public, whose token server takes it.
 //!
 //! Hand-made, because it is one request and the ECR SDK is 200,000 lines. The credentials behind it
 //! come from the SDK's chain: environment, profile, IRSA, Pod Identity, instance metadata.
@@ -31,7 +32,8 @@ use super::slots::Slots;
 use super::url::Place;
 use crate::log::chain;
 
-const TARGET: &str = "AmazonEC2ContainerRegistry_V20150921.GetAuthorizationToken";
+const PRIVATE: Api = Api { name: "ecr", target: "AmazonEC2ContainerRegistry_V20150921.GetAuthorizationToken" };
+const PUBLIC: Api = Api { name: "ecr-public", target: "SpencerFrontendService.GetAuthorizationToken" };
 /// Regions that one node pulls from.
 const TOKENS_MAX: usize = 64;
 /// The answer holds one token of about 3 KiB.
@@ -48,9 +50,25 @@ const NO_CREDENTIALS: Duration = Duration::from_secs(5);
 /// The chain asks up to four places, of which most are not there.
 const CREDENTIALS_PATIENCE: Duration = Duration::from_secs(10);
 
+/// One of the two APIs that give out tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+struct Api {
+    /// What a signature is for.
+    name: &'static str,
+    target: &'static str,
+}
+
+/// An API, as one region has it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+struct Giver {
+    api: Api,
+    region: String,
+    endpoint: String,
+}
+
 /// The tokens of all regions, and the credentials they are got with.
 pub(super) struct Ecr {
-    tokens: Slots<(String, String), Token>,
+    tokens: Slots<Giver, Token>,
     credentials: OnceCell<SharedCredentialsProvider>,
     /// When there were no credentials last.
     failed: Mutex<Option<Instant>>,
@@ -71,7 +89,15 @@ struct Token {
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Answer {
-    authorization_data: Vec<Data>,
+    authorization_data: OneOrMany,
+}
+
+/// The private API gives a list of one, the public one without the list.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum OneOrMany {
+    Many(Vec<Data>),
+    One(Data),
 }
 
 #[derive(Deserialize)]
@@ -103,10 +129,8 @@ impl Ecr {
         refused: Option<&Basic>,
         suspect: Duration,
     ) -> Result<Basic, OriginError> {
-        let region = registry.token_region().to_owned();
-        let endpoint = self.settings.ecr_endpoint.clone().unwrap_or_else(|| format!("https://{}", registry.api_host()));
-        let key = (region, endpoint);
-        let mut slot = self.tokens.lock(&key).await?;
+        let giver = self.giver(registry);
+        let mut slot = self.tokens.lock(&giver).await?;
         let now = Instant::now();
         let is_refused = |token: &Token| refused == Some(&token.basic) && now.duration_since(token.since) >= suspect;
         match &*slot {
@@ -114,7 +138,7 @@ impl Ecr {
             Some(token) if token.until > now => return Ok(token.basic.clone()),
             _ => {}
         }
-        match (self.ask(wire, &key.0, &key.1).await, &mut *slot) {
+        match (self.ask(wire, &giver).await, &mut *slot) {
             (Ok(token), slot) => Ok(slot.insert(token).basic.clone()),
             // AWS is away, but what it gave is good for hours.
             (Err(error), Some(old)) if old.end > now => {
@@ -124,6 +148,12 @@ impl Ecr {
             }
             (Err(error), _) => Err(error),
         }
+    }
+
+    fn giver(&self, registry: &ecr::Ecr) -> Giver {
+        let api = if matches!(registry, ecr::Ecr::Public) { PUBLIC } else { PRIVATE };
+        let endpoint = self.settings.ecr_endpoint.clone().unwrap_or_else(|| format!("https://{}", registry.api_host()));
+        Giver { api, region: registry.token_region().to_owned(), endpoint }
     }
 
     /// As if all tokens were older.
@@ -137,9 +167,9 @@ impl Ecr {
         }
     }
 
-    async fn ask(&self, wire: &Wire, region: &str, endpoint: &str) -> Result<Token, OriginError> {
-        let credentials = self.credentials(region).await?;
-        let request = signed(credentials, region, endpoint)?;
+    async fn ask(&self, wire: &Wire, giver: &Giver) -> Result<Token, OriginError> {
+        let credentials = self.credentials(&giver.region).await?;
+        let request = signed(credentials, giver)?;
         let uri = request.uri().clone();
         let answer = match check(&uri, wire.exchange(request, "token").await?) {
             Ok(answer) => answer,
@@ -197,19 +227,21 @@ fn aws(reason: &'static str, source: Option<Box<dyn std::error::Error + Send + S
 }
 
 /// The one request, signed.
-fn signed(credentials: Credentials, region: &str, endpoint: &str) -> Result<Request<Full<Bytes>>, OriginError> {
+fn signed(credentials: Credentials, giver: &Giver) -> Result<Request<Full<Bytes>>, OriginError> {
     const BODY: &[u8] = b"{}";
+    let Giver { api, region, endpoint } = giver;
     let uri: Uri = endpoint.parse().map_err(|_| OriginError::Url("aws.ecr_endpoint".to_owned()))?;
     let place = Place::of(&uri).ok_or_else(|| OriginError::Url("aws.ecr_endpoint".to_owned()))?;
     let host = uri.authority().map_or_else(|| place.to_string(), |authority| authority.as_str().to_owned());
     let uri: Uri = format!("{}/", endpoint.trim_end_matches('/')).parse().unwrap_or(uri);
-    let headers = [("host", host.as_str()), ("x-amz-target", TARGET), ("content-type", "application/x-amz-json-1.1")];
+    let headers =
+        [("host", host.as_str()), ("x-amz-target", api.target), ("content-type", "application/x-amz-json-1.1")];
     let identity = credentials.into();
     let wrong = |error: Box<dyn std::error::Error + Send + Sync>| aws("the request cannot be signed", Some(error));
     let parameters = v4::SigningParams::builder()
         .identity(&identity)
         .region(region)
-        .name("ecr")
+        .name(api.name)
         .time(SystemTime::now())
         .settings(SigningSettings::default())
         .build()
@@ -232,7 +264,10 @@ fn signed(credentials: Credentials, region: &str, endpoint: &str) -> Result<Requ
 
 fn read(content: &[u8], now: Instant, clock: SystemTime) -> Result<Token, OriginError> {
     let answer: Option<Answer> = serde_json::from_slice(content).ok();
-    let data = answer.and_then(|answer| answer.authorization_data.into_iter().next());
+    let data = answer.and_then(|answer| match answer.authorization_data {
+        OneOrMany::One(data) => Some(data),
+        OneOrMany::Many(data) => data.into_iter().next(),
+    });
     let wrong = || aws("the ECR API gives no token", None);
     let Data { authorization_token, expires_at } = data.ok_or_else(wrong)?;
     let basic = Basic::of_encoded(&authorization_token).ok_or_else(wrong)?;
@@ -250,15 +285,20 @@ mod tests {
     #[test]
     fn the_request_is_the_one_that_the_api_knows() {
         let credentials = Credentials::for_tests_with_session_token();
-        let request = signed(credentials, "eu-west-1", "http://10.0.0.1:8080").unwrap();
+        let giver = |api| Giver { api, region: "eu-west-1".into(), endpoint: "http://10.0.0.1:8080".into() };
+        let request = signed(credentials.clone(), &giver(PRIVATE)).unwrap();
         let header = |name: &str| request.headers()[name].to_str().unwrap().to_owned();
         assert_eq!(request.uri(), "http://10.0.0.1:8080/");
-        assert_eq!((header("x-amz-target").as_str(), header("host").as_str()), (TARGET, "10.0.0.1:8080"));
+        assert_eq!((header("x-amz-target").as_str(), header("host").as_str()), (PRIVATE.target, "10.0.0.1:8080"));
         let authorization = header("authorization");
         assert!(authorization.starts_with("AWS4-HMAC-SHA256 Credential="), "{authorization}");
         assert!(authorization.contains("/eu-west-1/ecr/aws4_request"), "{authorization}");
         assert!(authorization.contains("host;x-amz-date;x-amz-security-token;x-amz-target"), "{authorization}");
         assert!(!header("x-amz-date").is_empty());
+        let request = signed(credentials, &giver(PUBLIC)).unwrap();
+        assert_eq!(request.headers()["x-amz-target"], PUBLIC.target);
+        let authorization = request.headers()["authorization"].to_str().unwrap();
+        assert!(authorization.contains("/eu-west-1/ecr-public/aws4_request"), "{authorization}");
     }
 
     #[test]

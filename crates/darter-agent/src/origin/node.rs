@@ -12,7 +12,7 @@ use super::credential::{Account, Basic};
 use super::docker_config::DockerConfig;
 use super::ecr::Ecr;
 use super::send::Wire;
-use crate::config::RegistryConfig;
+use crate::config::{Access, RegistryConfig};
 
 /// Passwords and docker configurations that are read: tokens have a few KiB at most.
 const FILE_MAX_BYTES: u64 = 1024 * 1024;
@@ -43,9 +43,10 @@ impl NodeCredential {
             return Self::Docker(DockerConfig::new(path, &registry.name));
         }
         match ecr::Ecr::recognise(&registry.name) {
-            Some(registry @ ecr::Ecr::Private { .. }) => Self::Ecr { source: source.clone(), registry },
-            // ECR Public gives anonymous tokens by the usual challenge.
-            _ => Self::None,
+            // ECR Public gives anonymous tokens by the usual challenge; a node that says who it is may pull more.
+            Some(ecr::Ecr::Public) if registry.access != Some(Access::Node) => Self::None,
+            Some(registry) => Self::Ecr { source: source.clone(), registry },
+            None => Self::None,
         }
     }
 

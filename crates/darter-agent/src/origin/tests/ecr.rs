@@ -7,12 +7,28 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use futures_util::future::join_all;
 
 use super::*;
+use crate::config::Access;
 use crate::imds;
 
 const REGISTRY: &str = "123456789012.dkr.ecr.eu-west-1.amazonaws.com";
 
+const ROLE: &str = "/latest/meta-data/iam/security-credentials";
+
 /// The year 2100.
 const FAR: f64 = 4_102_444_800.5;
+
+/// What the metadata service says of the node's role.
+fn role(path: &str) -> Reply {
+    match path.strip_prefix(ROLE) {
+        None => Reply::new(200, "imds").header("x-aws-ec2-metadata-token-ttl-seconds", "60"),
+        Some("" | "/") => Reply::new(200, "node"),
+        Some(_) => Reply::new(
+            200,
+            r#"{"Code":"Success","Type":"AWS-HMAC","AccessKeyId":"ASIAEXAMPLE","SecretAccessKey":"hunter2",
+               "Token":"session","LastUpdated":"2026-01-01T00:00:00Z","Expiration":"2099-01-01T00:00:00Z"}"#,
+        ),
+    }
+}
 
 async fn aws(refusal: u16) -> (Server, Arc<AtomicUsize>) {
     aws_until(refusal, FAR).await
@@ -23,18 +39,11 @@ async fn aws(refusal: u16) -> (Server, Arc<AtomicUsize>) {
 async fn aws_until(refusal: u16, expires: f64) -> (Server, Arc<AtomicUsize>) {
     let good = Arc::new(AtomicUsize::new(0));
     let newest = good.clone();
-    let role = "/latest/meta-data/iam/security-credentials/";
     let server = Server::start(move |seen| match seen.path() {
-        "/latest/api/token" => Reply::new(200, "imds").header("x-aws-ec2-metadata-token-ttl-seconds", "60"),
         "/latest/dynamic/instance-identity/document" if seen.header("x-aws-ec2-metadata-token") == Some("imds") => {
             Reply::new(200, r#"{"accountId":"123456789012","region":"eu-west-1","version":"2017-09-30"}"#)
         }
-        path if path == role || path == role.trim_end_matches('/') => Reply::new(200, "node"),
-        path if path.starts_with(role) => Reply::new(
-            200,
-            r#"{"Code":"Success","Type":"AWS-HMAC","AccessKeyId":"ASIAEXAMPLE","SecretAccessKey":"hunter2",
-               "Token":"session","LastUpdated":"2026-01-01T00:00:00Z","Expiration":"2099-01-01T00:00:00Z"}"#,
-        ),
+        path if path.starts_with("/latest/api/") || path.starts_with(ROLE) => role(path),
         "/" => {
             let signature = seen.header("authorization").unwrap_or_default();
             if seen.method != "POST" || !signature.contains("/eu-west-1/ecr/aws4_request") {
@@ -63,11 +72,15 @@ async fn aws_until(refusal: u16, expires: f64) -> (Server, Arc<AtomicUsize>) {
 }
 
 async fn ecr_origin(server: &Server) -> Origin {
+    origin_named(server, REGISTRY, None).await
+}
+
+async fn origin_named(server: &Server, name: &str, access: Option<Access>) -> Origin {
     let mut config = config();
     config.aws.ecr_endpoint = Some(server.url());
     config.aws.imds_endpoint = Some(server.url());
     let mut registry = registry(server);
-    registry.name = REGISTRY.parse().unwrap();
+    (registry.name, registry.access) = (name.parse().unwrap(), access);
     origin_with(&config, &registry).await
 }
 
@@ -117,6 +130,53 @@ async fn an_old_password_is_used_while_there_is_no_new_one() {
     assert_eq!(server.seen().iter().filter(|seen| seen.path() == "/").count(), 2, "it was tried");
     shared.ecr.age(Duration::from_secs(80)).await;
     assert!(head(&origin).await.unwrap_err().is_away(), "over is over");
+}
+
+/// ECR Public: another API, whose answer has another form, and a token server that takes its password.
+async fn public_ecr() -> Server {
+    Server::start(|seen| match seen.path() {
+        path if path.starts_with("/latest/") => role(path),
+        "/" => {
+            let signature = seen.header("authorization").unwrap_or_default();
+            let is_signed = signature.contains("/us-east-1/ecr-public/aws4_request");
+            let target = seen.header("x-amz-target").unwrap_or_default();
+            if !is_signed || target != "SpencerFrontendService.GetAuthorizationToken" {
+                return Reply::new(400, r#"{"__type":"UnknownOperationException"}"#);
+            }
+            let token = BASE64.encode("AWS:p");
+            Reply::new(200, format!(r#"{{"authorizationData":{{"authorizationToken":"{token}","expiresAt":{FAR}}}}}"#))
+        }
+        "/token" => match seen.header("authorization") {
+            Some(basic) if *basic == format!("Basic {}", BASE64.encode("AWS:p")) => {
+                Reply::new(200, r#"{"token":"known"}"#)
+            }
+            Some(_) => Reply::new(401, ""),
+            None => Reply::new(200, r#"{"token":"anonymous"}"#),
+        },
+        _ => match seen.header("authorization") {
+            Some("Bearer known" | "Bearer anonymous") => Reply::new(200, "{}"),
+            _ => {
+                let host = seen.header("host").unwrap_or_default();
+                Reply::new(401, "").header("www-authenticate", format!(r#"Bearer realm="http://{host}/token""#))
+            }
+        },
+    })
+    .await
+}
+
+#[tokio::test]
+async fn ecr_public_is_asked_by_whoever_the_node_is_where_that_is_configured_and_else_by_nobody() {
+    let asks_as = async |access, credential| {
+        let server = public_ecr().await;
+        let origin = origin_named(&server, "public.ecr.aws", access).await;
+        assert_eq!(origin.has_node_credential(), access.is_some());
+        origin.head_manifest(&repository(), &tag(), &credential).await.unwrap();
+        let seen = server.seen();
+        let last = seen.last().unwrap().header("authorization").unwrap_or_default().to_owned();
+        (last, seen.iter().filter(|seen| seen.path() == "/").count())
+    };
+    assert_eq!(asks_as(Some(Access::Node), Credential::Node).await, ("Bearer known".into(), 1));
+    assert_eq!(asks_as(None, Credential::Anonymous).await, ("Bearer anonymous".into(), 0));
 }
 
 #[tokio::test]
