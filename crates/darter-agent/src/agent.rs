@@ -16,6 +16,7 @@ use crate::certs_d::{self, CertsD};
 use crate::config::{Config, ContentStore, Discover, RegistryConfig};
 use crate::containerd::Known;
 use crate::going::Notices;
+use crate::gpu::Gpus;
 use crate::images::Images;
 use crate::imds;
 use crate::log::chain;
@@ -67,6 +68,7 @@ pub struct Agent {
     admin: Admin,
     certs_d: CertsD,
     swarm: Option<SwarmPart>,
+    gpus: Gpus,
     /// Why the self-test fails, for people, and whether it passes, for hosts.toml.
     serving: watch::Sender<Result<(), String>>,
     preflight: watch::Sender<certs_d::Preflight>,
@@ -78,7 +80,10 @@ impl Agent {
     /// Reads what is on the node and listens. `revision` is the commit this program was built from.
     pub async fn bind(mut config: Config, version: &str, revision: &str) -> Result<Self, AgentError> {
         raise_file_limit();
-        let metrics = Arc::new(Metrics::new(version, revision));
+        let mut metrics = Metrics::new(version, revision);
+        let gpus = Gpus::new(&config.gpu);
+        metrics.show(gpus.exposition());
+        let metrics = Arc::new(metrics);
         discover(&mut config).await;
         // containerd itself is asked by the first self-test: nothing here hangs on its version.
         let preflight = certs_d::preflight_for(&config, Known::not_asked());
@@ -111,13 +116,27 @@ impl Agent {
         let prewarm = Prewarm::new(&config, sites.clone(), images, store.clone());
         let orders = Orders { prewarm, uninstall: certs_d.uninstaller() };
         let admin = Admin::bind(config.admin.listen, &config.admin_socket(), metrics.clone(), watched, orders).await?;
-        Ok(Self { config, metrics, sites, store, pulls, mirror, admin, certs_d, swarm, serving, preflight, pulling })
+        Ok(Self {
+            config,
+            metrics,
+            sites,
+            store,
+            pulls,
+            mirror,
+            admin,
+            certs_d,
+            swarm,
+            gpus,
+            serving,
+            preflight,
+            pulling,
+        })
     }
 
     /// Serves until `stop`, then drains. An agent of which one part ends early stops as a whole:
     /// half an agent would be worse than none, because containerd goes around none.
     pub async fn run(self, stop: CancellationToken) -> Result<(), AgentError> {
-        let Self { config, metrics, sites, store, pulls, mirror, admin, certs_d, swarm, .. } = self;
+        let Self { config, metrics, sites, store, pulls, mirror, admin, certs_d, swarm, gpus, .. } = self;
         let (serving, preflight, pulling) = (self.serving, self.preflight, self.pulling);
         let (files, serve, keep) = (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
         let seen = mirror.seen();
@@ -127,7 +146,7 @@ impl Agent {
         info!(mirror = %address, admin = %config.admin.listen, data = %config.data_dir().display(),
             registries = config.registries.len(), "darter agent is up");
         let (passing, passes) = watch::channel(false);
-        let notices = Notices::new(&config, metrics);
+        let notices = Notices::new(&config, metrics.clone());
         let mut follow = Part::start("origins", sites.follow(certs_d.others(), files.clone()));
         let mut hosts = Part::start("hosts.toml", certs_d.run(passes, files.clone()));
         let mut mirror = Part::start("mirror", mirror.run(serve.clone()));
@@ -140,6 +159,7 @@ impl Agent {
         let (leave, share, shared) = (leaving.clone(), sharing.clone(), pulls.clone());
         let (notice, noticed) = watch::channel(None);
         let mut notices = Part::start("notices", notices.run(notice, files.clone()));
+        let mut gpus = Part::start("gpus", gpus.run(metrics, keep.clone()));
         let mut swarm = Part::start("swarm", async move {
             match swarm {
                 Some(swarm) => swarm.run(shared, noticed, leave, share).await,
@@ -151,7 +171,7 @@ impl Agent {
                 info!("stopping: hosts.toml first, then the mirror");
                 Ok(())
             }
-            part = first_end([&mut hosts, &mut mirror, &mut admin, &mut store, &mut checks, &mut follow, &mut swarm, &mut notices]) => {
+            part = first_end([&mut hosts, &mut mirror, &mut admin, &mut store, &mut checks, &mut follow, &mut swarm, &mut notices, &mut gpus]) => {
                 error!(part, "a part of the agent ended; stopping all of it");
                 Err(AgentError::Ended { part })
             }
@@ -171,7 +191,7 @@ impl Agent {
         // What it still gives to others is in the store.
         swarm.finish(swarm_stop).await;
         keep.cancel();
-        tokio::join!(admin.finish(DRAIN), store.finish(DRAIN));
+        tokio::join!(admin.finish(DRAIN), store.finish(DRAIN), gpus.finish(DRAIN));
         info!("stopped");
         outcome
     }

@@ -6,6 +6,7 @@ use std::fmt;
 use std::sync::atomic::AtomicU64;
 
 use darter_core::Registry;
+use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
 use prometheus_client::metrics::counter::Counter;
@@ -108,6 +109,10 @@ labels! {
     RegistryReasonLabels { registry: RegistryLabel, reason: &'static str }
     /// Of `darter_hosts_toml`.
     HostsTomlLabels { registry: RegistryLabel, state: &'static str }
+    /// Of `darter_nvml_errors_total`.
+    NvmlErrorLabels { call: &'static str, code: u32 }
+    /// One call into NVML.
+    CallLabels { call: &'static str }
     /// Of `darter_ready`.
     CheckLabels { check: &'static str }
 }
@@ -164,11 +169,20 @@ pub struct Metrics {
     pub node_watch_errors: Family<ReasonLabels, Counter>,
     /// Failed questions for a spot interruption notice.
     pub spot_notice_errors: Counter,
+    pub nvml_errors: Family<NvmlErrorLabels, Counter>,
+    /// How often NVML was started.
+    pub nvml_init: Counter,
+    pub nvml_call_seconds: Family<CallLabels, Histogram, fn() -> Histogram>,
 }
 
 /// First bytes come from a hit in under a millisecond, and from a slow registry after seconds.
 fn first_byte_histogram() -> Histogram {
     Histogram::new([0.000_5, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 2.5, 5.0, 10.0, 30.0])
+}
+
+/// Most calls take microseconds; a list of processes takes milliseconds, a sick GPU seconds.
+fn call_histogram() -> Histogram {
+    Histogram::new([0.000_01, 0.000_1, 0.001, 0.01, 0.1, 1.0, 10.0])
 }
 
 impl Metrics {
@@ -301,8 +315,24 @@ impl Metrics {
                 "spot_notice_errors",
                 "Failed questions for a spot interruption notice"
             ),
+            nvml_errors: metric!(
+                Family::default(),
+                "nvml_errors",
+                "Calls into NVML that failed, but for what a GPU does not support; code is nvmlReturn_t"
+            ),
+            nvml_init: metric!(Counter::default(), "nvml_init", "How often NVML was started"),
+            nvml_call_seconds: metric!(
+                Family::new_with_constructor(call_histogram as fn() -> Histogram),
+                "nvml_call_seconds",
+                "What calls into NVML take"
+            ),
             registry,
         }
+    }
+
+    /// Shows what is read at each scrape rather than counted here.
+    pub fn show(&mut self, collector: Box<dyn Collector>) {
+        self.registry.register_collector(collector);
     }
 
     /// The exposition, in OpenMetrics text.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use darter_core::units::{Seconds, Share};
 
+use super::gpu::check_gpu;
 use super::registries::check_registries;
 use super::{Aws, Config, Mirror, Origin, Scope, Space, Swarm};
 use crate::origin::is_url;
@@ -73,6 +74,7 @@ pub(super) fn check(config: &Config) -> Result<(), Fault> {
     })?;
     check_outside(origin, aws)?;
     check_swarm(config)?;
+    check_gpu(&config.gpu)?;
     require(config.going.node.is_none() || config.swarm.key_file.is_some(), "going.node", || {
         "has no meaning without swarm.key_file: only a swarm takes over what a node has that goes".to_owned()
     })?;
@@ -194,6 +196,6 @@ fn is_host(entry: &str) -> bool {
     is_one && (bare.parse::<IpAddr>().is_ok() || !entry.contains(':') || has_port(entry))
 }
 
-fn require(holds: bool, key: &str, message: impl FnOnce() -> String) -> Result<(), Fault> {
+pub(super) fn require(holds: bool, key: &str, message: impl FnOnce() -> String) -> Result<(), Fault> {
     if holds { Ok(()) } else { Err(Fault { key: key.to_owned(), message: message() }) }
 }

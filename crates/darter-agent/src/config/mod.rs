@@ -5,6 +5,7 @@
 //! the key, and in a file the line. `layers` does the merging; here are the types.
 
 mod check;
+mod gpu;
 mod layers;
 mod registries;
 #[cfg(test)]
@@ -20,6 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::swarm::discovery::{ServiceName, ServicePort};
 
+pub use gpu::{Gpu, GpuMode};
 pub use layers::{ConfigError, Layers};
 
 /// The commented default configuration: what `darter config default` prints.
@@ -41,6 +43,7 @@ pub struct Config {
     pub swarm: Swarm,
     pub seed: Seed,
     pub going: Going,
+    pub gpu: Gpu,
     pub aws: Aws,
     #[serde(default, rename = "registry", skip_serializing_if = "Vec::is_empty")]
     pub registries: Vec<RegistryConfig>,

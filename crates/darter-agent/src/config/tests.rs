@@ -120,6 +120,20 @@ fn a_node_that_is_watched_takes_a_swarm_that_takes_over() {
 }
 
 #[test]
+fn gpus_are_asked_neither_all_the_time_nor_hardly_ever() {
+    for (text, key, wanted) in [
+        ("interval = \"900ms\"", "gpu.interval", "from 1s to 10m"),
+        ("slow_interval = \"11m\"", "gpu.slow_interval", "from 1s to 10m"),
+        ("slow_interval = \"4s\"", "gpu.slow_interval", "shorter than gpu.interval (5s)"),
+        ("driver_root = \"/run/nvidia/driver\"\nlibrary = \"/nvml.so\"", "gpu.driver_root", "either"),
+    ] {
+        let error = refused(&format!("[gpu]\n{text}\n"));
+        assert!(error.starts_with(&format!("darter.toml:2: {key}: ")) && error.contains(wanted), "{error}");
+    }
+    assert!(file("[gpu]\nmode = \"off\"\n").is_ok());
+}
+
+#[test]
 fn old_tags_by_the_word_of_a_swarm_take_a_swarm() {
     let registry = "[[registry]]\nname = \"a.example\"\nserve_stale = \"cluster\"\n";
     let error = refused(registry);

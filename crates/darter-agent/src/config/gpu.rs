@@ -1,0 +1,54 @@
+//! The table `[gpu]`.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use darter_core::units::Seconds;
+use serde::{Deserialize, Serialize};
+
+use super::check::{Fault, require};
+use super::optional;
+
+/// One call takes the driver's lock: below this, what asks beside us waits.
+const INTERVAL_MIN: Duration = Duration::from_secs(1);
+/// Past this nobody sees a GPU fail.
+const INTERVAL_MAX: Duration = Duration::from_secs(600);
+
+/// How GPUs are looked at. The keys are described in `default.toml`.
+#[allow(missing_docs, reason = "default.toml describes the keys")]
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Gpu {
+    pub mode: GpuMode,
+    #[serde(with = "optional")]
+    pub library: Option<PathBuf>,
+    #[serde(with = "optional")]
+    pub driver_root: Option<PathBuf>,
+    pub interval: Seconds,
+    pub slow_interval: Seconds,
+    pub processes: bool,
+}
+
+/// Whether anybody asks NVML.
+#[allow(missing_docs, reason = "default.toml describes the keys")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum GpuMode {
+    Auto,
+    Off,
+}
+
+pub(super) fn check_gpu(gpu: &Gpu) -> Result<(), Fault> {
+    for (key, interval) in [("gpu.interval", gpu.interval), ("gpu.slow_interval", gpu.slow_interval)] {
+        require(interval.0 >= INTERVAL_MIN && interval.0 <= INTERVAL_MAX, key, || {
+            "must be from 1s to 10m: more often the driver's lock stops others, more seldom nobody sees a GPU fail"
+                .to_owned()
+        })?;
+    }
+    require(gpu.slow_interval.0 >= gpu.interval.0, "gpu.slow_interval", || {
+        format!("must not be shorter than gpu.interval ({})", gpu.interval)
+    })?;
+    require(gpu.library.is_none() || gpu.driver_root.is_none(), "gpu.driver_root", || {
+        "give either gpu.library or gpu.driver_root".to_owned()
+    })
+}

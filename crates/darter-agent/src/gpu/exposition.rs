@@ -1,0 +1,313 @@
+//! The GPUs' series of one scrape, made from the last snapshot: never a call into NVML.
+//!
+//! What a GPU does not say has no series, and what was not read for three rounds has none any more: a value
+//! that stands still looks like one that is right.
+
+use std::fmt::Error;
+use std::time::UNIX_EPOCH;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
+use prometheus_client::metrics::MetricType;
+
+use super::sample::{Driver, Fast, Gpu, Slow};
+use super::{Now, View, read};
+
+/// What Prometheus gets.
+#[derive(Debug)]
+pub struct Exposition(View);
+
+impl Exposition {
+    pub(super) const fn new(view: View) -> Self {
+        Self(view)
+    }
+}
+
+/// The labels of one series: names and values.
+type Labels<'a> = Vec<(&'static str, &'a str)>;
+
+/// What one GPU gives for one metric.
+type Series<'a, T> = Vec<(Labels<'a>, T)>;
+
+impl Collector for Exposition {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> Result<(), Error> {
+        let now = self.0.now();
+        if now.snapshot.driver == Driver::Off {
+            return Ok(());
+        }
+        let mut page = Page { encoder };
+        collection(&mut page, &now)?;
+        // One that is lost has its name and nothing else.
+        info(&mut page, &now)?;
+        let (fast, slow) = self.0.patience();
+        let gpus: Vec<Shown<'_>> = now
+            .snapshot
+            .gpus
+            .iter()
+            .map(|gpu| Shown { gpu, fast: now.young(&gpu.fast, fast), slow: now.young(&gpu.slow, slow) })
+            .collect();
+        load(&mut page, &gpus)?;
+        heat_and_power(&mut page, &gpus)?;
+        clocks(&mut page, &gpus)?;
+        errors(&mut page, &gpus)
+    }
+}
+
+/// One GPU with what is known of it now.
+struct Shown<'a> {
+    gpu: &'a Gpu,
+    fast: Option<&'a Fast>,
+    slow: Option<&'a Slow>,
+}
+
+struct Page<'a> {
+    encoder: DescriptorEncoder<'a>,
+}
+
+impl Page<'_> {
+    fn gauge(&mut self, name: &str, help: &str, series: Series<'_, f64>) -> Result<(), Error> {
+        if series.is_empty() {
+            return Ok(());
+        }
+        let mut metric = self.encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        series.iter().try_for_each(|(labels, value)| metric.encode_family(labels)?.encode_gauge(value))
+    }
+
+    fn counter(&mut self, name: &str, help: &str, series: Series<'_, u64>) -> Result<(), Error> {
+        if series.is_empty() {
+            return Ok(());
+        }
+        let mut metric = self.encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+        let mut one = |labels: &Labels<'_>, value: &u64| {
+            metric.encode_family(labels)?.encode_counter::<NoLabelSet, u64, u64>(value, None)
+        };
+        series.iter().try_for_each(|(labels, value)| one(labels, value))
+    }
+
+    fn counter_of_parts(&mut self, name: &str, help: &str, series: Series<'_, f64>) -> Result<(), Error> {
+        if series.is_empty() {
+            return Ok(());
+        }
+        let mut metric = self.encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+        let mut one = |labels: &Labels<'_>, value: &f64| {
+            metric.encode_family(labels)?.encode_counter::<NoLabelSet, f64, f64>(value, None)
+        };
+        series.iter().try_for_each(|(labels, value)| one(labels, value))
+    }
+}
+
+/// One series for each GPU that says it.
+fn each<'a, T>(gpus: &[Shown<'a>], value: impl Fn(&Shown<'a>) -> Option<T>) -> Series<'a, T> {
+    split(gpus, |shown| [("", value(shown))], "")
+}
+
+/// One series for each GPU and each of several values of the label `by`.
+fn split<'a, T, const N: usize>(
+    gpus: &[Shown<'a>],
+    values: impl Fn(&Shown<'a>) -> [(&'static str, Option<T>); N],
+    by: &'static str,
+) -> Series<'a, T> {
+    let of = |shown: &Shown<'a>| {
+        let uuid = shown.gpu.identity.uuid.as_str();
+        values(shown).into_iter().filter_map(move |(label, value)| {
+            let mut labels = vec![("uuid", uuid)];
+            if !by.is_empty() {
+                labels.push((by, label));
+            }
+            Some((labels, value?))
+        })
+    };
+    gpus.iter().flat_map(of).collect()
+}
+
+fn collection(page: &mut Page<'_>, now: &Now) -> Result<(), Error> {
+    let is_running = matches!(now.snapshot.driver, Driver::Running(_)) && now.hung.is_none();
+    // A node without a driver fails at nothing.
+    if !matches!(now.snapshot.driver, Driver::NoLibrary(_) | Driver::Starting) {
+        let success = f64::from(u8::from(is_running));
+        page.gauge("gpu_collect_success", "1 while NVML answers", vec![(Vec::new(), success)])?;
+    }
+    let Some(round) = now.snapshot.round else { return Ok(()) };
+    let took = vec![(Vec::new(), round.took.as_secs_f64())];
+    page.gauge("gpu_collect_duration_seconds", "What the last round of questions to all GPUs took", took)?;
+    let at = round.at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+    page.gauge("gpu_collect_timestamp_seconds", "When that round ended", vec![(Vec::new(), at)])
+}
+
+fn info(page: &mut Page<'_>, now: &Now) -> Result<(), Error> {
+    let versions = match &now.snapshot.driver {
+        Driver::Running(versions) => versions.clone(),
+        _ => Default::default(),
+    };
+    let pair = |(major, minor): (i32, i32)| format!("{major}.{minor}");
+    let of = |gpu: &Gpu| {
+        let identity = &gpu.identity;
+        let known = [
+            ("name", identity.name.clone()),
+            ("pci_bus_id", identity.pci_bus_id.clone()),
+            ("minor", identity.minor.map(|minor| minor.to_string())),
+            ("serial", identity.serial.clone()),
+            ("vbios", identity.vbios.clone()),
+            ("architecture", identity.architecture.clone()),
+            ("compute_capability", identity.compute_capability.map(pair)),
+            ("driver_version", versions.driver.clone()),
+            ("cuda_version", versions.cuda.map(pair)),
+        ];
+        let known = known.into_iter().filter_map(|(name, value)| Some((name, value?)));
+        let always = [("uuid", identity.uuid.clone()), ("gpu", identity.index.to_string())];
+        always.into_iter().chain(known).collect::<Vec<_>>()
+    };
+    let gpus = now.snapshot.gpus.iter().filter(|gpu| !gpu.identity.uuid.is_empty());
+    let labels: Vec<_> = gpus.clone().map(of).collect();
+    if labels.is_empty() {
+        return Ok(());
+    }
+    let help = "What does not change of a GPU";
+    let mut metric = page.encoder.encode_descriptor("gpu_info", help, None, MetricType::Gauge)?;
+    labels.iter().try_for_each(|labels| metric.encode_family(labels)?.encode_gauge(&1.0_f64))?;
+    let lost = gpus.map(|gpu| (vec![("uuid", gpu.identity.uuid.as_str())], f64::from(u8::from(gpu.is_lost))));
+    page.gauge("gpu_lost", "1 for a GPU that was here and does not answer", lost.collect())
+}
+
+fn load(page: &mut Page<'_>, gpus: &[Shown<'_>]) -> Result<(), Error> {
+    let memory = |shown: &Shown<'_>| shown.fast?.memory;
+    for (name, help, of) in [
+        ("gpu_memory_total_bytes", "Framebuffer", (|m| m.total) as fn(super::sample::Memory) -> u64),
+        ("gpu_memory_reserved_bytes", "Framebuffer that the driver keeps", |m| m.reserved),
+        ("gpu_memory_used_bytes", "Framebuffer that processes have", |m| m.used),
+        ("gpu_memory_free_bytes", "Framebuffer that nobody has", |m| m.free),
+    ] {
+        page.gauge(name, help, each(gpus, |shown| memory(shown).map(of).map(number)))?;
+    }
+    page.gauge(
+        "gpu_utilization_ratio",
+        "Share of the last sample period in which a kernel was resident; says nothing of how much of the GPU it used",
+        each(gpus, |shown| Some(f64::from(shown.fast?.utilization?.0) / 100.0)),
+    )?;
+    page.gauge(
+        "gpu_memory_bandwidth_utilization_ratio",
+        "Share of the last sample period in which memory was read or written",
+        each(gpus, |shown| Some(f64::from(shown.fast?.utilization?.1) / 100.0)),
+    )?;
+    let processes = |shown: &Shown<'_>| {
+        let of = |at: usize| Some(number(shown.slow?.processes?[at]));
+        [("compute", of(0)), ("graphics", of(1)), ("mps", of(2))]
+    };
+    page.gauge("gpu_processes", "Processes that have a context (gpu.processes)", split(gpus, processes, "type"))?;
+    let moved = |shown: &Shown<'_>| {
+        [
+            ("sent", shown.fast.and_then(|fast| fast.pcie_sent)),
+            ("received", shown.fast.and_then(|fast| fast.pcie_received)),
+        ]
+    };
+    page.counter("gpu_pcie_bytes", "Bytes over PCIe", split(gpus, moved, "direction"))
+}
+
+fn heat_and_power(page: &mut Page<'_>, gpus: &[Shown<'_>]) -> Result<(), Error> {
+    let temperature = |shown: &Shown<'_>| {
+        let fast = shown.fast;
+        let gpu = fast.and_then(|fast| fast.temperature).map(f64::from);
+        [("gpu", gpu), ("memory", fast.and_then(|fast| fast.memory_temperature).map(number))]
+    };
+    page.gauge("gpu_temperature_celsius", "Temperature", split(gpus, temperature, "sensor"))?;
+    let watts = |milliwatts: u32| f64::from(milliwatts) / 1000.0;
+    page.gauge("gpu_power_watts", "Power that the card takes", each(gpus, |shown| shown.fast?.power.map(watts)))?;
+    page.gauge(
+        "gpu_power_limit_watts",
+        "Power that the card may take",
+        each(gpus, |shown| shown.slow?.power_limit.map(watts)),
+    )?;
+    page.counter_of_parts(
+        "gpu_energy_joules",
+        "Energy since the driver was loaded",
+        each(gpus, |shown| shown.fast?.energy.map(|millijoules| number(millijoules) / 1000.0)),
+    )
+}
+
+fn clocks(page: &mut Page<'_>, gpus: &[Shown<'_>]) -> Result<(), Error> {
+    let hertz = |mhz: u32| f64::from(mhz) * 1e6;
+    let clock = |shown: &Shown<'_>| {
+        let fast = shown.fast;
+        let sm = fast.and_then(|fast| fast.sm_clock).map(hertz);
+        [("sm", sm), ("memory", fast.and_then(|fast| fast.memory_clock).map(hertz))]
+    };
+    page.gauge("gpu_clock_hertz", "Clock", split(gpus, clock, "domain"))?;
+    page.gauge(
+        "gpu_performance_state",
+        "0 is the fastest; says nothing of load",
+        each(gpus, |shown| shown.fast?.performance_state.map(f64::from)),
+    )?;
+    let active = |shown: &Shown<'_>| {
+        let bits = shown.fast.and_then(|fast| fast.clock_events);
+        read::CLOCK_EVENTS.map(|(bit, name)| (name, bits.map(|bits| f64::from(u8::from(bits & bit != 0)))))
+    };
+    page.gauge("gpu_clock_event_active", "1 while this holds the clocks", split(gpus, active, "reason"))?;
+    let held = |shown: &Shown<'_>| {
+        let times = shown.fast.map(|fast| fast.clock_event_times).unwrap_or_default();
+        let mut named = read::CLOCK_EVENT_TIMES.map(|name| (name, None));
+        for (held, time) in named.iter_mut().zip(times) {
+            held.1 = time.map(|nanoseconds| number(nanoseconds) / 1e9);
+        }
+        named
+    };
+    page.counter_of_parts("gpu_clock_event_seconds", "For how long this held the clocks", split(gpus, held, "reason"))
+}
+
+fn errors(page: &mut Page<'_>, gpus: &[Shown<'_>]) -> Result<(), Error> {
+    let ecc = |shown: &Shown<'_>| {
+        let slow = shown.slow;
+        let volatile = slow.map(|slow| slow.ecc_volatile).unwrap_or_default();
+        let aggregate = slow.map(|slow| slow.ecc_aggregate).unwrap_or_default();
+        [
+            (("corrected", "volatile"), volatile.0),
+            (("uncorrected", "volatile"), volatile.1),
+            (("corrected", "aggregate"), aggregate.0),
+            (("uncorrected", "aggregate"), aggregate.1),
+        ]
+    };
+    let series = gpus.iter().flat_map(|shown| {
+        let uuid = shown.gpu.identity.uuid.as_str();
+        ecc(shown).into_iter().filter_map(move |((kind, scope), value)| {
+            Some((vec![("uuid", uuid), ("kind", kind), ("scope", scope)], value?))
+        })
+    });
+    page.counter("gpu_ecc_errors", "Memory errors; volatile ones since the driver was loaded", series.collect())?;
+    let rows = |shown: &Shown<'_>| {
+        let (correctable, uncorrectable) = shown.slow.map(|slow| slow.remapped_rows).unwrap_or_default();
+        [("correctable", correctable), ("uncorrectable", uncorrectable)]
+    };
+    page.counter("gpu_row_remaps", "Rows of memory that were replaced", split(gpus, rows, "cause"))?;
+    let flag = |is: Option<bool>| is.map(|is| f64::from(u8::from(is)));
+    page.gauge(
+        "gpu_row_remap_pending",
+        "1 if a row is replaced at the next reset",
+        each(gpus, |shown| flag(shown.slow?.remap_pending)),
+    )?;
+    page.gauge(
+        "gpu_row_remap_failed",
+        "1 if a row could not be replaced",
+        each(gpus, |shown| flag(shown.slow?.remap_failed)),
+    )?;
+    let pages = |shown: &Shown<'_>| {
+        let (single, double) = shown.slow.map(|slow| slow.retired_pages).unwrap_or_default();
+        [("single_bit", single), ("double_bit", double)]
+    };
+    page.counter("gpu_retired_pages", "Pages of memory that are used no more", split(gpus, pages, "cause"))?;
+    page.gauge(
+        "gpu_retired_pages_pending",
+        "1 if pages are retired at the next reboot",
+        each(gpus, |shown| flag(shown.slow?.retired_pending)),
+    )?;
+    page.counter("gpu_pcie_replays", "Packets sent again over PCIe", each(gpus, |shown| shown.slow?.pcie_replays))?;
+    page.gauge(
+        "gpu_recovery_action",
+        "What the driver asks for: 0 nothing, 1 a reset, 2 a reboot, 3 a drain, 4 a drain and a reset, 5 the IMEX domain",
+        each(gpus, |shown| shown.fast?.recovery_action.map(number)),
+    )
+}
+
+/// Exact up to 2⁵³: a value of Prometheus is a double.
+#[allow(clippy::cast_precision_loss, reason = "a value of Prometheus is a double")]
+const fn number(value: u64) -> f64 {
+    value as f64
+}

@@ -1,0 +1,174 @@
+//! What the GPUs of this node say of themselves, read from NVML.
+//!
+//! An NVML call can block in the kernel for ever and cannot be cancelled. So one thread of its own makes all
+//! of them and nothing waits for it: a scrape, a pull, liveness and the stop read the last snapshot, with its
+//! age. No driver and no GPU are normal states. Not here: what follows from a reading (`darter_core::gpu`).
+
+mod calls;
+mod exposition;
+mod library;
+mod read;
+mod sample;
+mod sampler;
+
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use self::calls::InCall;
+use self::exposition::Exposition;
+pub use self::sample::{Driver, Fast, Gpu, Identity, Slow, Snapshot};
+use crate::config;
+use crate::metrics::Metrics;
+
+/// A call that takes longer than the longest of these is taken for hung: three of the short intervals, and
+/// this. Degrading GPUs answer after tens of seconds under load, and come back.
+const HUNG_MIN: Duration = Duration::from_secs(15);
+/// How often this node looks whether a call hangs.
+const LOOK: Duration = Duration::from_secs(1);
+/// How long the stop waits for NVML to be shut down. An open handle keeps a driver from being unloaded.
+const SHUTDOWN: Duration = Duration::from_secs(2);
+
+/// The GPUs of this node, before anything was asked.
+pub struct Gpus {
+    shared: Arc<Shared>,
+    is_on: bool,
+}
+
+/// What the thread that asks and those who want to know share.
+#[derive(Debug)]
+struct Shared {
+    settings: config::Gpu,
+    snapshot: Mutex<Arc<Snapshot>>,
+    /// The call that runs now.
+    call: Mutex<Option<InCall>>,
+}
+
+/// How the GPUs are looked at, for whoever wants to know.
+#[derive(Debug, Clone)]
+pub struct View(Arc<Shared>);
+
+/// What is known now.
+#[derive(Debug, Clone)]
+pub struct Now {
+    /// What was read last.
+    pub snapshot: Arc<Snapshot>,
+    /// The call that hangs, and for how long it has.
+    pub hung: Option<(&'static str, Duration)>,
+}
+
+impl Gpus {
+    /// Asks nothing yet.
+    pub fn new(settings: &config::Gpu) -> Self {
+        let is_on = settings.mode == config::GpuMode::Auto;
+        let (snapshot, call) = (Mutex::new(Arc::new(Snapshot::new(is_on))), Mutex::new(None));
+        Self { shared: Arc::new(Shared { settings: settings.clone(), snapshot, call }), is_on }
+    }
+
+    /// For readers.
+    pub fn view(&self) -> View {
+        View(self.shared.clone())
+    }
+
+    /// What a scrape shows of them.
+    pub fn exposition(&self) -> Box<Exposition> {
+        Box::new(Exposition::new(self.view()))
+    }
+
+    /// Asks until `stop`. Never ends before: a GPU that fails must not stop the pulls.
+    pub async fn run(self, metrics: Arc<Metrics>, stop: CancellationToken) {
+        if !self.is_on {
+            return stop.cancelled().await;
+        }
+        let (orders, ordered) = sync_channel(1);
+        let (ending, mut ended) = oneshot::channel();
+        match start(self.shared.clone(), metrics, ordered, ending) {
+            Ok(()) => self.watch(orders, &mut ended, stop).await,
+            Err(error) => {
+                error!(%error, "no thread for NVML: this node does not report its GPUs");
+                stop.cancelled().await;
+            }
+        }
+    }
+
+    /// Says when NVML hangs and when it answers again.
+    async fn watch(&self, orders: SyncSender<Stop>, ended: &mut oneshot::Receiver<()>, stop: CancellationToken) {
+        let mut hangs = false;
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => break,
+                // Only a panic ends it before the stop.
+                _ = &mut *ended => {
+                    error!("the thread that asks NVML has ended: this node does not report its GPUs any more");
+                    return stop.cancelled().await;
+                }
+                () = tokio::time::sleep(LOOK) => {}
+            }
+            match (self.view().now().hung, hangs) {
+                (Some((call, since)), false) => warn!(call, seconds = since.as_secs(), "NVML hangs"),
+                (None, true) => info!("NVML answers again"),
+                _ => {}
+            }
+            hangs = self.view().now().hung.is_some();
+        }
+        // Full or without a receiver: it stops already.
+        let _ = orders.try_send(Stop);
+        if tokio::time::timeout(SHUTDOWN, ended).await.is_err() {
+            warn!("NVML does not let go; ending without its shutdown");
+        }
+    }
+}
+
+/// The order to stop.
+struct Stop;
+
+fn start(
+    shared: Arc<Shared>,
+    metrics: Arc<Metrics>,
+    orders: Receiver<Stop>,
+    ending: oneshot::Sender<()>,
+) -> std::io::Result<()> {
+    let run = move || {
+        sampler::run(&shared, &metrics, &orders);
+        // Nobody waits any more where the stop was impatient.
+        let _ = ending.send(());
+    };
+    std::thread::Builder::new().name("nvml".to_owned()).spawn(run).map(drop)
+}
+
+impl View {
+    /// What is known at this moment. Never waits for NVML.
+    pub fn now(&self) -> Now {
+        let limit = HUNG_MIN.max(self.0.settings.interval.0 * 3);
+        let call = *lock(&self.0.call);
+        let hung = call.map(|call| (call.name, call.since.elapsed())).filter(|(_, since)| *since >= limit);
+        Now { snapshot: lock(&self.0.snapshot).clone(), hung }
+    }
+
+    /// How old a reading of each tier may be: what three rounds in a row did not bring is not shown.
+    fn patience(&self) -> (Duration, Duration) {
+        let config::Gpu { interval, slow_interval, .. } = &self.0.settings;
+        (interval.0 * 3, slow_interval.0 * 3)
+    }
+}
+
+impl Now {
+    /// What is not older than this.
+    pub(crate) fn young<'a, T>(&self, read: &'a Option<(Instant, T)>, most: Duration) -> Option<&'a T> {
+        read.as_ref().filter(|(at, _)| at.elapsed() <= most).map(|(_, value)| value)
+    }
+}
+
+impl Shared {
+    fn publish(&self, snapshot: Snapshot) {
+        *lock(&self.snapshot) = Arc::new(snapshot);
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

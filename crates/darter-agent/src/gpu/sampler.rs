@@ -1,0 +1,228 @@
+//! The thread that asks NVML: starts it, asks in rounds, and starts it again when the driver or a GPU is lost.
+//!
+//! NVML stays open for the life of the agent: without persistence each start takes seconds and wakes every
+//! GPU. What a start finds is a session; its handles are good until something is lost.
+
+use std::collections::BTreeMap;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::{Duration, Instant, SystemTime};
+
+use nvml_wrapper::error::NvmlError;
+use nvml_wrapper::{Device, Nvml, cuda_driver_version_major, cuda_driver_version_minor};
+use tracing::{debug, info, warn};
+
+use super::calls::{Calls, Loss};
+use super::sample::{Driver, Gpu, Identity, Round, Snapshot, Versions};
+use super::{Shared, Stop, library, read};
+use crate::metrics::Metrics;
+
+/// How soon NVML is tried again after it was not there, or lost something; twice as long each time, up to
+/// the latter. A driver that a pod installs comes minutes after this agent.
+const AGAIN: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(60));
+/// How often it is looked whether there are as many GPUs as before.
+const COUNT_EVERY: Duration = Duration::from_secs(60);
+/// GPUs of one node. Past this NVML's count is wrong.
+const GPUS_MAX: u32 = 64;
+
+/// Asks until told to stop.
+pub(super) fn run(shared: &Shared, metrics: &Metrics, orders: &Receiver<Stop>) {
+    let mut thread = Thread { shared, metrics, orders, known: BTreeMap::new(), generation: 0 };
+    let mut wait = AGAIN.0;
+    let mut said = None;
+    loop {
+        match thread.start() {
+            Ok(nvml) => {
+                (wait, said) = (AGAIN.0, None);
+                let ended = thread.session(&nvml);
+                // Dropping it shuts NVML down, which is a call like any other.
+                let _ = Calls::new(shared, metrics).make("shutdown", || nvml.shutdown());
+                if ended == Ended::Stopped {
+                    return;
+                }
+            }
+            Err(driver) => {
+                if said.as_ref() != Some(&driver) {
+                    tell(&driver);
+                }
+                shared.publish(Snapshot { driver: driver.clone(), gpus: thread.lost(), round: None });
+                said = Some(driver);
+            }
+        }
+        if thread.stops_within(wait) {
+            return;
+        }
+        wait = (wait * 2).min(AGAIN.1);
+    }
+}
+
+/// Once for each news: most nodes have no GPU, and one whose driver is away says so every minute else.
+fn tell(driver: &Driver) {
+    match driver {
+        Driver::NoLibrary(reason) => info!(%reason, "no NVML: this node has no GPU, or its driver is still to come"),
+        Driver::Failed(code, reason) => warn!(code, %reason, "NVML does not start"),
+        _ => {}
+    }
+}
+
+struct Thread<'a> {
+    shared: &'a Shared,
+    metrics: &'a Metrics,
+    orders: &'a Receiver<Stop>,
+    /// Whom NVML gave at each index, so that a lost one has its name.
+    known: BTreeMap<u32, Identity>,
+    generation: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ended {
+    Stopped,
+    /// Handles are of no use any more.
+    Lost,
+}
+
+impl Thread<'_> {
+    fn start(&mut self) -> Result<Nvml, Driver> {
+        // The loader runs code of the library too: it may hang as well as any call.
+        let calls = Calls::new(self.shared, self.metrics);
+        let mut found = Err(Driver::Starting);
+        let _ = calls.make("init", || {
+            found = library::start(&self.shared.settings);
+            Ok::<_, NvmlError>(())
+        });
+        if found.is_ok() {
+            self.generation += 1;
+            self.metrics.nvml_init.inc();
+        }
+        found
+    }
+
+    /// True: told to stop.
+    fn stops_within(&self, time: Duration) -> bool {
+        !matches!(self.orders.recv_timeout(time), Err(RecvTimeoutError::Timeout))
+    }
+
+    /// All that were known, while NVML does not answer.
+    fn lost(&self) -> Vec<Gpu> {
+        self.known
+            .values()
+            .map(|identity| Gpu { identity: identity.clone(), is_lost: true, fast: None, slow: None })
+            .collect()
+    }
+
+    /// Asks in rounds, until NVML has to be started again.
+    fn session(&mut self, nvml: &Nvml) -> Ended {
+        let mut calls = Calls::new(self.shared, self.metrics);
+        let versions = Versions {
+            driver: calls.make("driver_version", || nvml.sys_driver_version()).ok(),
+            // Loads libcuda, which a container may not have.
+            cuda: calls
+                .make("cuda_version", || nvml.sys_cuda_driver_version())
+                .ok()
+                .map(|version| (cuda_driver_version_major(version), cuda_driver_version_minor(version))),
+            generation: self.generation,
+        };
+        let Some(count) = self.count(&calls, nvml) else { return Ended::Lost };
+        let mut gpus: Vec<Seat<'_>> = (0..count).map(|index| self.seat(&mut calls, nvml, index)).collect();
+        info!(gpus = count, driver = versions.driver.as_deref().unwrap_or("unknown"), "NVML answers");
+        let settings = &self.shared.settings;
+        let (mut slow_at, mut count_at) = (Instant::now(), Instant::now() + COUNT_EVERY);
+        // A GPU that is lost may come back after a reset; its handle does not.
+        let mut again_at = None;
+        loop {
+            let began = Instant::now();
+            let is_slow = began >= slow_at;
+            let is_lost = gpus.iter_mut().filter_map(|seat| seat.round(&mut calls, is_slow, settings.processes)).max();
+            if is_slow {
+                slow_at = began + settings.slow_interval.0;
+            }
+            let round = Round { at: SystemTime::now(), took: began.elapsed() };
+            let gpus = gpus.iter().map(|seat| seat.gpu.clone()).collect::<Vec<_>>();
+            if gpus.iter().any(|gpu| gpu.is_lost) {
+                again_at.get_or_insert(began + AGAIN.1);
+            }
+            let driver = Driver::Running(versions.clone());
+            self.shared.publish(Snapshot { driver, gpus, round: Some(round) });
+            if is_lost == Some(Loss::Driver) || again_at.is_some_and(|at| at <= Instant::now()) {
+                return Ended::Lost;
+            }
+            if began >= count_at {
+                count_at = began + COUNT_EVERY;
+                if self.count(&calls, nvml) != Some(count) {
+                    info!(was = count, "the number of GPUs has changed");
+                    return Ended::Lost;
+                }
+            }
+            if self.stops_within((began + settings.interval.0).saturating_duration_since(Instant::now())) {
+                return Ended::Stopped;
+            }
+        }
+    }
+
+    /// How many GPUs NVML counts. None at all is no count: a driver that is still setting up says so too.
+    fn count(&self, calls: &Calls<'_>, nvml: &Nvml) -> Option<u32> {
+        match calls.make("device_count", || nvml.device_count()) {
+            Ok(0) => {
+                debug!("NVML counts no GPU");
+                self.shared.publish(Snapshot {
+                    driver: Driver::Failed(0, "NVML answers and counts no GPU".to_owned()),
+                    gpus: self.lost(),
+                    round: None,
+                });
+                None
+            }
+            Ok(count) => Some(count.min(GPUS_MAX)),
+            Err(error) => {
+                warn!(%error, "NVML does not count its GPUs");
+                None
+            }
+        }
+    }
+
+    fn seat<'n>(&mut self, calls: &mut Calls<'_>, nvml: &'n Nvml, index: u32) -> Seat<'n> {
+        let device = calls.make("device_handle", || nvml.device_by_index(index));
+        let read = device.as_ref().ok().map(|device| {
+            let mut gpu = calls.of(index);
+            (read::identity(index, device, &mut gpu), gpu.loss.is_some())
+        });
+        let named = read.filter(|(identity, is_lost)| !identity.uuid.is_empty() && !is_lost);
+        let is_lost = named.is_none();
+        let identity = match named {
+            Some((identity, _)) => self.known.entry(index).insert_entry(identity).get().clone(),
+            None => {
+                warn!(gpu = index, "NVML counts a GPU that does not answer");
+                self.known.get(&index).cloned().unwrap_or_else(|| Identity { index, ..Identity::default() })
+            }
+        };
+        Seat { device: device.ok().filter(|_| !is_lost), gpu: Gpu { identity, is_lost, fast: None, slow: None } }
+    }
+}
+
+/// One GPU in a session.
+struct Seat<'n> {
+    device: Option<Device<'n>>,
+    gpu: Gpu,
+}
+
+impl Seat<'_> {
+    /// One round of questions; what was lost in it.
+    fn round(&mut self, calls: &mut Calls<'_>, is_slow: bool, sees_processes: bool) -> Option<Loss> {
+        let device = self.device.as_ref()?;
+        let mut questions = calls.of(self.gpu.identity.index);
+        let fast = read::fast(device, &mut questions);
+        let slow = (is_slow && questions.loss.is_none()).then(|| read::slow(device, &mut questions, sees_processes));
+        let loss = questions.loss;
+        if loss.is_some() {
+            // What it said before the loss, in the same round, is half a reading.
+            (self.device, self.gpu.fast, self.gpu.slow) = (None, None, None);
+            self.gpu.is_lost = true;
+            warn!(gpu = self.gpu.identity.index, uuid = self.gpu.identity.uuid, "a GPU is lost");
+            return loss;
+        }
+        let now = Instant::now();
+        self.gpu.fast = Some((now, fast));
+        if let Some(slow) = slow {
+            self.gpu.slow = Some((now, slow));
+        }
+        None
+    }
+}
