@@ -112,6 +112,7 @@ impl Agent {
             preflight: preflight.subscribe(),
             seen: mirror.seen(),
             swarm: swarm.as_ref().map(SwarmPart::standing),
+            gpus: gpus.view(),
         };
         let prewarm = Prewarm::new(&config, sites.clone(), images, store.clone());
         let orders = Orders { prewarm, uninstall: certs_d.uninstaller() };

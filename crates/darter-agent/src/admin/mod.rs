@@ -218,7 +218,9 @@ impl Answers {
     async fn metrics(&self) -> Response<Body> {
         self.watched.refresh(&self.metrics).await;
         let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-        text(StatusCode::OK, kind, self.metrics.render())
+        let mut page = self.metrics.render();
+        self.watched.gpus.add_dcgm(&mut page);
+        text(StatusCode::OK, kind, page)
     }
 
     async fn readyz(&self) -> Response<Body> {

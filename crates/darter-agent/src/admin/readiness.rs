@@ -5,6 +5,7 @@ use darter_core::ready::{Check, Readiness, State};
 use tokio::sync::watch;
 
 use crate::certs_d::{HostsState, Preflight};
+use crate::gpu::View;
 use crate::metrics::{CheckLabels, Metrics};
 use crate::mirror::Seen;
 use crate::store::{self, Store};
@@ -27,6 +28,8 @@ pub struct Watched {
     pub seen: Seen,
     /// How the swarm stands; none without a swarm key.
     pub swarm: Option<watch::Receiver<Standing>>,
+    /// What the GPUs say.
+    pub gpus: View,
 }
 
 impl Watched {

@@ -27,6 +27,7 @@ pub struct Gpu {
     pub interval: Seconds,
     pub slow_interval: Seconds,
     pub processes: bool,
+    pub dcgm_names: DcgmNames,
 }
 
 /// Whether anybody asks NVML.
@@ -36,6 +37,16 @@ pub struct Gpu {
 pub enum GpuMode {
     Auto,
     Off,
+}
+
+/// Which of dcgm-exporter's names the metrics have besides their own.
+#[allow(missing_docs, reason = "default.toml describes the keys")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DcgmNames {
+    Off,
+    Legacy,
+    V49,
 }
 
 pub(super) fn check_gpu(gpu: &Gpu) -> Result<(), Fault> {

@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::swarm::discovery::{ServiceName, ServicePort};
 
-pub use gpu::{Gpu, GpuMode};
+pub use gpu::{DcgmNames, Gpu, GpuMode};
 pub use layers::{ConfigError, Layers};
 
 /// The commented default configuration: what `darter config default` prints.

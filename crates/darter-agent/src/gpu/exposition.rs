@@ -10,7 +10,7 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 
-use super::sample::{Driver, Fast, Gpu, Slow};
+use super::sample::{Driver, Fast, Gpu, Memory, Profile, Slow};
 use super::{Now, View, read};
 
 /// What Prometheus gets.
@@ -25,6 +25,9 @@ impl Exposition {
 
 /// The labels of one series: names and values.
 type Labels<'a> = Vec<(&'static str, &'a str)>;
+
+/// Name and help of a metric, and where its value is.
+type Named<T> = (&'static str, &'static str, T);
 
 /// What one GPU gives for one metric.
 type Series<'a, T> = Vec<(Labels<'a>, T)>;
@@ -171,12 +174,13 @@ fn info(page: &mut Page<'_>, now: &Now) -> Result<(), Error> {
 
 fn load(page: &mut Page<'_>, gpus: &[Shown<'_>]) -> Result<(), Error> {
     let memory = |shown: &Shown<'_>| shown.fast?.memory;
-    for (name, help, of) in [
-        ("gpu_memory_total_bytes", "Framebuffer", (|m| m.total) as fn(super::sample::Memory) -> u64),
+    let parts: [Named<fn(Memory) -> u64>; 4] = [
+        ("gpu_memory_total_bytes", "Framebuffer", |m| m.total),
         ("gpu_memory_reserved_bytes", "Framebuffer that the driver keeps", |m| m.reserved),
         ("gpu_memory_used_bytes", "Framebuffer that processes have", |m| m.used),
         ("gpu_memory_free_bytes", "Framebuffer that nobody has", |m| m.free),
-    ] {
+    ];
+    for (name, help, of) in parts {
         page.gauge(name, help, each(gpus, |shown| memory(shown).map(of).map(number)))?;
     }
     page.gauge(
@@ -189,6 +193,14 @@ fn load(page: &mut Page<'_>, gpus: &[Shown<'_>]) -> Result<(), Error> {
         "Share of the last sample period in which memory was read or written",
         each(gpus, |shown| Some(f64::from(shown.fast?.utilization?.1) / 100.0)),
     )?;
+    let profiled: [Named<fn(&Profile) -> Option<f64>>; 3] = [
+        ("gpu_sm_active_ratio", "Share of time that the streaming multiprocessors worked", |profile| profile.sm),
+        ("gpu_tensor_active_ratio", "Share of time that the tensor cores worked", |profile| profile.tensor),
+        ("gpu_dram_active_ratio", "Share of time that the interface to the memory worked", |profile| profile.dram),
+    ];
+    for (name, help, of) in profiled {
+        page.gauge(name, help, each(gpus, |shown| of(shown.fast?.profile.as_ref()?)))?;
+    }
     let processes = |shown: &Shown<'_>| {
         let of = |at: usize| Some(number(shown.slow?.processes?[at]));
         [("compute", of(0)), ("graphics", of(1)), ("mps", of(2))]

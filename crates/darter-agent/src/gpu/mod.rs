@@ -5,6 +5,7 @@
 //! age. No driver and no GPU are normal states. Not here: what follows from a reading (`darter_core::gpu`).
 
 mod calls;
+mod dcgm;
 mod exposition;
 mod library;
 mod read;

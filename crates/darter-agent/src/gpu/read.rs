@@ -1,13 +1,17 @@
 //! What one GPU is asked, tier by tier.
 
+use std::time::{Duration, Instant};
+
 use nvml_wrapper::Device;
 use nvml_wrapper::enum_wrappers::device::{Clock, PerformanceState, TemperatureSensor};
 use nvml_wrapper::enums::device::SampleValue;
+use nvml_wrapper::enums::gpm::GpmMetricId;
 use nvml_wrapper::error::NvmlError;
+use nvml_wrapper::gpm::{GpmSample, gpm_metrics_get};
 use nvml_wrapper::structs::device::FieldId;
 
 use super::calls::Questions;
-use super::sample::{Fast, Identity, Memory, Slow};
+use super::sample::{Fast, Identity, Memory, Profile, Slow};
 
 /// Field ids of nvml.h, as they were numbered before driver 580.82: the wrapper knows the new numbers.
 mod field {
@@ -99,8 +103,13 @@ pub(super) fn identity(index: u32, device: &Device<'_>, gpu: &mut Questions<'_, 
     }
 }
 
-/// What costs little.
-pub(super) fn fast(device: &Device<'_>, gpu: &mut Questions<'_, '_>) -> Fast {
+/// What costs little; `profile` was read before.
+pub(super) fn fast(
+    device: &Device<'_>,
+    gpu: &mut Questions<'_, '_>,
+    asks_codecs: bool,
+    profile: Option<Profile>,
+) -> Fast {
     let memory = gpu.ask("memory_info", || device.memory_info());
     let utilization = gpu.ask("utilization_rates", || device.utilization_rates());
     let fields = fields(device, gpu, "fast_fields", &FAST);
@@ -131,8 +140,63 @@ pub(super) fn fast(device: &Device<'_>, gpu: &mut Questions<'_, '_>) -> Fast {
         pcie_sent: of(field::PCIE_SENT),
         pcie_received: of(field::PCIE_RECEIVED),
         recovery_action: of(field::RECOVERY_ACTION),
+        codecs: if asks_codecs { codecs(device, gpu) } else { (None, None) },
+        profile,
     }
 }
+
+fn codecs(device: &Device<'_>, gpu: &mut Questions<'_, '_>) -> (Option<u32>, Option<u32>) {
+    let encoder = gpu.ask("encoder_utilization", || device.encoder_utilization());
+    let decoder = gpu.ask("decoder_utilization", || device.decoder_utilization());
+    (encoder.map(|used| used.utilization), decoder.map(|used| used.utilization))
+}
+
+/// The profiling counters of a GPU, as they were last read.
+#[derive(Default)]
+pub(super) struct Profiler<'n>(Option<(Instant, GpmSample<'n>)>);
+
+impl<'n> Profiler<'n> {
+    /// What the counters say of the time since they were read last. Too little time says nothing yet.
+    pub(super) fn read(&mut self, device: &Device<'n>, gpu: &mut Questions<'_, '_>) -> Option<Profile> {
+        if self.0.as_ref().is_some_and(|(at, _)| at.elapsed() < PROFILE_MIN) {
+            return None;
+        }
+        let sample = gpu.ask("gpm_sample", || device.gpm_sample())?;
+        let (at, before) = self.0.replace((Instant::now(), sample))?;
+        let (_, after) = self.0.as_ref()?;
+        if at.elapsed() > PROFILE_MAX {
+            return None;
+        }
+        let answers = gpu.ask("gpm_metrics", || gpm_metrics_get(device.nvml(), &before, after, &PROFILED))?;
+        let mut values = answers.into_iter().map(|answer| answer.ok().map(|answer| answer.value));
+        let mut next = || values.next().flatten();
+        let share = |percent: Option<f64>| percent.map(|percent| percent / 100.0);
+        let bytes = |mib: Option<f64>| mib.map(|mib| mib * 1_048_576.0);
+        Some(Profile {
+            graphics: share(next()),
+            sm: share(next()),
+            sm_occupancy: share(next()),
+            tensor: share(next()),
+            dram: share(next()),
+            pcie: (bytes(next()), bytes(next())),
+        })
+    }
+}
+
+/// In the order of the fields of `Profile`.
+const PROFILED: [GpmMetricId; 7] = [
+    GpmMetricId::GraphicsUtil,
+    GpmMetricId::SmUtil,
+    GpmMetricId::SmOccupancy,
+    GpmMetricId::AnyTensorUtil,
+    GpmMetricId::DramBwUtil,
+    GpmMetricId::PcieTxPerSec,
+    GpmMetricId::PcieRxPerSec,
+];
+
+/// What the counters say of a shorter time is noise, and of a longer one not of now.
+const PROFILE_MIN: Duration = Duration::from_millis(900);
+const PROFILE_MAX: Duration = Duration::from_secs(600);
 
 /// What changes seldom. `sees_processes`: this agent may see those of the whole host; one that may not is told
 /// of none, which says nothing.

@@ -118,6 +118,27 @@ pub struct Fast {
     pub pcie_received: Option<u64>,
     /// 0 none, 1 reset the GPU, 2 reboot, 3 drain peers, 4 drain and reset, 5 recover the IMEX domain.
     pub recovery_action: Option<u64>,
+    /// Percent of the encoder and of the decoder; asked where DCGM's names are wanted.
+    pub codecs: (Option<u32>, Option<u32>),
+    /// What the profiling counters say of the time since the last round. From Hopper on.
+    pub profile: Option<Profile>,
+}
+
+/// Shares of time (0 to 1) between two readings of the profiling counters: nothing is missed between them.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Profile {
+    /// Any part of the graphics engine.
+    pub graphics: Option<f64>,
+    /// The streaming multiprocessors, on average.
+    pub sm: Option<f64>,
+    /// Warps that are resident, of those that fit.
+    pub sm_occupancy: Option<f64>,
+    /// The tensor cores.
+    pub tensor: Option<f64>,
+    /// The interface to the memory.
+    pub dram: Option<f64>,
+    /// Bytes a second over PCIe: sent, received.
+    pub pcie: (Option<f64>, Option<f64>),
 }
 
 /// Bytes of framebuffer.

@@ -12,8 +12,10 @@ use nvml_wrapper::{Device, Nvml, cuda_driver_version_major, cuda_driver_version_
 use tracing::{debug, info, warn};
 
 use super::calls::{Calls, Loss};
+use super::read::Profiler;
 use super::sample::{Driver, Gpu, Identity, Round, Snapshot, Versions};
 use super::{Shared, Stop, library, read};
+use crate::config::{self, DcgmNames};
 use crate::metrics::Metrics;
 
 /// How soon NVML is tried again after it was not there, or lost something; twice as long each time, up to
@@ -131,7 +133,7 @@ impl Thread<'_> {
         loop {
             let began = Instant::now();
             let is_slow = began >= slow_at;
-            let is_lost = gpus.iter_mut().filter_map(|seat| seat.round(&mut calls, is_slow, settings.processes)).max();
+            let is_lost = gpus.iter_mut().filter_map(|seat| seat.round(&mut calls, is_slow, settings)).max();
             if is_slow {
                 slow_at = began + settings.slow_interval.0;
             }
@@ -193,27 +195,32 @@ impl Thread<'_> {
                 self.known.get(&index).cloned().unwrap_or_else(|| Identity { index, ..Identity::default() })
             }
         };
-        Seat { device: device.ok().filter(|_| !is_lost), gpu: Gpu { identity, is_lost, fast: None, slow: None } }
+        let gpu = Gpu { identity, is_lost, fast: None, slow: None };
+        Seat { device: device.ok().filter(|_| !is_lost), profiler: Profiler::default(), gpu }
     }
 }
 
 /// One GPU in a session.
 struct Seat<'n> {
     device: Option<Device<'n>>,
+    profiler: Profiler<'n>,
     gpu: Gpu,
 }
 
 impl Seat<'_> {
     /// One round of questions; what was lost in it.
-    fn round(&mut self, calls: &mut Calls<'_>, is_slow: bool, sees_processes: bool) -> Option<Loss> {
+    fn round(&mut self, calls: &mut Calls<'_>, is_slow: bool, settings: &config::Gpu) -> Option<Loss> {
         let device = self.device.as_ref()?;
         let mut questions = calls.of(self.gpu.identity.index);
-        let fast = read::fast(device, &mut questions);
-        let slow = (is_slow && questions.loss.is_none()).then(|| read::slow(device, &mut questions, sees_processes));
+        let profile = self.profiler.read(device, &mut questions);
+        let fast = read::fast(device, &mut questions, settings.dcgm_names != DcgmNames::Off, profile);
+        let asks = is_slow && questions.loss.is_none();
+        let slow = asks.then(|| read::slow(device, &mut questions, settings.processes));
         let loss = questions.loss;
         if loss.is_some() {
             // What it said before the loss, in the same round, is half a reading.
             (self.device, self.gpu.fast, self.gpu.slow) = (None, None, None);
+            self.profiler = Profiler::default();
             self.gpu.is_lost = true;
             warn!(gpu = self.gpu.identity.index, uuid = self.gpu.identity.uuid, "a GPU is lost");
             return loss;
