@@ -10,6 +10,7 @@
 //! - whence: [`registry`] (docker-registry), [`nginx`], [`fake_ecr`], [`imds`], both on [`wire`]
 //! - for whom nodes are members of a cluster: [`kubernetes`]
 //! - by whom: [`containerd`] with [`cri`], [`emulator`], [`conformance`]
+//! - on which GPUs: [`nvml`]
 //! - through what: [`agent`]; over what: [`proxy`]; all of it together: [`stage`], and many nodes at
 //!   once: [`cluster`]
 //! - and what is made from a description: [`proto`]
@@ -27,6 +28,7 @@ pub mod imds;
 pub mod kubernetes;
 pub mod net;
 pub mod nginx;
+pub mod nvml;
 pub mod process;
 pub mod proto;
 pub mod proxy;

@@ -50,6 +50,8 @@ pub enum Need {
     Kubernetes,
     /// The darter binary.
     Darter,
+    /// The mock of NVIDIA's library.
+    MockNvml,
 }
 
 impl Need {
@@ -82,6 +84,7 @@ impl Need {
                 "no kube-apiserver or etcd: scripts/install-tools kubernetes builds them, with Go",
             ),
             Self::Darter => (darter().is_ok(), "no darter binary: run cargo build -p darter"),
+            Self::MockNvml => (mock_nvml().is_ok(), "no mock of libnvidia-ml.so: run cargo build -p darter-nvml-mock"),
         };
         if met { None } else { Some(reason) }
     }
@@ -152,6 +155,15 @@ pub fn kubernetes() -> Option<(PathBuf, PathBuf)> {
 pub fn darter() -> Result<PathBuf> {
     let path = std::env::var_os("DARTER_BIN").map_or_else(|| profile_dir().join("darter"), PathBuf::from);
     path.canonicalize().with_context(|| format!("no darter binary at {}: cargo build -p darter", path.display()))
+}
+
+/// The mock of NVIDIA's library that cargo built beside this program, which depends on it.
+pub fn mock_nvml() -> Result<PathBuf> {
+    // In `deps` is the newest: one directory up is that of the last `cargo build` that named it.
+    let name = Path::new("libnvidia_ml_mock.so");
+    let paths = [profile_dir().join("deps").join(name), profile_dir().join(name)];
+    let found = paths.iter().find(|path| path.is_file());
+    found.cloned().with_context(|| format!("no {}: cargo build -p darter-nvml-mock", paths[0].display()))
 }
 
 fn cached(program: &str) -> Option<PathBuf> {

@@ -36,9 +36,20 @@ fn sources() -> Vec<PathBuf> {
     found
 }
 
-/// The darter crates that a manifest names under `[dependencies]`.
-fn dependencies(manifest: &str) -> Vec<String> {
-    let manifest: toml_edit::DocumentMut = read(manifest).parse().expect("a manifest is TOML");
+fn manifest(path: &str) -> toml_edit::DocumentMut {
+    read(path).parse().expect("a manifest is TOML")
+}
+
+/// The manifests of the workspace's packages.
+fn manifests() -> Vec<String> {
+    let workspace = manifest("Cargo.toml");
+    let members = workspace["workspace"]["members"].as_array().expect("a workspace has members");
+    members.iter().map(|member| format!("{}/Cargo.toml", member.as_str().expect("a path"))).collect()
+}
+
+/// What a manifest names under `[dependencies]`.
+fn dependencies(path: &str) -> Vec<String> {
+    let manifest = manifest(path);
     let table = manifest["dependencies"].as_table().expect("a manifest has dependencies");
     let mut names: Vec<_> = table.iter().map(|(name, _)| name.to_owned()).collect();
     names.sort();
@@ -54,6 +65,40 @@ fn dependencies_point_from_the_binary_to_the_core() {
     assert_eq!(workspace("crates/darter-api/Cargo.toml"), [""; 0]);
     assert_eq!(workspace("crates/darter-agent/Cargo.toml"), ["darter-api", "darter-core"]);
     assert_eq!(workspace("crates/darter/Cargo.toml"), ["darter-agent", "darter-core"]);
+}
+
+#[test]
+fn what_ships_contains_no_mock() {
+    let product: Vec<_> = manifests().into_iter().filter(|path| path.starts_with("crates/")).collect();
+    assert!(product.len() >= 4, "only {product:?}");
+    for path in product {
+        let manifest = manifest(&path);
+        for kind in ["dependencies", "build-dependencies"] {
+            let named = manifest.get(kind).and_then(|table| table.as_table());
+            let test_only = |name: &&str| matches!(*name, "darter-nvml-mock" | "darter-tests" | "darter-benches");
+            let found: Vec<_> = named.into_iter().flatten().map(|(name, _)| name).filter(test_only).collect();
+            assert!(found.is_empty(), "{path}: {found:?} under [{kind}]");
+        }
+    }
+}
+
+#[test]
+fn only_the_mock_of_a_c_library_may_be_unsafe() {
+    for path in manifests() {
+        let manifest = manifest(&path);
+        let inherits = manifest["lints"].get("workspace").and_then(|value| value.as_bool()) == Some(true);
+        assert_eq!(inherits, path != "tests/nvml-mock/Cargo.toml", "{path}: [lints]");
+    }
+    // The one that does not inherit the workspace's lints has the others all the same.
+    let (all, own) = (manifest("Cargo.toml"), manifest("tests/nvml-mock/Cargo.toml"));
+    assert_eq!(all["workspace"]["lints"]["rust"]["unsafe_code"].as_str(), Some("forbid"));
+    for tool in ["rust", "clippy"] {
+        let lints = all["workspace"]["lints"][tool].as_table().expect("a table of lints");
+        for (name, level) in lints.iter().filter(|(name, _)| *name != "unsafe_code") {
+            let own = own["lints"][tool].get(name).and_then(|level| level.as_str());
+            assert_eq!(own, level.as_str(), "tests/nvml-mock/Cargo.toml: {tool} {name}");
+        }
+    }
 }
 
 #[test]

@@ -1,0 +1,75 @@
+//! GPUs for a test: the mock of NVIDIA's library, with its configuration, in a directory of their own.
+//!
+//! Each [`Mock`] is a library of its own for the loader, as it is a copy: one process can load several.
+//! What it says can be changed while it is in use. See `tests/nvml-mock` for what a configuration can say.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, anyhow};
+use nvidia_ml_mock::config::Config;
+use nvidia_ml_mock::file;
+
+use crate::scratch::Scratch;
+use crate::tools;
+
+/// The file name under which the library is loaded.
+const LIBRARY: &str = "libnvidia-ml-mock.so";
+
+/// A mock of `libnvidia-ml.so.1` and what it says.
+#[derive(Debug)]
+pub struct Mock {
+    dir: Scratch,
+}
+
+impl Mock {
+    /// One that says what the TOML text `config` says.
+    pub fn new(config: &str) -> Result<Self> {
+        let mock = Self { dir: Scratch::new()? };
+        let built = tools::mock_nvml()?;
+        // A copy: the loader takes two links to one file for one library.
+        fs::copy(&built, mock.library()).with_context(|| format!("cannot copy {}", built.display()))?;
+        mock.set(config)?;
+        Ok(mock)
+    }
+
+    /// One that says what a fixture says: `h200-idle`.
+    pub fn fixture(name: &str) -> Result<Self> {
+        Self::new(&format!("base = '{name}'"))
+    }
+
+    /// Changes what it says, all at once. An error if that makes no sense; then nothing changes.
+    pub fn set(&self, config: &str) -> Result<Config> {
+        let parsed = file::parse(config).map_err(|error| anyhow!("{error}, in:\n{config}"))?;
+        self.write(config)?;
+        Ok(parsed)
+    }
+
+    /// Changes its file, whether that makes sense or not.
+    pub fn write(&self, text: &str) -> Result<()> {
+        let new = self.dir.path().join("new");
+        fs::write(&new, text)?;
+        fs::rename(&new, self.config())?;
+        Ok(())
+    }
+
+    /// The library, to be loaded by this path.
+    pub fn library(&self) -> PathBuf {
+        self.dir.path().join(LIBRARY)
+    }
+
+    /// The file with what it says. The library finds it beside itself.
+    pub fn config(&self) -> PathBuf {
+        self.library().with_extension("toml")
+    }
+
+    /// Environment for an agent that is to load it.
+    pub fn env(&self) -> [(&'static str, PathBuf); 2] {
+        [("DARTER_NVML_PATH", self.library()), ("MOCK_NVML_CONFIG", self.config())]
+    }
+
+    /// Where both are.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+}
