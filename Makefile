@@ -38,8 +38,8 @@ demo: needs-root build ## One node pulls through an agent; then four at once, a 
 
 test: control-plane ## Every test, against real containerd and registries, and a real kube-apiserver
 	@rm -f -- "$(DARTER_NOT_RUN)"
-	@echo "== building the agent that the tests start"
-	cargo build --locked -p darter
+	@echo "== building the agent that the tests start, and its mock of the GPU library"
+	cargo build --locked -p darter -p darter-nvml-mock
 	@echo "== testing"
 	cargo test --locked --workspace --no-fail-fast | tee "$(TEST_LOG)" || { scripts/test-summary "$(TEST_LOG)" FAILED; exit 1; }
 	@scripts/test-summary "$(TEST_LOG)"

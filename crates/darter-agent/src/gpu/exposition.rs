@@ -26,9 +26,6 @@ impl Exposition {
 /// The labels of one series: names and values.
 type Labels<'a> = Vec<(&'static str, &'a str)>;
 
-/// Name and help of a metric, and where its value is.
-type Named<T> = (&'static str, &'static str, T);
-
 /// What one GPU gives for one metric.
 type Series<'a, T> = Vec<(Labels<'a>, T)>;
 
@@ -130,6 +127,13 @@ fn collection(page: &mut Page<'_>, now: &Now) -> Result<(), Error> {
         let success = f64::from(u8::from(is_running));
         page.gauge("gpu_collect_success", "1 while NVML answers", vec![(Vec::new(), success)])?;
     }
+    if matches!(now.snapshot.driver, Driver::Running(_)) {
+        let count =
+            |is_lost: bool| number(now.snapshot.gpus.iter().filter(|gpu| gpu.is_lost == is_lost).count() as u64);
+        let of = |state: &'static str, count: f64| (vec![("state", state)], count);
+        let states = vec![of("present", count(false)), of("lost", count(true))];
+        page.gauge("node_gpus", "GPUs of this node that answer, and that were counted and do not", states)?;
+    }
     let Some(round) = now.snapshot.round else { return Ok(()) };
     let took = vec![(Vec::new(), round.took.as_secs_f64())];
     page.gauge("gpu_collect_duration_seconds", "What the last round of questions to all GPUs took", took)?;
@@ -173,16 +177,11 @@ fn info(page: &mut Page<'_>, now: &Now) -> Result<(), Error> {
 }
 
 fn load(page: &mut Page<'_>, gpus: &[Shown<'_>]) -> Result<(), Error> {
-    let memory = |shown: &Shown<'_>| shown.fast?.memory;
-    let parts: [Named<fn(Memory) -> u64>; 4] = [
-        ("gpu_memory_total_bytes", "Framebuffer", |m| m.total),
-        ("gpu_memory_reserved_bytes", "Framebuffer that the driver keeps", |m| m.reserved),
-        ("gpu_memory_used_bytes", "Framebuffer that processes have", |m| m.used),
-        ("gpu_memory_free_bytes", "Framebuffer that nobody has", |m| m.free),
-    ];
-    for (name, help, of) in parts {
-        page.gauge(name, help, each(gpus, |shown| memory(shown).map(of).map(number)))?;
-    }
+    let memory = |of: fn(Memory) -> u64| each(gpus, |shown| shown.fast?.memory.map(of).map(number));
+    page.gauge("gpu_memory_total_bytes", "Framebuffer", memory(|memory| memory.total))?;
+    page.gauge("gpu_memory_reserved_bytes", "Framebuffer that the driver keeps", memory(|memory| memory.reserved))?;
+    page.gauge("gpu_memory_used_bytes", "Framebuffer that processes have", memory(|memory| memory.used))?;
+    page.gauge("gpu_memory_free_bytes", "Framebuffer that nobody has", memory(|memory| memory.free))?;
     page.gauge(
         "gpu_utilization_ratio",
         "Share of the last sample period in which a kernel was resident; says nothing of how much of the GPU it used",
@@ -193,14 +192,13 @@ fn load(page: &mut Page<'_>, gpus: &[Shown<'_>]) -> Result<(), Error> {
         "Share of the last sample period in which memory was read or written",
         each(gpus, |shown| Some(f64::from(shown.fast?.utilization?.1) / 100.0)),
     )?;
-    let profiled: [Named<fn(&Profile) -> Option<f64>>; 3] = [
-        ("gpu_sm_active_ratio", "Share of time that the streaming multiprocessors worked", |profile| profile.sm),
-        ("gpu_tensor_active_ratio", "Share of time that the tensor cores worked", |profile| profile.tensor),
-        ("gpu_dram_active_ratio", "Share of time that the interface to the memory worked", |profile| profile.dram),
-    ];
-    for (name, help, of) in profiled {
-        page.gauge(name, help, each(gpus, |shown| of(shown.fast?.profile.as_ref()?)))?;
-    }
+    let profiled = |of: fn(&Profile) -> Option<f64>| each(gpus, |shown| of(shown.fast?.profile.as_ref()?));
+    let sm = profiled(|profile| profile.sm);
+    page.gauge("gpu_sm_active_ratio", "Share of time that the streaming multiprocessors worked", sm)?;
+    let tensor = profiled(|profile| profile.tensor);
+    page.gauge("gpu_tensor_active_ratio", "Share of time that the tensor cores worked", tensor)?;
+    let dram = profiled(|profile| profile.dram);
+    page.gauge("gpu_dram_active_ratio", "Share of time that the interface to the memory worked", dram)?;
     let processes = |shown: &Shown<'_>| {
         let of = |at: usize| Some(number(shown.slow?.processes?[at]));
         [("compute", of(0)), ("graphics", of(1)), ("mps", of(2))]

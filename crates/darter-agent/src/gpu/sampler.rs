@@ -140,7 +140,7 @@ impl Thread<'_> {
             let round = Round { at: SystemTime::now(), took: began.elapsed() };
             let gpus = gpus.iter().map(|seat| seat.gpu.clone()).collect::<Vec<_>>();
             if gpus.iter().any(|gpu| gpu.is_lost) {
-                again_at.get_or_insert(began + AGAIN.1);
+                again_at.get_or_insert(began + settings.slow_interval.0 * 2);
             }
             let driver = Driver::Running(versions.clone());
             self.shared.publish(Snapshot { driver, gpus, round: Some(round) });

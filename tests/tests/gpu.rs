@@ -1,0 +1,161 @@
+//! What an agent says of GPUs, with the mock of NVIDIA's library in the driver's place.
+//!
+//! The golden files are whole: every series of a scrape that is about GPUs. `DARTER_GOLDEN=write` writes them
+//! anew; read the difference before it is committed.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use darter_tests::agent::{Agent, Options};
+use darter_tests::net::Place;
+use darter_tests::nvml::Mock;
+use darter_tests::stage::eventually;
+use darter_tests::tools::{Need, can_run};
+
+const NEEDS: [Need; 2] = [Need::Darter, Need::MockNvml];
+
+fn options(mock: &Mock) -> Options {
+    Options::new(&Place::Host)
+        .plain_registry("registry.example", "http://127.0.0.1:9")
+        .set("gpu.library", mock.library().display().to_string())
+        .set("gpu.interval", "1s")
+        .set("gpu.slow_interval", "1s")
+        .set("gpu.processes", true)
+}
+
+/// An agent that has asked its GPUs twice: what comes from two readings is there.
+async fn agent(options: Options) -> Result<Agent> {
+    let agent = Agent::start(options).await?;
+    eventually("the GPUs were asked twice", async || {
+        Ok(agent.metrics().await?.sum("darter_nvml_call_seconds_count", &[("call", "fast_fields")]) >= 2.0)
+    })
+    .await?;
+    Ok(agent)
+}
+
+/// The series of GPUs, but for what differs from run to run.
+async fn gpu_series(agent: &Agent) -> Result<String> {
+    let answer = agent.admin("/metrics").await?;
+    let differs = |line: &str| line.contains("collect_duration") || line.contains("collect_timestamp");
+    let is_gpu = |line: &&str| line.starts_with("darter_gpu_") || line.starts_with("DCGM_FI_");
+    let host = rustix::system::uname();
+    let host = host.nodename().to_string_lossy().into_owned();
+    let text = answer.text();
+    let lines: Vec<_> = text.lines().filter(is_gpu).filter(|line| !differs(line)).collect();
+    Ok(lines.join("\n").replace(&format!("ostname=\"{host}\""), "ostname=\"HOST\"") + "\n")
+}
+
+fn ensure_golden(name: &str, said: &str) -> Result<()> {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("golden/gpu").join(name).with_extension("txt");
+    if std::env::var_os("DARTER_GOLDEN").is_some_and(|value| value == "write") {
+        return Ok(std::fs::write(path, said)?);
+    }
+    let golden = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+    let (golden, said): (Vec<_>, Vec<_>) = (golden.lines().collect(), said.lines().collect());
+    let lacks: Vec<_> = golden.iter().filter(|line| !said.contains(line)).collect();
+    let more: Vec<_> = said.iter().filter(|line| !golden.contains(line)).collect();
+    ensure!(lacks.is_empty() && more.is_empty(), "{name} lacks {lacks:#?} and has besides {more:#?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn each_gpu_says_what_it_can_and_nothing_else() -> Result<()> {
+    if !can_run("each_gpu_says_what_it_can_and_nothing_else", &NEEDS) {
+        return Ok(());
+    }
+    for fixture in ["h200-idle", "t4-healthy"] {
+        let mock = Mock::fixture(fixture)?;
+        let agent = agent(options(&mock)).await?;
+        ensure_golden(fixture, &gpu_series(&agent).await?)?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn dashboards_find_the_names_that_they_know() -> Result<()> {
+    if !can_run("dashboards_find_the_names_that_they_know", &NEEDS) {
+        return Ok(());
+    }
+    let mock = Mock::fixture("h200-idle")?;
+    for names in ["legacy", "v49"] {
+        let agent = agent(options(&mock).set("gpu.dcgm_names", names)).await?;
+        let said = gpu_series(&agent).await?;
+        let dcgm: Vec<_> = said.lines().filter(|line| line.starts_with("DCGM_")).collect();
+        ensure_golden(&format!("h200-idle-{names}"), &(dcgm.join("\n") + "\n"))?;
+        let page = agent.admin("/metrics").await?.text();
+        ensure!(page.ends_with("# EOF\n") && page.matches("# EOF").count() == 1, "{page}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_node_without_a_driver_says_nothing_of_gpus_and_is_ready() -> Result<()> {
+    if !can_run("a_node_without_a_driver_says_nothing_of_gpus_and_is_ready", &NEEDS) {
+        return Ok(());
+    }
+    let mock = Mock::fixture("h200-idle")?;
+    let without = options(&mock).set("gpu.library", "/nonexistent/libnvidia-ml.so.1");
+    let agent = Agent::start(without).await?;
+    let asked = async || Ok(agent.metrics().await?.sum("darter_nvml_call_seconds_count", &[("call", "init")]) >= 1.0);
+    eventually("it was looked for", asked).await?;
+    assert_eq!(gpu_series(&agent).await?, "\n");
+    ensure!(agent.log().contains("no NVML"), "{}", agent.log());
+    let off = Agent::start(options(&mock).set("gpu.mode", "off")).await?;
+    assert_eq!(off.metrics().await?.sum("darter_nvml_init_total", &[]), 0.0);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_gpu_that_falls_off_the_bus_is_told_and_comes_back() -> Result<()> {
+    if !can_run("a_gpu_that_falls_off_the_bus_is_told_and_comes_back", &NEEDS) {
+        return Ok(());
+    }
+    let healthy = "base = 'h200-idle'\ncount = 2\n[gpus.1]\nuuid = 'GPU-4a2b6f10-0000-4000-8000-000000000201'\n";
+    let mock = Mock::new(healthy)?;
+    let agent = agent(options(&mock)).await?;
+    let states = async || {
+        let metrics = agent.metrics().await?;
+        let powers = metrics.series().iter().filter(|(series, _)| series.starts_with("darter_gpu_power_watts"));
+        let of = |state| metrics.sum("darter_node_gpus", &[("state", state)]);
+        let lost = metrics.sum("darter_gpu_lost", &[("uuid", "GPU-4a2b6f10-0000-4000-8000-000000000201")]);
+        anyhow::Ok((of("present"), of("lost"), lost, powers.count()))
+    };
+    assert_eq!(states().await?, (2.0, 0.0, 0.0, 2));
+    mock.set(&format!("{healthy}lost = true\n"))?;
+    eventually("one of two is lost", async || Ok(states().await? == (1.0, 1.0, 1.0, 1))).await?;
+    ensure!(agent.metrics().await?.sum("darter_nvml_errors_total", &[("code", "15")]) >= 1.0);
+    // NVML is started again to look for it, and finds it lost still: it keeps its name.
+    let started = async || Ok(agent.metrics().await?.sum("darter_nvml_init_total", &[]) >= 2.0);
+    eventually("NVML was started again", started).await?;
+    eventually("it is lost still", async || Ok(states().await? == (1.0, 1.0, 1.0, 1))).await?;
+    mock.set(healthy)?;
+    eventually("it is back", async || Ok(states().await? == (2.0, 0.0, 0.0, 2))).await
+}
+
+#[tokio::test]
+async fn a_call_that_hangs_holds_up_neither_a_scrape_nor_the_stop() -> Result<()> {
+    if !can_run("a_call_that_hangs_holds_up_neither_a_scrape_nor_the_stop", &NEEDS) {
+        return Ok(());
+    }
+    let mock = Mock::fixture("h200-idle")?;
+    let mut agent = agent(options(&mock)).await?;
+    mock.set("base = 'h200-idle'\n[[overrides]]\nsymbol = 'nvmlDeviceGetPowerUsage'\nhang = true\n")?;
+    let stale = async || {
+        let metrics = agent.metrics().await?;
+        Ok(!metrics.series().iter().any(|(series, _)| series.starts_with("darter_gpu_temperature")))
+    };
+    eventually("what is old is not shown", stale).await?;
+    let began = Instant::now();
+    let metrics = agent.metrics().await?;
+    ensure!(began.elapsed() < Duration::from_secs(1), "a scrape took {:?}", began.elapsed());
+    ensure!(metrics.sum("darter_gpu_info", &[]) == 1.0, "what does not change is known still");
+    ensure!(agent.admin("/healthz").await?.status == 200);
+    let hangs = async || Ok(agent.metrics().await?.sum("darter_gpu_collect_success", &[]) == 0.0);
+    eventually("it is told that NVML hangs", hangs).await?;
+    ensure!(agent.log().contains("NVML hangs call=\"power_usage\""), "{}", agent.log());
+    let began = Instant::now();
+    agent.stop().await?;
+    ensure!(began.elapsed() < Duration::from_secs(6), "the stop took {:?}", began.elapsed());
+    Ok(())
+}
