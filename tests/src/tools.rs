@@ -52,6 +52,8 @@ pub enum Need {
     Darter,
     /// The mock of NVIDIA's library.
     MockNvml,
+    /// Prometheus and promtool.
+    Prometheus,
 }
 
 impl Need {
@@ -84,6 +86,10 @@ impl Need {
                 "no kube-apiserver or etcd: scripts/install-tools kubernetes builds them, with Go",
             ),
             Self::Darter => (darter().is_ok(), "no darter binary: run cargo build -p darter"),
+            Self::Prometheus => (
+                find("prometheus").is_some() && find("promtool").is_some(),
+                "no prometheus or promtool: run scripts/install-tools",
+            ),
             Self::MockNvml => (mock_nvml().is_ok(), "no mock of libnvidia-ml.so: run cargo build -p darter-nvml-mock"),
         };
         if met { None } else { Some(reason) }

@@ -4,6 +4,7 @@
 //! anew; read the difference before it is committed.
 
 use std::path::PathBuf;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
@@ -12,6 +13,8 @@ use darter_tests::net::Place;
 use darter_tests::nvml::Mock;
 use darter_tests::stage::eventually;
 use darter_tests::tools::{Need, can_run};
+use http::Method;
+use tokio::io::AsyncWriteExt as _;
 
 const NEEDS: [Need; 2] = [Need::Darter, Need::MockNvml];
 
@@ -83,9 +86,38 @@ async fn dashboards_find_the_names_that_they_know() -> Result<()> {
         let said = gpu_series(&agent).await?;
         let dcgm: Vec<_> = said.lines().filter(|line| line.starts_with("DCGM_")).collect();
         ensure_golden(&format!("h200-idle-{names}"), &(dcgm.join("\n") + "\n"))?;
-        let page = agent.admin("/metrics").await?.text();
+        let url = format!("http://{}/metrics", agent.admin_address());
+        let accept = [("Accept", "application/openmetrics-text; version=1.0.0")];
+        let page = agent.client().call(Method::GET, &url, &accept).await?.text();
         ensure!(page.ends_with("# EOF\n") && page.matches("# EOF").count() == 1, "{page}");
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn promtool_finds_nothing_to_say() -> Result<()> {
+    if !can_run("promtool_finds_nothing_to_say", &[Need::Darter, Need::MockNvml, Need::Prometheus]) {
+        return Ok(());
+    }
+    let mock = Mock::fixture("h200-idle")?;
+    let agent = agent(options(&mock)).await?;
+    let page = agent.admin("/metrics").await?.text();
+    let lint = async |page: &str| -> Result<(bool, String)> {
+        let mut promtool = tokio::process::Command::new("promtool")
+            .args(["check", "metrics"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()?;
+        promtool.stdin.take().context("no stdin")?.write_all(page.as_bytes()).await?;
+        let done = promtool.wait_with_output().await?;
+        Ok((done.status.success(), String::from_utf8_lossy(&[done.stdout, done.stderr].concat()).into_owned()))
+    };
+    assert_eq!(lint(&page).await?, (true, String::new()));
+    // It would find something.
+    let (is_clean, said) = lint(&format!("{page}# TYPE darter_things counter\ndarter_things 1\n")).await?;
+    ensure!(!is_clean && said.contains("darter_things"), "{said}");
     Ok(())
 }
 
@@ -153,7 +185,8 @@ async fn a_call_that_hangs_holds_up_neither_a_scrape_nor_the_stop() -> Result<()
     ensure!(agent.admin("/healthz").await?.status == 200);
     let hangs = async || Ok(agent.metrics().await?.sum("darter_gpu_collect_success", &[]) == 0.0);
     eventually("it is told that NVML hangs", hangs).await?;
-    ensure!(agent.log().contains("NVML hangs call=\"power_usage\""), "{}", agent.log());
+    let says = async || Ok(agent.log().contains("NVML hangs call=\"power_usage\""));
+    eventually("the log says which call hangs", says).await?;
     let began = Instant::now();
     agent.stop().await?;
     ensure!(began.elapsed() < Duration::from_secs(6), "the stop took {:?}", began.elapsed());

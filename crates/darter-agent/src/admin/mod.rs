@@ -3,6 +3,7 @@
 //! Read only on TCP. What changes state (prewarm, unpin, uninstall) is answered on the unix socket alone,
 //! which only its owner can open.
 
+mod plain;
 mod readiness;
 
 use std::convert::Infallible;
@@ -196,7 +197,7 @@ fn spawn<S>(
 impl Answers {
     async fn answer(&self, request: Request<Incoming>, door: Door) -> Response<Body> {
         match (request.method(), request.uri().path()) {
-            (&Method::GET, "/metrics") => self.metrics().await,
+            (&Method::GET, "/metrics") => self.metrics(&request).await,
             // Answering at all is the check: the runtime turns, and sockets are accepted.
             (&Method::GET, "/healthz") => text(StatusCode::OK, "text/plain", "ok\n".to_owned()),
             (&Method::GET, "/readyz") => self.readyz().await,
@@ -215,12 +216,15 @@ impl Answers {
         }
     }
 
-    async fn metrics(&self) -> Response<Body> {
+    async fn metrics(&self, request: &Request<Incoming>) -> Response<Body> {
         self.watched.refresh(&self.metrics).await;
-        let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
         let mut page = self.metrics.render();
         self.watched.gpus.add_dcgm(&mut page);
-        text(StatusCode::OK, kind, page)
+        let accept = request.headers().get(header::ACCEPT).and_then(|accept| accept.to_str().ok());
+        if plain::wants_open(accept) {
+            return text(StatusCode::OK, plain::OPEN, page);
+        }
+        text(StatusCode::OK, plain::PLAIN, plain::plain(&page))
     }
 
     async fn readyz(&self) -> Response<Body> {
