@@ -11,8 +11,31 @@ use crate::config::Config;
 
 /// The fixtures: real GPUs as they were seen, and machines with something wrong.
 pub const FIXTURES: &[(&str, &str)] = &[
+    ("a100-mig-mixed", include_str!("../fixtures/a100-mig-mixed.toml")),
+    ("a10g", include_str!("../fixtures/a10g.toml")),
+    ("count-0", include_str!("../fixtures/count-0.toml")),
+    ("count-short", include_str!("../fixtures/count-short.toml")),
+    ("driver-580-65", include_str!("../fixtures/driver-580-65.toml")),
+    ("driver-580-82", include_str!("../fixtures/driver-580-82.toml")),
+    ("driver-mismatch", include_str!("../fixtures/driver-mismatch.toml")),
+    ("gpu-lost", include_str!("../fixtures/gpu-lost.toml")),
+    ("h100x8", include_str!("../fixtures/h100x8.toml")),
+    ("h200-busy", include_str!("../fixtures/h200-busy.toml")),
     ("h200-idle", include_str!("../fixtures/h200-idle.toml")),
+    ("h200-mig", include_str!("../fixtures/h200-mig.toml")),
+    ("hang-power", include_str!("../fixtures/hang-power.toml")),
+    ("init-unknown", include_str!("../fixtures/init-unknown.toml")),
+    ("no-driver", include_str!("../fixtures/no-driver.toml")),
+    ("process-race", include_str!("../fixtures/process-race.toml")),
+    ("recovery-reboot", include_str!("../fixtures/recovery-reboot.toml")),
+    ("recovery-reset", include_str!("../fixtures/recovery-reset.toml")),
+    ("remap-failed", include_str!("../fixtures/remap-failed.toml")),
+    ("remap-pending", include_str!("../fixtures/remap-pending.toml")),
     ("t4-healthy", include_str!("../fixtures/t4-healthy.toml")),
+    ("unsupported", include_str!("../fixtures/unsupported.toml")),
+    ("xid-63", include_str!("../fixtures/xid-63.toml")),
+    ("xid-79", include_str!("../fixtures/xid-79.toml")),
+    ("xid-94", include_str!("../fixtures/xid-94.toml")),
 ];
 
 /// So many files may stand on one another: more is a circle.
@@ -35,7 +58,7 @@ pub fn parse(text: &str) -> Result<Config, String> {
         return Err(format!("`gpus.{index}`: there are {count} GPUs"));
     }
     table.insert("gpus".to_owned(), Value::Array(gpus));
-    let config = Config::deserialize(Value::Table(table)).map_err(|error| error.to_string())?;
+    let config = Config::deserialize(Value::Table(table)).map_err(|error| error.to_string().trim_end().to_owned())?;
     check(&config, count)?;
     Ok(config)
 }

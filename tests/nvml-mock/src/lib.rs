@@ -19,16 +19,29 @@ pub mod file;
 mod state;
 #[macro_use]
 mod glue;
+pub mod events;
 pub mod fields;
+pub mod gpm;
 pub mod health;
 pub mod identity;
+pub mod mig;
 pub mod processes;
 pub mod system;
 pub mod telemetry;
 
 /// Every symbol that the library exports.
 pub fn exports() -> Vec<&'static str> {
-    let groups = [system::NAMES, identity::NAMES, telemetry::NAMES, fields::NAMES, health::NAMES, processes::NAMES];
+    let groups = [
+        system::NAMES,
+        identity::NAMES,
+        telemetry::NAMES,
+        fields::NAMES,
+        health::NAMES,
+        processes::NAMES,
+        mig::NAMES,
+        events::NAMES,
+        gpm::NAMES,
+    ];
     // It returns a text, not a code.
     let mut all = groups.concat();
     all.push("nvmlErrorString");

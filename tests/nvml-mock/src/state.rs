@@ -257,3 +257,8 @@ pub(crate) fn peek() -> Result<Arc<Config>, Code> {
     }
     state.current()
 }
+
+/// How long ago the library was first initialised.
+pub(crate) fn age() -> Duration {
+    lock().started.map_or(Duration::ZERO, |started| started.elapsed())
+}
