@@ -5,6 +5,7 @@
 //! Not here: NVML, sysfs, the kernel's log, the kubelet; `darter-agent` reads them.
 
 mod pci;
+pub mod readiness;
 pub mod xid;
 
 pub use crate::swarm::Time;
