@@ -11,6 +11,7 @@ pub mod containerd_config;
 pub mod digest;
 pub mod ecr;
 pub mod fetch;
+pub mod gpu;
 pub mod hex;
 pub mod hosts_toml;
 pub mod manifest;

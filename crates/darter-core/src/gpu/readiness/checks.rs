@@ -1,0 +1,214 @@
+//! The checks, in their order. Each reads what it needs and says what is wrong; what is `None` says nothing.
+
+use super::{Finding, Gpu, Nvml, Observation, Policy, Reason, RecoveryAction, State};
+use crate::gpu::xid;
+
+/// One more than the last check's number.
+const CHECKS: usize = 14;
+
+/// What the checks found, and how much they had to go by.
+#[derive(Debug, Default)]
+pub(super) struct Sheet {
+    pub(super) findings: Vec<Finding>,
+    /// By check, how many things were known.
+    pub(super) known: [u32; CHECKS],
+    /// Checks that were not made, because what an earlier one found would make all of them fail.
+    pub(super) is_masked: [bool; CHECKS],
+}
+
+impl Sheet {
+    fn know<T: Clone>(&mut self, check: usize, value: &Option<T>) -> Option<T> {
+        self.known[check] += u32::from(value.is_some());
+        value.clone()
+    }
+
+    fn add(&mut self, reason: Reason, state: State, detail: impl Into<String>) {
+        self.findings.push(Finding { reason, state, gpus: Vec::new(), detail: detail.into() });
+    }
+
+    /// One finding a reason, with all the GPUs that have it.
+    fn add_gpu(&mut self, reason: Reason, state: State, gpu: &str) {
+        match self.findings.iter_mut().find(|finding| finding.reason == reason) {
+            Some(finding) => {
+                finding.state = finding.state.max(state);
+                finding.gpus.push(gpu.to_owned());
+            }
+            None => {
+                let (gpus, detail) = (vec![gpu.to_owned()], String::new());
+                self.findings.push(Finding { reason, state, gpus, detail });
+            }
+        }
+    }
+
+    fn wrong(&mut self, check: usize, gpu: &Gpu, value: &Option<bool>, reason: Reason, state: State) {
+        if self.know(check, value) == Some(true) {
+            self.add_gpu(reason, state, &gpu.uuid);
+        }
+    }
+}
+
+/// How many GPUs there should be.
+fn expected(o: &Observation, policy: &Policy) -> Option<u32> {
+    policy.expected_gpus.or(o.instance_gpus).or(o.learned_gpus).filter(|gpus| *gpus > 0)
+}
+
+/// Check 0: whether this is a GPU node. `None`: nobody can tell.
+pub(super) fn applies(o: &Observation, policy: &Policy) -> Option<bool> {
+    let is_said = o.should_have_gpus == Some(true) || expected(o, policy).is_some();
+    if is_said || o.nvml_count.is_some_and(|gpus| gpus > 0) {
+        return Some(true);
+    }
+    o.pci_functions.map(|functions| functions > 0)
+}
+
+/// All other checks.
+pub(super) fn run(o: &Observation, policy: &Policy) -> Sheet {
+    let mut sheet = Sheet::default();
+    driver(&mut sheet, o);
+    if sheet.findings.is_empty() {
+        nvml(&mut sheet, o);
+        count(&mut sheet, o, policy);
+    } else {
+        // Without the driver NVML fails too, and there is no device file to count.
+        (sheet.is_masked[2], sheet.is_masked[3]) = (true, true);
+    }
+    xids(&mut sheet, o);
+    for gpu in o.gpus.iter().flatten() {
+        if !sheet.is_masked[3] {
+            sheet.wrong(3, gpu, &gpu.is_lost, Reason::GpuLost, State::NotReady);
+        }
+        hardware(&mut sheet, gpu);
+        fabric(&mut sheet, gpu, o);
+    }
+    if sheet.know(9, &o.fabric_manager) == Some(false) {
+        sheet.add_fabric_manager(o);
+    }
+    if policy.wants_device_plugin {
+        device_plugin(&mut sheet, o);
+    }
+    if sheet.know(12, &o.gfd_labels) == Some(false) {
+        sheet.add(Reason::GfdLabelsMissing, State::Ready, "");
+    }
+    if policy.wants_cuda_smoke && sheet.know(13, &o.cuda_smoke) == Some(false) {
+        sheet.add(Reason::CudaSmokeFailed, State::NotReady, "");
+    }
+    sheet
+}
+
+fn driver(sheet: &mut Sheet, o: &Observation) {
+    let missing = [
+        (sheet.know(1, &o.driver_version_file) == Some(false), "/proc/driver/nvidia/version"),
+        (sheet.know(1, &o.control_node) == Some(false), "/dev/nvidiactl"),
+        (sheet.know(1, &o.device_nodes) == Some(0), "/dev/nvidia0"),
+    ];
+    let missing: Vec<_> = missing.iter().filter(|(is_missing, _)| *is_missing).map(|(_, file)| *file).collect();
+    if !missing.is_empty() {
+        sheet.add(Reason::DriverNotLoaded, State::NotReady, format!("not there: {}", missing.join(", ")));
+    }
+}
+
+fn nvml(sheet: &mut Sheet, o: &Observation) {
+    match sheet.know(2, &o.nvml) {
+        Some(Nvml::Ok) if o.nvml_count.is_some() && o.gpus.is_some() => (),
+        Some(Nvml::Ok) => sheet.add(Reason::NvmlNotObserved, State::Unknown, "it did not list the GPUs yet"),
+        None => sheet.add(Reason::NvmlNotObserved, State::Unknown, ""),
+        Some(Nvml::LibraryNotFound) => sheet.add(Reason::LibraryNotFound, State::NotReady, ""),
+        Some(Nvml::DriverMismatch) => sheet.add(Reason::DriverMismatch, State::NotReady, ""),
+        Some(Nvml::InitFailed(code)) => sheet.add(Reason::NvmlInitFailed, State::NotReady, format!("code {code}")),
+        Some(Nvml::Unresponsive) => sheet.add(Reason::NvmlUnresponsive, State::Unknown, ""),
+    }
+}
+
+fn count(sheet: &mut Sheet, o: &Observation, policy: &Policy) {
+    let counts = [
+        (sheet.know(3, &o.pci_functions), "on the PCI bus"),
+        (sheet.know(3, &o.device_nodes), "device files"),
+        (sheet.know(3, &o.nvml_count), "in NVML"),
+        (expected(o, policy), "expected"),
+    ];
+    let known: Vec<_> = counts.iter().filter_map(|(count, what)| Some(((*count)?, *what))).collect();
+    if known.windows(2).any(|pair| pair[0].0 != pair[1].0) {
+        let detail: Vec<_> = known.iter().map(|(count, what)| format!("{count} {what}")).collect();
+        sheet.add(Reason::GpuCountMismatch, State::NotReady, detail.join(", "));
+    }
+}
+
+fn xids(sheet: &mut Sheet, o: &Observation) {
+    for found in sheet.know(5, &o.xids).into_iter().flatten() {
+        let gpu = o.gpus.iter().flatten().find(|gpu| gpu.pci == Some(found.pci));
+        let name = gpu.map_or_else(|| found.pci.to_string(), |gpu| gpu.uuid.clone());
+        match found.verdict {
+            xid::Verdict::Fatal => sheet.add_gpu(Reason::FatalXid(found.xid), State::NotReady, &name),
+            xid::Verdict::Degraded => sheet.add_gpu(Reason::DegradedXid(found.xid), State::Degraded, &name),
+            xid::Verdict::MetricOnly => (),
+        }
+    }
+}
+
+/// Checks 4 and 6 to 8.
+fn hardware(sheet: &mut Sheet, gpu: &Gpu) {
+    if let Some(action) = sheet.know(4, &gpu.recovery_action).and_then(RecoveryAction::from_field) {
+        // To end what talks to other GPUs is for whoever drains, and what is newer than this table may be
+        // harmless: neither takes the node away by itself.
+        let is_fatal = !matches!(action, RecoveryAction::DrainP2p | RecoveryAction::Other(_));
+        let state = if is_fatal { State::NotReady } else { State::Degraded };
+        sheet.add_gpu(Reason::RecoveryActionRequired(action), state, &gpu.uuid);
+    }
+    sheet.wrong(6, gpu, &gpu.row_remap_failed, Reason::RowRemapFailed, State::NotReady);
+    let pending = [sheet.know(6, &gpu.row_remap_pending), sheet.know(6, &gpu.retired_pages_pending)];
+    if pending.contains(&Some(true)) {
+        sheet.add_gpu(Reason::RowRemapPending, State::Degraded, &gpu.uuid);
+    }
+    let errors = sheet.know(7, &gpu.uncorrected_ecc).zip(gpu.uncorrected_ecc_at_start);
+    let is_past = sheet.know(7, &gpu.sram_threshold_exceeded) == Some(true);
+    if is_past || errors.is_some_and(|(now, start)| now > start) {
+        sheet.add_gpu(Reason::UncorrectableEcc, State::NotReady, &gpu.uuid);
+    }
+    let margin = sheet.know(8, &gpu.thermal_margin_celsius);
+    if sheet.know(8, &gpu.thermal_slowdown_persists) == Some(true) || margin.is_some_and(|margin| margin <= 0) {
+        sheet.add_gpu(Reason::ThermalSlowdown, State::Degraded, &gpu.uuid);
+    }
+    sheet.wrong(8, gpu, &gpu.power_brake_persists, Reason::PowerBrake, State::Degraded);
+}
+
+/// A GPU alone needs no fabric: it is worth a word.
+fn without_fabric(o: &Observation) -> State {
+    let gpus = o.gpus.as_ref().map_or(0, Vec::len);
+    let is_alone = gpus <= 1 && o.pci_functions.is_none_or(|functions| functions <= 1);
+    if is_alone { State::Ready } else { State::NotReady }
+}
+
+fn fabric(sheet: &mut Sheet, gpu: &Gpu, o: &Observation) {
+    let Some(fabric) = sheet.know(9, &gpu.fabric) else { return };
+    let is_well = fabric.state == 0 || fabric.state == 3 && fabric.status == 0;
+    if !is_well {
+        sheet.add_gpu(Reason::FabricNotReady, without_fabric(o), &gpu.uuid);
+    }
+}
+
+impl Sheet {
+    fn add_fabric_manager(&mut self, o: &Observation) {
+        let detail = "the fabric manager does not run";
+        match self.findings.iter_mut().find(|finding| finding.reason == Reason::FabricNotReady) {
+            Some(finding) => detail.clone_into(&mut finding.detail),
+            None => self.add(Reason::FabricNotReady, without_fabric(o), detail),
+        }
+    }
+}
+
+/// Checks 10 and 11.
+fn device_plugin(sheet: &mut Sheet, o: &Observation) {
+    let of = o.plugin_expected.unwrap_or(0).saturating_mul(o.replicas.unwrap_or(1));
+    let (devices, allocatable) = (sheet.know(10, &o.plugin_devices), sheet.know(11, &o.allocatable));
+    match devices {
+        Some(0) => sheet.add(Reason::DevicePluginNotRegistered, State::NotReady, ""),
+        Some(devices) if devices < of => {
+            sheet.add(Reason::DevicesUnhealthy { unhealthy: of - devices, of }, State::NotReady, "");
+        }
+        None if allocatable.is_none() => sheet.add(Reason::DevicePluginNotObserved, State::Unknown, ""),
+        _ => (),
+    }
+    if allocatable == Some(0) {
+        sheet.add(Reason::AllocatableZero, State::NotReady, "");
+    }
+}

@@ -1,0 +1,426 @@
+//! The table of checks row by row, what polls change, and what holds for every observation.
+
+use std::time::Duration;
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+use super::*;
+use crate::gpu::xid::{self, Outstanding};
+use crate::gpu::{PciAddress, Time};
+
+const FATAL_XID: u32 = 79;
+const DEGRADED_XID: u32 = 94;
+
+fn pci(bus: u8) -> PciAddress {
+    PciAddress { domain: 0, bus, device: 0 }
+}
+
+fn healthy_gpu(number: u8) -> Gpu {
+    Gpu {
+        uuid: format!("GPU-{number}"),
+        pci: Some(pci(number)),
+        is_lost: Some(false),
+        recovery_action: Some(0),
+        row_remap_failed: Some(false),
+        row_remap_pending: Some(false),
+        retired_pages_pending: Some(false),
+        // An old one, from before the agent started.
+        uncorrected_ecc: Some(3),
+        uncorrected_ecc_at_start: Some(3),
+        sram_threshold_exceeded: Some(false),
+        clock_event_reasons: Some(1),
+        thermal_slowdown_ns: Some(0),
+        power_brake_ns: Some(0),
+        thermal_slowdown_persists: None,
+        power_brake_persists: None,
+        thermal_margin_celsius: Some(58),
+        fabric: Some(Fabric { state: 3, status: 0 }),
+    }
+}
+
+/// A node of two GPUs with NVSwitch, all well.
+fn healthy() -> Observation {
+    Observation {
+        pci_functions: Some(2),
+        should_have_gpus: Some(true),
+        driver_version_file: Some(true),
+        control_node: Some(true),
+        device_nodes: Some(2),
+        nvml: Some(Nvml::Ok),
+        nvml_count: Some(2),
+        instance_gpus: Some(2),
+        learned_gpus: None,
+        gpus: Some(vec![healthy_gpu(1), healthy_gpu(2)]),
+        xids: Some(Vec::new()),
+        fabric_manager: Some(true),
+        plugin_devices: Some(2),
+        plugin_expected: Some(2),
+        replicas: Some(1),
+        allocatable: Some(2),
+        gfd_labels: Some(true),
+        cuda_smoke: Some(true),
+    }
+}
+
+fn with(change: impl FnOnce(&mut Observation)) -> Observation {
+    let mut observation = healthy();
+    change(&mut observation);
+    observation
+}
+
+fn with_gpu(change: impl FnOnce(&mut Gpu)) -> Observation {
+    with(|o| {
+        if let Some(gpu) = o.gpus.iter_mut().flatten().next() {
+            change(gpu);
+        }
+    })
+}
+
+fn against(xid: u32, verdict: xid::Verdict) -> Option<Vec<Outstanding>> {
+    Some(vec![Outstanding { pci: pci(1), xid, verdict }])
+}
+
+fn said(verdict: &Verdict) -> String {
+    let reasons: Vec<_> = verdict.reasons.iter().map(|finding| finding.reason.to_string()).collect();
+    format!("{} {}", verdict.state.as_str(), reasons.join(" ")).trim_end().to_owned()
+}
+
+fn judged(observation: &Observation) -> String {
+    said(&evaluate(observation, &Policy { wants_cuda_smoke: true, ..Policy::default() }))
+}
+
+#[test]
+fn every_row_of_the_table() {
+    let alone = |fabric| {
+        with(|o| {
+            (o.pci_functions, o.device_nodes, o.nvml_count, o.instance_gpus) = (Some(1), Some(1), Some(1), Some(1));
+            o.gpus = Some(vec![Gpu { fabric, ..healthy_gpu(1) }]);
+        })
+    };
+    let rows = [
+        (healthy(), "Ready"),
+        // 0
+        (
+            Observation { pci_functions: Some(0), should_have_gpus: Some(false), ..Observation::default() },
+            "NotApplicable",
+        ),
+        (Observation { pci_functions: Some(0), ..Observation::default() }, "NotApplicable"),
+        (Observation::default(), "Unknown GpuNodeNotObserved"),
+        // 1
+        (with(|o| o.driver_version_file = Some(false)), "NotReady DriverNotLoaded"),
+        (with(|o| o.control_node = Some(false)), "NotReady DriverNotLoaded"),
+        (with(|o| o.device_nodes = Some(0)), "NotReady DriverNotLoaded"),
+        // 2
+        (with(|o| o.nvml = Some(Nvml::LibraryNotFound)), "NotReady LibraryNotFound"),
+        (with(|o| o.nvml = Some(Nvml::DriverMismatch)), "NotReady DriverMismatch"),
+        (with(|o| o.nvml = Some(Nvml::InitFailed(999))), "NotReady NvmlInitFailed"),
+        (with(|o| o.nvml = Some(Nvml::Unresponsive)), "Unknown NvmlUnresponsive"),
+        (with(|o| o.nvml = None), "Unknown NvmlNotObserved"),
+        // 3
+        (with(|o| o.nvml_count = Some(1)), "NotReady GpuCountMismatch"),
+        (with(|o| o.device_nodes = Some(1)), "NotReady GpuCountMismatch"),
+        (with(|o| o.pci_functions = Some(1)), "NotReady GpuCountMismatch"),
+        (with(|o| o.instance_gpus = Some(8)), "NotReady GpuCountMismatch"),
+        (with(|o| (o.instance_gpus, o.learned_gpus) = (None, Some(3))), "NotReady GpuCountMismatch"),
+        (with_gpu(|gpu| gpu.is_lost = Some(true)), "NotReady GpuLost"),
+        // 4
+        (with_gpu(|gpu| gpu.recovery_action = Some(1)), "NotReady RecoveryActionRequired(GpuReset)"),
+        (with_gpu(|gpu| gpu.recovery_action = Some(2)), "NotReady RecoveryActionRequired(NodeReboot)"),
+        (with_gpu(|gpu| gpu.recovery_action = Some(3)), "Degraded RecoveryActionRequired(DrainP2P)"),
+        (with_gpu(|gpu| gpu.recovery_action = Some(4)), "NotReady RecoveryActionRequired(DrainAndReset)"),
+        (with_gpu(|gpu| gpu.recovery_action = Some(5)), "NotReady RecoveryActionRequired(RecoverImex)"),
+        // 5
+        (with(|o| o.xids = against(FATAL_XID, xid::Verdict::Fatal)), "NotReady FatalXid(79)"),
+        (with(|o| o.xids = against(DEGRADED_XID, xid::Verdict::Degraded)), "Degraded DegradedXid(94)"),
+        // 6
+        (with_gpu(|gpu| gpu.row_remap_failed = Some(true)), "NotReady RowRemapFailed"),
+        (with_gpu(|gpu| gpu.row_remap_pending = Some(true)), "Degraded RowRemapPending"),
+        (with_gpu(|gpu| gpu.retired_pages_pending = Some(true)), "Degraded RowRemapPending"),
+        // 7
+        (with_gpu(|gpu| gpu.uncorrected_ecc = Some(4)), "NotReady UncorrectableEcc"),
+        (with_gpu(|gpu| gpu.sram_threshold_exceeded = Some(true)), "NotReady UncorrectableEcc"),
+        // 8
+        (with_gpu(|gpu| gpu.thermal_slowdown_persists = Some(true)), "Degraded ThermalSlowdown"),
+        (with_gpu(|gpu| gpu.thermal_margin_celsius = Some(0)), "Degraded ThermalSlowdown"),
+        (with_gpu(|gpu| gpu.power_brake_persists = Some(true)), "Degraded PowerBrake"),
+        // 9
+        (with_gpu(|gpu| gpu.fabric = Some(Fabric { state: 1, status: 0 })), "NotReady FabricNotReady"),
+        (with_gpu(|gpu| gpu.fabric = Some(Fabric { state: 2, status: 0 })), "NotReady FabricNotReady"),
+        (with_gpu(|gpu| gpu.fabric = Some(Fabric { state: 3, status: 999 })), "NotReady FabricNotReady"),
+        (with_gpu(|gpu| gpu.fabric = Some(Fabric { state: 0, status: 0 })), "Ready"),
+        (with(|o| o.fabric_manager = Some(false)), "NotReady FabricNotReady"),
+        (alone(Some(Fabric { state: 1, status: 0 })), "Ready FabricNotReady"),
+        // 10
+        (with(|o| o.plugin_devices = Some(0)), "NotReady DevicePluginNotRegistered"),
+        (with(|o| (o.plugin_devices, o.replicas) = (Some(6), Some(4))), "NotReady DevicesUnhealthy(2 of 8)"),
+        (with(|o| (o.plugin_devices, o.plugin_expected) = (Some(9), Some(14))), "NotReady DevicesUnhealthy(5 of 14)"),
+        (with(|o| (o.plugin_devices, o.allocatable) = (None, None)), "Unknown DevicePluginNotObserved"),
+        (with(|o| o.plugin_devices = None), "Ready"),
+        // 11
+        (with(|o| o.allocatable = Some(0)), "NotReady AllocatableZero"),
+        // 12
+        (with(|o| o.gfd_labels = Some(false)), "Ready GfdLabelsMissing"),
+        // 13
+        (with(|o| o.cuda_smoke = Some(false)), "NotReady CudaSmokeFailed"),
+    ];
+    for (observation, expected) in rows {
+        assert_eq!(judged(&observation), expected, "{observation:#?}");
+    }
+}
+
+#[test]
+fn the_operator_says_what_is_judged() {
+    let no_plugin = with(|o| (o.plugin_devices, o.allocatable, o.cuda_smoke) = (Some(0), Some(0), Some(false)));
+    let policy = Policy { wants_device_plugin: false, ..Policy::default() };
+    assert_eq!(said(&evaluate(&no_plugin, &policy)), "Ready");
+    let policy = Policy { expected_gpus: Some(4), ..Policy::default() };
+    let verdict = evaluate(&healthy(), &policy);
+    assert_eq!(said(&verdict), "NotReady GpuCountMismatch");
+    assert_eq!(verdict.reasons[0].detail, "2 on the PCI bus, 2 device files, 2 in NVML, 4 expected");
+    let empty = Observation { pci_functions: Some(0), ..Observation::default() };
+    assert_ne!(evaluate(&empty, &policy).state, State::NotApplicable, "four were expected");
+}
+
+#[test]
+fn what_is_found_names_the_gpu_and_comes_in_order_each_once() {
+    let mut sick = with(|o| o.xids = against(FATAL_XID, xid::Verdict::Fatal));
+    for gpu in sick.gpus.iter_mut().flatten() {
+        (gpu.row_remap_pending, gpu.is_lost) = (Some(true), Some(true));
+    }
+    let verdict = evaluate(&sick, &Policy::default());
+    assert_eq!(said(&verdict), "NotReady GpuLost FatalXid(79) RowRemapPending");
+    let gpus: Vec<_> = verdict.reasons.iter().map(|finding| finding.gpus.len()).collect();
+    assert_eq!(gpus, [2, 1, 2]);
+    assert_eq!(verdict.first().map(|finding| finding.reason.word()), Some("GpuLost"));
+    assert_eq!(verdict.of_gpu("GPU-2"), State::NotReady);
+    sick = with_gpu(|gpu| gpu.row_remap_pending = Some(true));
+    let verdict = evaluate(&sick, &Policy::default());
+    assert_eq!((verdict.of_gpu("GPU-1"), verdict.of_gpu("GPU-2")), (State::Degraded, State::Ready));
+}
+
+/// Polls every 5 s.
+struct Node {
+    readiness: Readiness,
+    polls: u32,
+}
+
+impl Node {
+    fn new() -> Self {
+        Self { readiness: Readiness::new(Policy::default(), None), polls: 0 }
+    }
+
+    fn poll(&mut self, observation: Observation) -> String {
+        self.polls += 1;
+        said(&self.readiness.poll(Time::ZERO + Duration::from_secs(5) * self.polls, observation))
+    }
+}
+
+#[test]
+fn hardware_faults_count_at_once_and_recovery_takes_two_polls() {
+    let mut node = Node::new();
+    assert_eq!(node.poll(healthy()), "Ready");
+    assert_eq!(node.poll(with(|o| o.nvml_count = Some(1))), "NotReady GpuCountMismatch");
+    assert_eq!(node.poll(healthy()), "NotReady GpuCountMismatch");
+    assert_eq!(node.poll(with(|o| o.nvml_count = Some(1))), "NotReady GpuCountMismatch");
+    assert_eq!(node.poll(healthy()), "NotReady GpuCountMismatch", "counted anew");
+    assert_eq!(node.poll(healthy()), "Ready");
+}
+
+#[test]
+fn what_comes_late_counts_after_three_polls() {
+    for (late, reason) in [
+        (with(|o| o.driver_version_file = Some(false)), "DriverNotLoaded"),
+        (with(|o| o.plugin_devices = Some(0)), "DevicePluginNotRegistered"),
+        (with(|o| o.plugin_devices = Some(1)), "DevicesUnhealthy(1 of 2)"),
+        (with(|o| o.allocatable = Some(0)), "AllocatableZero"),
+    ] {
+        let mut node = Node::new();
+        let polls: Vec<_> = (0..3).map(|_| node.poll(late.clone())).collect();
+        let (waits, fails) = (format!("Unknown {reason}"), format!("NotReady {reason}"));
+        assert_eq!(polls, [waits.clone(), waits, fails.clone()], "a node that starts");
+        let mut node = Node::new();
+        node.poll(healthy());
+        let polls: Vec<_> = (0..3).map(|_| node.poll(late.clone())).collect();
+        let waits = format!("Ready {reason}");
+        assert_eq!(polls, [waits.clone(), waits, fails], "a node that was ready");
+        let mut node = Node::new();
+        node.poll(late.clone());
+        node.poll(healthy());
+        node.poll(late.clone());
+        assert!(!node.poll(late).starts_with("NotReady"), "not three on end");
+    }
+}
+
+#[test]
+fn a_driver_that_is_not_there_hides_what_follows_from_it() {
+    let mut node = Node::new();
+    let none = with(|o| {
+        (o.driver_version_file, o.control_node, o.device_nodes) = (Some(false), Some(false), Some(0));
+        (o.nvml, o.nvml_count, o.gpus) = (Some(Nvml::InitFailed(9)), None, None);
+    });
+    assert_eq!(node.poll(none.clone()), "Unknown DriverNotLoaded");
+    assert_eq!(node.poll(none), "Unknown DriverNotLoaded");
+    assert_eq!(node.poll(healthy()), "Ready");
+}
+
+#[test]
+fn nvml_that_hangs_makes_a_ready_node_unknown_and_a_broken_one_no_better() {
+    let hangs = || Observation { nvml: Some(Nvml::Unresponsive), ..Observation::default() };
+    let mut node = Node::new();
+    node.poll(healthy());
+    assert_eq!(node.poll(hangs()), "Unknown NvmlUnresponsive");
+    assert_eq!(node.poll(healthy()), "Unknown NvmlUnresponsive");
+    assert_eq!(node.poll(healthy()), "Ready");
+    node.poll(with_gpu(|gpu| gpu.row_remap_failed = Some(true)));
+    assert_eq!(node.poll(hangs()), "NotReady NvmlUnresponsive RowRemapFailed");
+    let mut log = hangs();
+    log.xids = against(FATAL_XID, xid::Verdict::Fatal);
+    let mut node = Node::new();
+    node.poll(healthy());
+    assert_eq!(node.poll(log), "NotReady NvmlUnresponsive FatalXid(79)", "the kernel's log needs no NVML");
+}
+
+#[test]
+fn ecc_errors_count_from_the_start_of_the_agent_and_from_a_reload_of_the_driver() {
+    let errors = |errors| with_gpu(|gpu| (gpu.uncorrected_ecc, gpu.uncorrected_ecc_at_start) = (Some(errors), None));
+    let mut node = Node::new();
+    assert_eq!(node.poll(errors(7)), "Ready");
+    assert_eq!(node.poll(errors(8)), "NotReady UncorrectableEcc");
+    assert_eq!(node.poll(errors(0)), "NotReady UncorrectableEcc");
+    assert_eq!(node.poll(errors(0)), "Ready");
+    assert_eq!(node.poll(errors(1)), "NotReady UncorrectableEcc");
+}
+
+#[test]
+fn a_gpu_that_once_was_here_is_missed() {
+    let fewer = |gpus| {
+        with(|o| {
+            (o.pci_functions, o.device_nodes, o.nvml_count, o.instance_gpus) =
+                (Some(gpus), Some(gpus), Some(gpus), None);
+        })
+    };
+    let mut node = Node::new();
+    assert_eq!(node.poll(fewer(2)), "Ready");
+    assert_eq!(node.poll(fewer(1)), "NotReady GpuCountMismatch");
+    let stored = node.readiness.learned_gpus();
+    assert_eq!(stored, Some(2));
+    let mut node = Node { readiness: Readiness::new(Policy::default(), stored), polls: 0 };
+    assert_eq!(node.poll(fewer(1)), "NotReady GpuCountMismatch", "while no agent ran");
+}
+
+#[test]
+fn slowdown_counts_when_it_lasts() {
+    // Bits: thermal, power brake with the general one, the general one alone, software thermal.
+    for (bits, expected) in [
+        (0x40, "Degraded ThermalSlowdown"),
+        (0x88, "Degraded PowerBrake"),
+        (0x8, "Degraded ThermalSlowdown"),
+        (0x20, "Ready"),
+    ] {
+        let mut node = Node::new();
+        let slow = || with_gpu(|gpu| gpu.clock_event_reasons = Some(bits));
+        let polls: Vec<_> = (0..70).map(|_| node.poll(slow())).collect();
+        assert_eq!(polls[10], "Ready", "{bits:#x}");
+        assert_eq!(polls[69], expected, "{bits:#x}");
+    }
+}
+
+/// What a field can be, by level: 0 not known, 1 well, above that worse and worse.
+const LEVELS: [u8; 24] = [3, 3, 3, 4, 4, 4, 3, 3, 3, 3, 3, 4, 3, 4, 3, 3, 4, 3, 3, 3, 3, 4, 3, 3];
+
+fn level<T: Clone>(level: u8, values: &[T]) -> Option<T> {
+    usize::from(level).checked_sub(1).map(|at| values[at].clone())
+}
+
+/// An observation from a level a field.
+fn built(levels: &[u8]) -> Observation {
+    let wrong = |at: usize| level(levels[at], &[false, true]);
+    let right = |at: usize| level(levels[at], &[true, false]);
+    let mut o = healthy();
+    (o.driver_version_file, o.control_node) = (right(0), right(1));
+    o.pci_functions = level(levels[2], &[2, 1]);
+    o.device_nodes = level(levels[3], &[2, 1, 0]);
+    o.nvml = level(levels[4], &[Nvml::Ok, Nvml::Unresponsive, Nvml::InitFailed(1)]);
+    o.nvml_count = level(levels[5], &[2, 1, 0]);
+    (o.gfd_labels, o.cuda_smoke, o.fabric_manager) = (right(6), right(7), right(8));
+    o.allocatable = level(levels[9], &[2, 0]);
+    o.replicas = level(levels[10], &[1, 2]);
+    o.plugin_devices = level(levels[11], &[4, 1, 0]);
+    o.plugin_expected = level(levels[12], &[2, 3]);
+    o.xids =
+        level(levels[13], &[Some(Vec::new()), against(94, xid::Verdict::Degraded), against(79, xid::Verdict::Fatal)])
+            .flatten();
+    let gpu = &mut o.gpus.as_mut().expect("it has two")[0];
+    (gpu.is_lost, gpu.row_remap_failed) = (wrong(14), wrong(15));
+    gpu.recovery_action = level(levels[16], &[0, 3, 1]);
+    (gpu.row_remap_pending, gpu.retired_pages_pending) = (wrong(17), wrong(18));
+    gpu.sram_threshold_exceeded = wrong(19);
+    gpu.thermal_margin_celsius = level(levels[20], &[10, 0]);
+    gpu.fabric = level(levels[21], &[(3, 0), (2, 0), (3, 1)]).map(|(state, status)| Fabric { state, status });
+    (gpu.thermal_slowdown_persists, gpu.power_brake_persists) = (wrong(22), wrong(23));
+    o
+}
+
+fn levels() -> impl Strategy<Value = Vec<u8>> {
+    // Mostly well, so that single faults show.
+    LEVELS.map(|count| prop_oneof![3 => Just(1), 2 => 0..count]).to_vec()
+}
+
+fn rank(observation: &Observation) -> State {
+    evaluate(observation, &Policy { wants_cuda_smoke: true, ..Policy::default() }).state
+}
+
+proptest! {
+    #[test]
+    fn what_is_not_known_makes_nothing_worse_than_unknown(full in levels(), gone in vec(any::<bool>(), 24)) {
+        let less: Vec<_> = full.iter().zip(&gone).map(|(level, gone)| if *gone { 0 } else { *level }).collect();
+        let (full, less) = (rank(&built(&full)), rank(&built(&less)));
+        prop_assert!(less <= full.max(State::Unknown), "{:?} became {:?}", full, less);
+    }
+
+    #[test]
+    fn a_worse_observation_is_never_judged_better(some in levels(), at in 0usize..24, by in 1u8..3) {
+        let mut worse = some.clone();
+        if worse[at] > 0 {
+            worse[at] = (worse[at] + by).min(LEVELS[at] - 1);
+        }
+        let (some, worse) = (rank(&built(&some)), rank(&built(&worse)));
+        prop_assert!(worse >= some, "{:?} became {:?}", some, worse);
+    }
+
+    #[test]
+    fn reasons_come_in_order_and_each_once(polls in vec(levels(), 1..8)) {
+        let mut readiness = Readiness::new(Policy::default(), None);
+        for (n, levels) in polls.iter().enumerate() {
+            let now = Time::ZERO + Duration::from_secs(5 * n as u64);
+            for verdict in [evaluate(&built(levels), &Policy::default()), readiness.poll(now, built(levels))] {
+                prop_assert!(verdict.reasons.windows(2).all(|pair| pair[0].reason < pair[1].reason), "{:?}", verdict);
+                let worst = verdict.reasons.iter().map(|finding| finding.state).max();
+                prop_assert_eq!(verdict.state, worst.unwrap_or(State::Ready));
+            }
+        }
+    }
+
+    #[test]
+    fn silence_keeps_everything_as_it_is(polls in vec(levels(), 1..8), silence in 1usize..6) {
+        let mut node = Node::new();
+        let said: Vec<_> = polls.iter().map(|levels| node.poll(built(levels))).collect();
+        for _ in 0..silence {
+            prop_assert_eq!(Some(&node.poll(Observation::default())), said.last());
+        }
+    }
+
+    #[test]
+    fn a_healthy_node_that_is_half_seen_never_goes_bad(polls in vec(vec(any::<bool>(), 24), 1..12)) {
+        let mut node = Node::new();
+        let mut was_ready = false;
+        for seen in polls {
+            let levels: Vec<_> = seen.iter().map(|seen| u8::from(*seen)).collect();
+            let state = node.poll(built(&levels));
+            prop_assert!(state.starts_with(if was_ready { "Ready" } else { "" }), "{}", state);
+            prop_assert!(!state.starts_with("NotReady"), "{}", state);
+            was_ready = state == "Ready";
+        }
+    }
+}
