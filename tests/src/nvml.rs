@@ -63,6 +63,25 @@ impl Mock {
         self.library().with_extension("toml")
     }
 
+    /// A host with so many GPUs, as PCI, the driver and the device nodes show them: for `gpu.host_root`.
+    pub fn host(&self, gpus: u32) -> Result<PathBuf> {
+        let root = self.dir.path().join("host");
+        let devices = root.join("sys/bus/pci/devices");
+        for dir in [&devices, &root.join("dev"), &root.join("proc/driver/nvidia")] {
+            fs::create_dir_all(dir)?;
+        }
+        for gpu in 0..gpus {
+            let device = devices.join(format!("0000:{gpu:02x}:00.0"));
+            fs::create_dir_all(&device)?;
+            fs::write(device.join("vendor"), "0x10de\n")?;
+            fs::write(device.join("class"), "0x030200\n")?;
+            fs::write(root.join(format!("dev/nvidia{gpu}")), "")?;
+        }
+        fs::write(root.join("dev/nvidiactl"), "")?;
+        fs::write(root.join("proc/driver/nvidia/version"), "NVRM version: a mock\n")?;
+        Ok(root)
+    }
+
     /// Environment for an agent that is to load it.
     pub fn env(&self) -> [(&'static str, PathBuf); 2] {
         [("DARTER_NVML_PATH", self.library()), ("MOCK_NVML_CONFIG", self.config())]

@@ -18,20 +18,34 @@ use tokio::io::AsyncWriteExt as _;
 
 const NEEDS: [Need; 2] = [Need::Darter, Need::MockNvml];
 
-fn options(mock: &Mock) -> Options {
-    Options::new(&Place::Host)
+/// An agent on a host with one GPU.
+fn options(mock: &Mock) -> Result<Options> {
+    options_with(mock, 1)
+}
+
+fn options_with(mock: &Mock, gpus: u32) -> Result<Options> {
+    let options = Options::new(&Place::Host)
         .plain_registry("registry.example", "http://127.0.0.1:9")
         .set("gpu.library", mock.library().display().to_string())
         .set("gpu.interval", "1s")
         .set("gpu.slow_interval", "1s")
         .set("gpu.processes", true)
+        .set("gpu.host_root", mock.host(gpus)?.display().to_string());
+    Ok(options)
 }
 
 /// An agent that has asked its GPUs twice: what comes from two readings is there.
 async fn agent(options: Options) -> Result<Agent> {
     let agent = Agent::start(options).await?;
-    eventually("the GPUs were asked twice", async || {
-        Ok(agent.metrics().await?.sum("darter_nvml_call_seconds_count", &[("call", "fast_fields")]) >= 2.0)
+    let mut rounds = Vec::new();
+    eventually("the GPUs were asked twice, and judged", async || {
+        let metrics = agent.metrics().await?;
+        let round = metrics.sum("darter_gpu_collect_timestamp_seconds", &[]);
+        if round > 0.0 && rounds.last() != Some(&round) {
+            rounds.push(round);
+        }
+        let is_judged = metrics.series().iter().any(|(series, _)| series.starts_with("darter_gpu_state"));
+        Ok(rounds.len() > 2 && is_judged)
     })
     .await?;
     Ok(agent)
@@ -40,8 +54,11 @@ async fn agent(options: Options) -> Result<Agent> {
 /// The series of GPUs, but for what differs from run to run.
 async fn gpu_series(agent: &Agent) -> Result<String> {
     let answer = agent.admin("/metrics").await?;
-    let differs = |line: &str| line.contains("collect_duration") || line.contains("collect_timestamp");
-    let is_gpu = |line: &&str| line.starts_with("darter_gpu_") || line.starts_with("DCGM_FI_");
+    let differs =
+        |line: &str| ["collect_duration", "collect_timestamp", "idle_seconds"].iter().any(|name| line.contains(name));
+    let is_gpu = |line: &&str| {
+        line.starts_with("darter_gpu_") || line.starts_with("darter_node_gpu") || line.starts_with("DCGM_FI_")
+    };
     let host = rustix::system::uname();
     let host = host.nodename().to_string_lossy().into_owned();
     let text = answer.text();
@@ -67,9 +84,24 @@ async fn each_gpu_says_what_it_can_and_nothing_else() -> Result<()> {
     if !can_run("each_gpu_says_what_it_can_and_nothing_else", &NEEDS) {
         return Ok(());
     }
-    for fixture in ["h200-idle", "t4-healthy"] {
+    let fixtures = [
+        ("t4-healthy", 1),
+        ("a10g", 1),
+        ("a100-mig-mixed", 1),
+        ("h100x8", 8),
+        ("h200-idle", 1),
+        ("h200-busy", 1),
+        ("h200-mig", 1),
+        ("unsupported", 1),
+        ("remap-failed", 1),
+        ("recovery-reset", 1),
+        ("count-short", 8),
+        ("driver-580-65", 1),
+        ("driver-580-82", 1),
+    ];
+    for (fixture, gpus) in fixtures {
         let mock = Mock::fixture(fixture)?;
-        let agent = agent(options(&mock)).await?;
+        let agent = agent(options_with(&mock, gpus)?).await.context(fixture)?;
         ensure_golden(fixture, &gpu_series(&agent).await?)?;
     }
     Ok(())
@@ -82,7 +114,7 @@ async fn dashboards_find_the_names_that_they_know() -> Result<()> {
     }
     let mock = Mock::fixture("h200-idle")?;
     for names in ["legacy", "v49"] {
-        let agent = agent(options(&mock).set("gpu.dcgm_names", names)).await?;
+        let agent = agent(options(&mock)?.set("gpu.dcgm_names", names)).await?;
         let said = gpu_series(&agent).await?;
         let dcgm: Vec<_> = said.lines().filter(|line| line.starts_with("DCGM_")).collect();
         ensure_golden(&format!("h200-idle-{names}"), &(dcgm.join("\n") + "\n"))?;
@@ -95,12 +127,48 @@ async fn dashboards_find_the_names_that_they_know() -> Result<()> {
 }
 
 #[tokio::test]
+async fn readyz_says_why_gpus_cannot_be_given_work_and_stays_200() -> Result<()> {
+    if !can_run("readyz_says_why_gpus_cannot_be_given_work_and_stays_200", &NEEDS) {
+        return Ok(());
+    }
+    let cases = [
+        ("h200-idle", 1, "Ready", ""),
+        ("no-driver", 1, "NotReady", "NvmlInitFailed"),
+        ("driver-mismatch", 1, "NotReady", "DriverMismatch"),
+        ("init-unknown", 1, "NotReady", "NvmlInitFailed"),
+        ("count-0", 1, "NotReady", "GpuCountMismatch"),
+        ("count-short", 8, "NotReady", "GpuCountMismatch"),
+        ("gpu-lost", 8, "NotReady", "GpuLost"),
+        ("recovery-reboot", 1, "NotReady", "RecoveryActionRequired"),
+        ("remap-failed", 1, "NotReady", "RowRemapFailed"),
+        ("remap-pending", 1, "Degraded", "RowRemapPending"),
+    ];
+    for (fixture, gpus, state, reason) in cases {
+        let mock = Mock::fixture(fixture)?;
+        let agent = Agent::start(options_with(&mock, gpus)?).await?;
+        let mut said = String::new();
+        let says = async || {
+            let answer = agent.admin("/readyz").await?;
+            ensure!(answer.status == 200, "{}", answer.status);
+            said = answer.text();
+            let page: serde_json::Value = serde_json::from_str(&said)?;
+            let reasons = page["gpu"]["reasons"].as_array().cloned().unwrap_or_default();
+            let first = reasons.iter().find(|finding| finding["state"] == page["gpu"]["state"]);
+            let first = first.map_or("", |finding| finding["reason"].as_str().unwrap_or("another"));
+            Ok(page["gpu"]["state"] == state && first.split('(').next() == Some(reason))
+        };
+        eventually(&format!("{fixture}: {state} {reason}"), says).await.with_context(|| said.clone())?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn promtool_finds_nothing_to_say() -> Result<()> {
     if !can_run("promtool_finds_nothing_to_say", &[Need::Darter, Need::MockNvml, Need::Prometheus]) {
         return Ok(());
     }
     let mock = Mock::fixture("h200-idle")?;
-    let agent = agent(options(&mock)).await?;
+    let agent = agent(options(&mock)?).await?;
     let page = agent.admin("/metrics").await?.text();
     let lint = async |page: &str| -> Result<(bool, String)> {
         let mut promtool = tokio::process::Command::new("promtool")
@@ -127,13 +195,13 @@ async fn a_node_without_a_driver_says_nothing_of_gpus_and_is_ready() -> Result<(
         return Ok(());
     }
     let mock = Mock::fixture("h200-idle")?;
-    let without = options(&mock).set("gpu.library", "/nonexistent/libnvidia-ml.so.1");
+    let without = options(&mock)?.set("gpu.library", "/nonexistent/libnvidia-ml.so.1");
     let agent = Agent::start(without).await?;
     let asked = async || Ok(agent.metrics().await?.sum("darter_nvml_call_seconds_count", &[("call", "init")]) >= 1.0);
     eventually("it was looked for", asked).await?;
     assert_eq!(gpu_series(&agent).await?, "\n");
     ensure!(agent.log().contains("no NVML"), "{}", agent.log());
-    let off = Agent::start(options(&mock).set("gpu.mode", "off")).await?;
+    let off = Agent::start(options(&mock)?.set("gpu.mode", "off")).await?;
     assert_eq!(off.metrics().await?.sum("darter_nvml_init_total", &[]), 0.0);
     Ok(())
 }
@@ -145,7 +213,7 @@ async fn a_gpu_that_falls_off_the_bus_is_told_and_comes_back() -> Result<()> {
     }
     let healthy = "base = 'h200-idle'\ncount = 2\n[gpus.1]\nuuid = 'GPU-4a2b6f10-0000-4000-8000-000000000201'\n";
     let mock = Mock::new(healthy)?;
-    let agent = agent(options(&mock)).await?;
+    let agent = agent(options_with(&mock, 2)?).await?;
     let states = async || {
         let metrics = agent.metrics().await?;
         let powers = metrics.series().iter().filter(|(series, _)| series.starts_with("darter_gpu_power_watts"));
@@ -171,7 +239,7 @@ async fn a_call_that_hangs_holds_up_neither_a_scrape_nor_the_stop() -> Result<()
         return Ok(());
     }
     let mock = Mock::fixture("h200-idle")?;
-    let mut agent = agent(options(&mock)).await?;
+    let mut agent = agent(options(&mock)?).await?;
     mock.set("base = 'h200-idle'\n[[overrides]]\nsymbol = 'nvmlDeviceGetPowerUsage'\nhang = true\n")?;
     let stale = async || {
         let metrics = agent.metrics().await?;

@@ -23,6 +23,7 @@ use hyper::body::{Frame, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
@@ -31,6 +32,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use crate::certs_d::Uninstaller;
+use crate::gpu::Judgement;
 use crate::log::chain;
 use crate::metrics::Metrics;
 use crate::prewarm::{Event, Prewarm};
@@ -70,6 +72,15 @@ struct Answers {
     metrics: Arc<Metrics>,
     watched: Watched,
     orders: Orders,
+}
+
+/// What `/readyz` says: the checks, and the verdict on the GPUs for whoever judges those.
+#[derive(Serialize)]
+struct ReadyPage<'a> {
+    #[serde(flatten)]
+    readiness: &'a darter_core::ready::Readiness,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gpu: Option<&'a Judgement>,
 }
 
 /// Who carries out what is ordered on the unix socket.
@@ -230,7 +241,9 @@ impl Answers {
     async fn readyz(&self) -> Response<Body> {
         let readiness = self.watched.refresh(&self.metrics).await;
         let status = if readiness.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-        match serde_json::to_string_pretty(&readiness) {
+        let judgement = self.watched.gpus.judgement();
+        let page = ReadyPage { readiness: &readiness, gpu: judgement.as_deref() };
+        match serde_json::to_string_pretty(&page) {
             Ok(json) => text(status, "application/json", json + "\n"),
             Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, "text/plain", error.to_string()),
         }

@@ -35,7 +35,8 @@ pub struct Watched {
 impl Watched {
     /// Makes all checks and brings their gauges up to date.
     pub async fn refresh(&self, metrics: &Metrics) -> Readiness {
-        let checks = vec![self.mirror(), self.store(), self.hosts_toml(), self.containerd(), self.swarm()];
+        let checks =
+            vec![self.mirror(), self.store(), self.hosts_toml(), self.containerd(), self.swarm(), self.gpus.check()];
         let readiness = Readiness::of(checks);
         for check in &readiness.checks {
             let passes = i64::from(check.state != State::Failed);

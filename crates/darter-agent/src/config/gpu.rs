@@ -28,6 +28,16 @@ pub struct Gpu {
     pub slow_interval: Seconds,
     pub processes: bool,
     pub dcgm_names: DcgmNames,
+    pub expected: u32,
+    #[serde(with = "optional")]
+    pub host_root: Option<PathBuf>,
+}
+
+impl Gpu {
+    /// How many GPUs there should be, if that is said.
+    pub fn expected(&self) -> Option<u32> {
+        Some(self.expected).filter(|count| *count > 0)
+    }
 }
 
 /// Whether anybody asks NVML.

@@ -6,12 +6,14 @@
 use std::fmt::Error;
 use std::time::UNIX_EPOCH;
 
+use darter_core::gpu::idle;
+use darter_core::gpu::readiness::State;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 
 use super::sample::{Driver, Fast, Gpu, Memory, Profile, Slow};
-use super::{Now, View, read};
+use super::{Judgement, Now, View, read};
 
 /// What Prometheus gets.
 #[derive(Debug)]
@@ -49,7 +51,11 @@ impl Collector for Exposition {
         load(&mut page, &gpus)?;
         heat_and_power(&mut page, &gpus)?;
         clocks(&mut page, &gpus)?;
-        errors(&mut page, &gpus)
+        errors(&mut page, &gpus)?;
+        match self.0.judgement() {
+            Some(judgement) => verdicts(&mut page, &judgement, &gpus),
+            None => Ok(()),
+        }
     }
 }
 
@@ -313,6 +319,49 @@ fn errors(page: &mut Page<'_>, gpus: &[Shown<'_>]) -> Result<(), Error> {
         "gpu_recovery_action",
         "What the driver asks for: 0 nothing, 1 a reset, 2 a reboot, 3 a drain, 4 a drain and a reset, 5 the IMEX domain",
         each(gpus, |shown| shown.fast?.recovery_action.map(number)),
+    )
+}
+
+/// What is concluded of them. A node that has no GPU and should have none has no verdict.
+fn verdicts(page: &mut Page<'_>, judgement: &Judgement, gpus: &[Shown<'_>]) -> Result<(), Error> {
+    let Judgement { verdict, idleness, .. } = judgement;
+    if verdict.state == State::NotApplicable {
+        return Ok(());
+    }
+    let is_ready = |state: State| f64::from(u8::from(state <= State::Degraded));
+    let reason = verdict.first().map_or("", |finding| finding.reason.word());
+    page.gauge(
+        "node_gpu_ready",
+        "1 if the GPUs of this node can be given work; the first reason if not, or why somebody should look",
+        vec![(vec![("state", verdict.state.as_str()), ("reason", reason)], is_ready(verdict.state))],
+    )?;
+    let of = |shown: &Shown<'_>| Some(is_ready(verdict.of_gpu(&shown.gpu.identity.uuid)));
+    page.gauge("gpu_ready", "1 if nothing stands against this GPU by itself", each(gpus, of))?;
+    let state = |shown: &Shown<'_>| {
+        let is = idleness.get(&shown.gpu.identity.uuid).map(|idleness| idleness.state);
+        let one = |state: idle::State| is.map(|is| f64::from(u8::from(is == state)));
+        [
+            ("empty", one(idle::State::Empty)),
+            ("loaded_idle", one(idle::State::LoadedIdle)),
+            ("busy", one(idle::State::Busy)),
+            ("unknown", one(idle::State::Unknown)),
+        ]
+    };
+    page.gauge(
+        "gpu_state",
+        "1 for what a GPU does, by two witnesses where it does nothing",
+        split(gpus, state, "state"),
+    )?;
+    let known = |shown: &Shown<'_>| idleness.get(&shown.gpu.identity.uuid);
+    page.gauge(
+        "gpu_idle_seconds",
+        "For how long a GPU has done nothing",
+        each(gpus, |shown| Some(judgement.idle_seconds(known(shown)?))),
+    )?;
+    page.gauge(
+        "gpu_busy_ratio_window",
+        "Share of the long window in which a GPU was at work",
+        each(gpus, |shown| known(shown)?.busy_ratio),
     )
 }
 

@@ -7,6 +7,8 @@
 mod calls;
 mod dcgm;
 mod exposition;
+mod host;
+mod judge;
 mod library;
 mod read;
 mod sample;
@@ -20,8 +22,13 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
+use darter_core::ready::Check;
+
 use self::calls::InCall;
 use self::exposition::Exposition;
+use self::host::Host;
+use self::judge::Judge;
+pub use self::judge::Judgement;
 pub use self::sample::{Driver, Fast, Gpu, Identity, Slow, Snapshot};
 use crate::config;
 use crate::metrics::Metrics;
@@ -47,6 +54,8 @@ struct Shared {
     snapshot: Mutex<Arc<Snapshot>>,
     /// The call that runs now.
     call: Mutex<Option<InCall>>,
+    /// What was concluded last; nothing before the first look.
+    judgement: Mutex<Option<Arc<Judgement>>>,
 }
 
 /// How the GPUs are looked at, for whoever wants to know.
@@ -67,7 +76,8 @@ impl Gpus {
     pub fn new(settings: &config::Gpu) -> Self {
         let is_on = settings.mode == config::GpuMode::Auto;
         let (snapshot, call) = (Mutex::new(Arc::new(Snapshot::new(is_on))), Mutex::new(None));
-        Self { shared: Arc::new(Shared { settings: settings.clone(), snapshot, call }), is_on }
+        let judgement = Mutex::new(None);
+        Self { shared: Arc::new(Shared { settings: settings.clone(), snapshot, call, judgement }), is_on }
     }
 
     /// For readers.
@@ -96,8 +106,10 @@ impl Gpus {
         }
     }
 
-    /// Says when NVML hangs and when it answers again.
+    /// Judges what was read, and says what changes: that NVML hangs, that GPUs are not ready any more.
     async fn watch(&self, orders: SyncSender<Stop>, ended: &mut oneshot::Receiver<()>, stop: CancellationToken) {
+        let mut judge = Judge::new(self.view(), &self.shared.settings);
+        let mut judge_at = Instant::now();
         let mut hangs = false;
         loop {
             tokio::select! {
@@ -109,17 +121,34 @@ impl Gpus {
                 }
                 () = tokio::time::sleep(LOOK) => {}
             }
-            match (self.view().now().hung, hangs) {
+            let hung = self.view().now().hung;
+            match (hung, hangs) {
                 (Some((call, since)), false) => warn!(call, seconds = since.as_secs(), "NVML hangs"),
                 (None, true) => info!("NVML answers again"),
                 _ => {}
             }
-            hangs = self.view().now().hung.is_some();
+            hangs = hung.is_some();
+            if judge_at <= Instant::now() {
+                judge_at = Instant::now() + self.shared.settings.interval.0;
+                self.judge(&mut judge).await;
+            }
         }
         // Full or without a receiver: it stops already.
         let _ = orders.try_send(Stop);
         if tokio::time::timeout(SHUTDOWN, ended).await.is_err() {
             warn!("NVML does not let go; ending without its shutdown");
+        }
+    }
+
+    async fn judge(&self, judge: &mut Judge) {
+        let root = self.shared.settings.host_root.clone().unwrap_or_else(|| "/".into());
+        // A directory of /sys or /dev may wait for a driver, as NVML does.
+        let Ok(host) = tokio::task::spawn_blocking(move || Host::look(&root)).await else { return };
+        let judgement = Arc::new(judge.look(host));
+        let before = lock(&self.shared.judgement).replace(judgement.clone());
+        if before.is_none_or(|before| before.verdict != judgement.verdict) {
+            let (_, reason) = judge::check(&judgement);
+            info!(state = judgement.verdict.state.as_str(), reason, "the GPUs of this node");
         }
     }
 }
@@ -148,6 +177,21 @@ impl View {
         let call = *lock(&self.0.call);
         let hung = call.map(|call| (call.name, call.since.elapsed())).filter(|(_, since)| *since >= limit);
         Now { snapshot: lock(&self.0.snapshot).clone(), hung }
+    }
+
+    /// What is concluded of the GPUs; nothing before the first look, and where nobody looks.
+    pub fn judgement(&self) -> Option<Arc<Judgement>> {
+        lock(&self.0.judgement).clone()
+    }
+
+    /// How that stands among the checks of `/readyz`.
+    pub fn check(&self) -> Check {
+        let (state, reason) = match (self.judgement(), &self.now().snapshot.driver) {
+            (_, Driver::Off) => (darter_core::ready::State::Ok, "off (gpu.mode)".to_owned()),
+            (None, _) => (darter_core::ready::State::Ok, "not looked at yet".to_owned()),
+            (Some(judgement), _) => judge::check(&judgement),
+        };
+        Check::new("gpu", state, reason)
     }
 
     /// How old a reading of each tier may be: what three rounds in a row did not bring is not shown.

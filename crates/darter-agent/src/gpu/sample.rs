@@ -33,6 +33,8 @@ pub enum Driver {
     NoLibrary(String),
     /// NVML is here and does not start; its code, and its words.
     Failed(u32, String),
+    /// It answers, and counts none. A driver that is still setting up says so too.
+    NoGpus,
     /// It answers.
     Running(Versions),
 }

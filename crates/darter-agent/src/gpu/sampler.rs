@@ -160,16 +160,12 @@ impl Thread<'_> {
         }
     }
 
-    /// How many GPUs NVML counts. None at all is no count: a driver that is still setting up says so too.
+    /// How many GPUs NVML counts. None at all is no count.
     fn count(&self, calls: &Calls<'_>, nvml: &Nvml) -> Option<u32> {
         match calls.make("device_count", || nvml.device_count()) {
             Ok(0) => {
                 debug!("NVML counts no GPU");
-                self.shared.publish(Snapshot {
-                    driver: Driver::Failed(0, "NVML answers and counts no GPU".to_owned()),
-                    gpus: self.lost(),
-                    round: None,
-                });
+                self.shared.publish(Snapshot { driver: Driver::NoGpus, gpus: self.lost(), round: None });
                 None
             }
             Ok(count) => Some(count.min(GPUS_MAX)),

@@ -1,0 +1,191 @@
+//! From readings to verdicts: each reading goes to the core, which says whether the GPUs can be given work and
+//! whether they do any.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use darter_core::gpu::Time;
+use darter_core::gpu::idle::{self, Idle, Idleness};
+use darter_core::gpu::readiness::{self, Nvml, Observation, Policy, Readiness, State, Verdict};
+use serde::Serialize;
+
+use super::host::Host;
+use super::sample::{Driver, Fast, Gpu, Slow};
+use super::{Now, View};
+use crate::config;
+
+/// What is concluded of a node's GPUs.
+#[derive(Debug, Clone, Serialize)]
+pub struct Judgement {
+    /// Whether they can be given work, and why not.
+    #[serde(flatten)]
+    pub verdict: Verdict,
+    /// What each does, by uuid.
+    pub idleness: BTreeMap<String, Idleness>,
+    /// When; the times above are from there.
+    #[serde(skip)]
+    pub(super) at: Time,
+}
+
+impl Judgement {
+    /// For how long a GPU has done nothing, in seconds.
+    pub(super) fn idle_seconds(&self, idleness: &Idleness) -> f64 {
+        idleness.idle_since.map_or(0.0, |since| self.at.since(since).as_secs_f64())
+    }
+}
+
+/// Looks again and again.
+pub(super) struct Judge {
+    view: View,
+    began: Instant,
+    readiness: Readiness,
+    gpus: BTreeMap<String, Watched>,
+    policy: idle::Policy,
+}
+
+struct Watched {
+    idle: Idle,
+    generation: u64,
+    /// When what was noted last was read.
+    noted: Option<Instant>,
+}
+
+impl Judge {
+    pub(super) fn new(view: View, settings: &config::Gpu) -> Self {
+        // Nobody tells yet of a device plugin: it cannot be missed.
+        let policy = Policy { expected_gpus: settings.expected(), wants_device_plugin: false, ..Policy::default() };
+        let gap = settings.interval.0 * 3;
+        let window = (settings.interval.0 * 24).max(idle::Policy::default().window);
+        let idle = idle::Policy { gap, window, long_window: window * 8, ..idle::Policy::default() };
+        Self {
+            view,
+            began: Instant::now(),
+            readiness: Readiness::new(policy, None),
+            gpus: BTreeMap::new(),
+            policy: idle,
+        }
+    }
+
+    /// The next look.
+    pub(super) fn look(&mut self, host: Host) -> Judgement {
+        let now = self.view.now();
+        let at = self.time(Instant::now());
+        let verdict = self.readiness.poll(at, self.observation(&now, host));
+        self.note(&now, at);
+        let idleness = self.gpus.iter_mut().map(|(uuid, gpu)| (uuid.clone(), gpu.idle.judge(at))).collect();
+        Judgement { verdict, idleness, at }
+    }
+
+    fn time(&self, at: Instant) -> Time {
+        Time::from_micros(u64::try_from(at.saturating_duration_since(self.began).as_micros()).unwrap_or(u64::MAX))
+    }
+
+    fn observation(&self, now: &Now, host: Host) -> Observation {
+        let (nvml, gpus) = match (&now.snapshot.driver, now.hung) {
+            (Driver::Off | Driver::Starting, _) => (None, None),
+            (_, Some(_)) => (Some(Nvml::Unresponsive), None),
+            (Driver::NoLibrary(_), _) => (Some(Nvml::LibraryNotFound), None),
+            (Driver::Failed(18, _), _) => (Some(Nvml::DriverMismatch), None),
+            (Driver::NoGpus, _) => (Some(Nvml::Ok), Some(Vec::new())),
+            (Driver::Failed(code, _), _) => (Some(Nvml::InitFailed(*code)), None),
+            (Driver::Running(_), None) => {
+                let (fast, slow) = self.view.patience();
+                let read = |gpu: &Gpu| observed(gpu, now.young(&gpu.fast, fast), now.young(&gpu.slow, slow));
+                (Some(Nvml::Ok), Some(now.snapshot.gpus.iter().map(read).collect::<Vec<_>>()))
+            }
+        };
+        Observation {
+            pci_functions: host.pci_functions,
+            driver_version_file: host.driver_version_file,
+            control_node: host.control_node,
+            device_nodes: host.device_nodes,
+            nvml,
+            nvml_count: gpus.as_ref().and_then(|gpus| u32::try_from(gpus.len()).ok()),
+            gpus,
+            ..Observation::default()
+        }
+    }
+
+    /// Takes what was read since the last look.
+    fn note(&mut self, now: &Now, at: Time) {
+        let Driver::Running(versions) = &now.snapshot.driver else { return };
+        for gpu in now.snapshot.gpus.iter().filter(|gpu| !gpu.identity.uuid.is_empty()) {
+            let policy = self.policy;
+            let watched = self.gpus.entry(gpu.identity.uuid.clone()).or_insert_with(|| Watched {
+                idle: Idle::new(at, policy, idle::Floor::default()),
+                generation: versions.generation,
+                noted: None,
+            });
+            if watched.generation != versions.generation {
+                watched.generation = versions.generation;
+                watched.idle.initialised(at);
+            }
+            let Some((read, fast)) = &gpu.fast else { continue };
+            if watched.noted == Some(*read) {
+                continue;
+            }
+            watched.noted = Some(*read);
+            let slow = now.young(&gpu.slow, self.view.patience().1);
+            let since = read.saturating_duration_since(self.began);
+            let at = Time::from_micros(u64::try_from(since.as_micros()).unwrap_or(u64::MAX));
+            watched.idle.note(sample(at, gpu, fast, slow));
+        }
+        // A GPU that is gone for good, or has another name since it was cut up.
+        let known = |uuid: &String| now.snapshot.gpus.iter().any(|gpu| gpu.identity.uuid == *uuid);
+        self.gpus.retain(|uuid, _| known(uuid));
+    }
+}
+
+fn observed(gpu: &Gpu, fast: Option<&Fast>, slow: Option<&Slow>) -> readiness::Gpu {
+    let [_, _, _, thermal, brake] = fast.map(|fast| fast.clock_event_times).unwrap_or_default();
+    readiness::Gpu {
+        uuid: gpu.identity.uuid.clone(),
+        pci: gpu.identity.pci_bus_id.as_deref().and_then(|id| id.parse().ok()),
+        is_lost: Some(gpu.is_lost),
+        recovery_action: fast.and_then(|fast| fast.recovery_action).and_then(|action| u32::try_from(action).ok()),
+        row_remap_failed: slow.and_then(|slow| slow.remap_failed),
+        row_remap_pending: slow.and_then(|slow| slow.remap_pending),
+        retired_pages_pending: slow.and_then(|slow| slow.retired_pending),
+        uncorrected_ecc: slow.and_then(|slow| slow.ecc_volatile.1),
+        clock_event_reasons: fast.and_then(|fast| fast.clock_events),
+        thermal_slowdown_ns: thermal,
+        power_brake_ns: brake,
+        ..readiness::Gpu::default()
+    }
+}
+
+fn sample(at: Time, gpu: &Gpu, fast: &Fast, slow: Option<&Slow>) -> idle::Sample {
+    let bytes = fast.pcie_sent.zip(fast.pcie_received).map(|(sent, received)| sent.wrapping_add(received));
+    let processes = slow.and_then(|slow| slow.processes).map(|[compute, graphics, mps]| compute + graphics + mps);
+    idle::Sample {
+        at,
+        utilization_percent: fast.utilization.and_then(|(percent, _)| u8::try_from(percent).ok()),
+        utilization_max_percent: None,
+        sm_active_ratio: fast.profile.and_then(|profile| profile.sm),
+        is_idle_bit_set: fast.clock_events.map(|bits| bits & 0x1 != 0),
+        energy_millijoules: fast.energy,
+        power_milliwatts: fast.power.map(u64::from),
+        pcie_bytes: bytes,
+        memory_used_bytes: fast.memory.map(|memory| memory.used),
+        processes: processes.and_then(|count| u32::try_from(count).ok()),
+        is_allocated: None,
+        has_mig: gpu.identity.is_mig,
+    }
+}
+
+/// How a verdict stands among the checks of `/readyz`. Never failed: a node whose GPUs are broken still
+/// mirrors, and who judges GPUs reads the verdict itself.
+pub(super) fn check(judgement: &Judgement) -> (darter_core::ready::State, String) {
+    let Judgement { verdict, idleness, .. } = judgement;
+    let reason = verdict.first().map(|finding| {
+        let of = if finding.gpus.is_empty() { String::new() } else { format!(" ({})", finding.gpus.join(", ")) };
+        let detail = if finding.detail.is_empty() { String::new() } else { format!(": {}", finding.detail) };
+        format!("{}{of}{detail}", finding.reason)
+    });
+    let reason = reason.unwrap_or_default();
+    match verdict.state {
+        State::NotApplicable => (darter_core::ready::State::Ok, "no GPU on this node".to_owned()),
+        State::Ready => (darter_core::ready::State::Ok, format!("{} ready", idleness.len())),
+        state => (darter_core::ready::State::Degraded, format!("{}: {reason}", state.as_str())),
+    }
+}
