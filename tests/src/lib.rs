@@ -30,6 +30,7 @@ pub mod net;
 pub mod nginx;
 pub mod nvml;
 pub mod process;
+pub mod prometheus;
 pub mod proto;
 pub mod proxy;
 pub mod registry;

@@ -1,0 +1,76 @@
+//! A real Prometheus, Debian's: scrapes an agent, answers queries.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+use crate::http::Client;
+use crate::net::{Place, Port};
+use crate::process::{self, Process};
+use crate::scratch::Scratch;
+use crate::stage::eventually;
+use crate::tools;
+
+/// What promtool says to a page of metrics: nothing, if it is clean.
+pub async fn lint(page: &str) -> Result<String> {
+    let mut promtool = process::command("promtool");
+    promtool.args(["check", "metrics"]);
+    let output = process::run_with_input("promtool", promtool, page, Duration::from_secs(30)).await?;
+    let said = output.stdout + &output.stderr;
+    ensure!(output.status.success() == said.is_empty(), "promtool: {}: {said}", output.status);
+    Ok(said)
+}
+
+/// A Prometheus that scrapes one address every second.
+pub struct Prometheus {
+    process: Process,
+    address: SocketAddr,
+    client: Client,
+    _port: Port,
+    _dir: Scratch,
+}
+
+impl Prometheus {
+    /// Starts one and waits until it answers.
+    pub async fn start(target: SocketAddr) -> Result<Self> {
+        let (dir, place) = (Scratch::new()?, Place::Host);
+        let port = place.port()?;
+        let address = SocketAddr::new(place.address(), port.number());
+        let config = format!(
+            "global:\n  scrape_interval: 1s\nscrape_configs:\n  - job_name: darter\n    static_configs:\n      - targets: ['{target}']\n"
+        );
+        std::fs::write(dir.join("prometheus.yml"), config)?;
+        let program = tools::find("prometheus").context("prometheus is not installed")?;
+        let mut command = place.command(program);
+        command
+            .arg(format!("--config.file={}", dir.join("prometheus.yml").display()))
+            .arg(format!("--storage.tsdb.path={}", dir.join("data").display()))
+            .arg(format!("--web.listen-address={address}"));
+        let mut process = Process::start("prometheus", command, &dir.join("log"))?;
+        tokio::select! {
+            listening = place.wait_for(address, Duration::from_secs(30)) => listening?,
+            status = process.exit(Duration::from_secs(30)) => bail!("prometheus: {}\n{}", status?, process.log()),
+        }
+        let client = Client::new(place);
+        // It listens before it has opened its storage.
+        let ready = format!("http://{address}/-/ready");
+        eventually("prometheus is ready", async || Ok(client.get(&ready).await?.status == 200)).await?;
+        Ok(Self { process, address, client, _port: port, _dir: dir })
+    }
+
+    /// What an expression gives now: labels and value of each series.
+    pub async fn query(&self, expression: &str) -> Result<Vec<(serde_json::Value, f64)>> {
+        let encoded: String = expression.bytes().map(|byte| format!("%{byte:02X}")).collect();
+        let url = format!("http://{}/api/v1/query?query={encoded}", self.address);
+        let answer = self.client.get(&url).await?;
+        let said: serde_json::Value = serde_json::from_slice(&answer.body)?;
+        ensure!(said["status"] == "success", "{expression}: {said}\n{}", process::tail(&self.process.log()));
+        let series = said["data"]["result"].as_array().cloned().unwrap_or_default();
+        let value = |series: &serde_json::Value| series["value"][1].as_str().and_then(|value| value.parse().ok());
+        series
+            .into_iter()
+            .map(|series| Ok((series["metric"].clone(), value(&series).context("a series without a value")?)))
+            .collect()
+    }
+}
