@@ -10,6 +10,8 @@ use anyhow::{Context as _, Result, anyhow};
 use nvidia_ml_mock::config::Config;
 use nvidia_ml_mock::file;
 
+use crate::agent::Options;
+use crate::net::Place;
 use crate::scratch::Scratch;
 use crate::tools;
 
@@ -80,6 +82,18 @@ impl Mock {
         fs::write(root.join("dev/nvidiactl"), "")?;
         fs::write(root.join("proc/driver/nvidia/version"), "NVRM version: a mock\n")?;
         Ok(root)
+    }
+
+    /// An agent on a host with so many GPUs, which it asks every second.
+    pub fn options(&self, gpus: u32) -> Result<Options> {
+        let options = Options::new(&Place::Host)
+            .plain_registry("registry.example", "http://127.0.0.1:9")
+            .set("gpu.library", self.library().display().to_string())
+            .set("gpu.interval", "1s")
+            .set("gpu.slow_interval", "1s")
+            .set("gpu.processes", true)
+            .set("gpu.host_root", self.host(gpus)?.display().to_string());
+        Ok(options)
     }
 
     /// Environment for an agent that is to load it.

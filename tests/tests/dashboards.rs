@@ -1,8 +1,7 @@
 //! What dashboards and alerts that people have already ask for, on a real Prometheus that scrapes an agent.
 
 use anyhow::{Result, ensure};
-use darter_tests::agent::{Agent, Options};
-use darter_tests::net::Place;
+use darter_tests::agent::Agent;
 use darter_tests::nvml::Mock;
 use darter_tests::prometheus::Prometheus;
 use darter_tests::stage::eventually;
@@ -31,12 +30,7 @@ async fn grafanas_dashboard_of_dcgm_exporter_finds_its_series() -> Result<()> {
         return Ok(());
     }
     let mock = Mock::fixture("h200-busy")?;
-    let options = Options::new(&Place::Host)
-        .plain_registry("registry.example", "http://127.0.0.1:9")
-        .set("gpu.library", mock.library().display().to_string())
-        .set("gpu.host_root", mock.host(1)?.display().to_string())
-        .set("gpu.interval", "1s")
-        .set("gpu.dcgm_names", "legacy");
+    let options = mock.options(1)?.set("gpu.dcgm_names", "legacy");
     let agent = Agent::start(options).await?;
     let instance = agent.admin_address();
     let prometheus = Prometheus::start(instance).await?;

@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use darter_tests::agent::{Agent, Options};
-use darter_tests::net::Place;
 use darter_tests::nvml::Mock;
 use darter_tests::prometheus::lint;
 use darter_tests::stage::eventually;
@@ -16,22 +15,6 @@ use darter_tests::tools::{Need, can_run};
 use http::Method;
 
 const NEEDS: [Need; 2] = [Need::Darter, Need::MockNvml];
-
-/// An agent on a host with one GPU.
-fn options(mock: &Mock) -> Result<Options> {
-    options_with(mock, 1)
-}
-
-fn options_with(mock: &Mock, gpus: u32) -> Result<Options> {
-    let options = Options::new(&Place::Host)
-        .plain_registry("registry.example", "http://127.0.0.1:9")
-        .set("gpu.library", mock.library().display().to_string())
-        .set("gpu.interval", "1s")
-        .set("gpu.slow_interval", "1s")
-        .set("gpu.processes", true)
-        .set("gpu.host_root", mock.host(gpus)?.display().to_string());
-    Ok(options)
-}
 
 /// An agent that has asked its GPUs twice: what comes from two readings is there.
 async fn agent(options: Options) -> Result<Agent> {
@@ -100,7 +83,7 @@ async fn each_gpu_says_what_it_can_and_nothing_else() -> Result<()> {
     ];
     for (fixture, gpus) in fixtures {
         let mock = Mock::fixture(fixture)?;
-        let agent = agent(options_with(&mock, gpus)?).await.context(fixture)?;
+        let agent = agent(mock.options(gpus)?).await.context(fixture)?;
         ensure_golden(fixture, &gpu_series(&agent).await?)?;
     }
     Ok(())
@@ -113,7 +96,7 @@ async fn dashboards_find_the_names_that_they_know() -> Result<()> {
     }
     let mock = Mock::fixture("h200-idle")?;
     for names in ["legacy", "v49"] {
-        let agent = agent(options(&mock)?.set("gpu.dcgm_names", names)).await?;
+        let agent = agent(mock.options(1)?.set("gpu.dcgm_names", names)).await?;
         let said = gpu_series(&agent).await?;
         let dcgm: Vec<_> = said.lines().filter(|line| line.starts_with("DCGM_")).collect();
         ensure_golden(&format!("h200-idle-{names}"), &(dcgm.join("\n") + "\n"))?;
@@ -144,7 +127,7 @@ async fn readyz_says_why_gpus_cannot_be_given_work_and_stays_200() -> Result<()>
     ];
     for (fixture, gpus, state, reason) in cases {
         let mock = Mock::fixture(fixture)?;
-        let agent = Agent::start(options_with(&mock, gpus)?).await?;
+        let agent = Agent::start(mock.options(gpus)?).await?;
         let mut said = String::new();
         let says = async || {
             let answer = agent.admin("/readyz").await?;
@@ -167,7 +150,7 @@ async fn promtool_finds_nothing_to_say() -> Result<()> {
         return Ok(());
     }
     let mock = Mock::fixture("h200-idle")?;
-    let agent = agent(options(&mock)?).await?;
+    let agent = agent(mock.options(1)?).await?;
     let page = agent.admin("/metrics").await?.text();
     assert_eq!(lint(&page).await?, "");
     // It would find something.
@@ -182,13 +165,13 @@ async fn a_node_without_a_driver_says_nothing_of_gpus_and_is_ready() -> Result<(
         return Ok(());
     }
     let mock = Mock::fixture("h200-idle")?;
-    let without = options(&mock)?.set("gpu.library", "/nonexistent/libnvidia-ml.so.1");
+    let without = mock.options(1)?.set("gpu.library", "/nonexistent/libnvidia-ml.so.1");
     let agent = Agent::start(without).await?;
     let asked = async || Ok(agent.metrics().await?.sum("darter_nvml_call_seconds_count", &[("call", "init")]) >= 1.0);
     eventually("it was looked for", asked).await?;
     assert_eq!(gpu_series(&agent).await?, "\n");
     ensure!(agent.log().contains("no NVML"), "{}", agent.log());
-    let off = Agent::start(options(&mock)?.set("gpu.mode", "off")).await?;
+    let off = Agent::start(mock.options(1)?.set("gpu.mode", "off")).await?;
     assert_eq!(off.metrics().await?.sum("darter_nvml_init_total", &[]), 0.0);
     Ok(())
 }
@@ -200,7 +183,7 @@ async fn a_gpu_that_falls_off_the_bus_is_told_and_comes_back() -> Result<()> {
     }
     let healthy = "base = 'h200-idle'\ncount = 2\n[gpus.1]\nuuid = 'GPU-4a2b6f10-0000-4000-8000-000000000201'\n";
     let mock = Mock::new(healthy)?;
-    let agent = agent(options_with(&mock, 2)?).await?;
+    let agent = agent(mock.options(2)?).await?;
     let states = async || {
         let metrics = agent.metrics().await?;
         let powers = metrics.series().iter().filter(|(series, _)| series.starts_with("darter_gpu_power_watts"));
@@ -226,7 +209,7 @@ async fn a_call_that_hangs_holds_up_neither_a_scrape_nor_the_stop() -> Result<()
         return Ok(());
     }
     let mock = Mock::fixture("h200-idle")?;
-    let mut agent = agent(options(&mock)?).await?;
+    let mut agent = agent(mock.options(1)?).await?;
     mock.set("base = 'h200-idle'\n[[overrides]]\nsymbol = 'nvmlDeviceGetPowerUsage'\nhang = true\n")?;
     let stale = async || {
         let metrics = agent.metrics().await?;

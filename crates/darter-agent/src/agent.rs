@@ -81,7 +81,7 @@ impl Agent {
     pub async fn bind(mut config: Config, version: &str, revision: &str) -> Result<Self, AgentError> {
         raise_file_limit();
         let mut metrics = Metrics::new(version, revision);
-        let gpus = Gpus::new(&config.gpu);
+        let gpus = Gpus::new(&config.gpu, &config.data_dir());
         metrics.show(gpus.exposition());
         let metrics = Arc::new(metrics);
         discover(&mut config).await;

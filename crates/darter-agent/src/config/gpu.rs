@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use darter_core::gpu::xid;
 use darter_core::units::Seconds;
 use serde::{Deserialize, Serialize};
 
@@ -31,12 +32,20 @@ pub struct Gpu {
     pub expected: u32,
     #[serde(with = "optional")]
     pub host_root: Option<PathBuf>,
+    pub kmsg: bool,
+    pub xid_fatal: Vec<u32>,
+    pub xid_ignore: Vec<u32>,
 }
 
 impl Gpu {
     /// How many GPUs there should be, if that is said.
     pub fn expected(&self) -> Option<u32> {
         Some(self.expected).filter(|count| *count > 0)
+    }
+
+    /// What the operator says of errors. A contradiction is refused before anything reads this.
+    pub fn xids(&self) -> xid::Policy {
+        xid::Policy::new(self.xid_fatal.clone(), self.xid_ignore.clone()).unwrap_or_default()
     }
 }
 
@@ -69,6 +78,8 @@ pub(super) fn check_gpu(gpu: &Gpu) -> Result<(), Fault> {
     require(gpu.slow_interval.0 >= gpu.interval.0, "gpu.slow_interval", || {
         format!("must not be shorter than gpu.interval ({})", gpu.interval)
     })?;
+    let errors = xid::Policy::new(gpu.xid_fatal.clone(), gpu.xid_ignore.clone());
+    require(errors.is_ok(), "gpu.xid_ignore", || errors.err().map(|error| error.to_string()).unwrap_or_default())?;
     require(gpu.library.is_none() || gpu.driver_root.is_none(), "gpu.driver_root", || {
         "give either gpu.library or gpu.driver_root".to_owned()
     })

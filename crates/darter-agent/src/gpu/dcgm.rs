@@ -25,6 +25,8 @@ struct Row {
 struct Reading<'a> {
     fast: Option<&'a Fast>,
     slow: Option<&'a Slow>,
+    /// The code of the last error; 0 where there was none, as dcgm-exporter says.
+    xid: Option<u32>,
 }
 
 const fn gauge(
@@ -49,7 +51,7 @@ const MIB: f64 = 1_048_576.0;
 const PERCENT: f64 = 0.01;
 
 /// In the order of dcgm-exporter's file. Values are in the units of the legacy names.
-const ROWS: [Row; 25] = [
+const ROWS: [Row; 26] = [
     gauge("DEV_SM_CLOCK", Some(("DEV_SM_CLOCK_HERTZ", 1e6)), "SM clock (in MHz)", |gpu| {
         Some(gpu.fast?.sm_clock?.into())
     }),
@@ -80,6 +82,7 @@ const ROWS: [Row; 25] = [
     gauge("DEV_MEM_COPY_UTIL", None, "Memory utilization (in %)", |gpu| Some(gpu.fast?.utilization?.1.into())),
     gauge("DEV_ENC_UTIL", None, "Encoder utilization (in %)", |gpu| Some(gpu.fast?.codecs.0?.into())),
     gauge("DEV_DEC_UTIL", None, "Decoder utilization (in %)", |gpu| Some(gpu.fast?.codecs.1?.into())),
+    gauge("DEV_XID_ERRORS", Some(("DEV_XID_ERROR", 1.0)), "The last XID error", |gpu| Some(gpu.xid?.into())),
     gauge("DEV_FB_FREE", None, "Framebuffer that is free (in MiB)", |gpu| Some(number(gpu.fast?.memory?.free) / MIB)),
     gauge("DEV_FB_USED", None, "Framebuffer that is used (in MiB)", |gpu| Some(number(gpu.fast?.memory?.used) / MIB)),
     gauge("DEV_FB_RESERVED", None, "Framebuffer that the driver keeps (in MiB)", |gpu| {
@@ -143,7 +146,9 @@ impl View {
         let gpus = now.snapshot.gpus.iter().filter(|gpu| !gpu.is_lost);
         let known: Vec<_> = gpus
             .map(|gpu| {
-                let reading = Reading { fast: now.young(&gpu.fast, fast), slow: now.young(&gpu.slow, slow) };
+                let pci = gpu.identity.pci_bus_id.as_deref().and_then(|id| id.parse().ok());
+                let xid = pci.and_then(|pci| self.0.xids.last(pci));
+                let reading = Reading { fast: now.young(&gpu.fast, fast), slow: now.young(&gpu.slow, slow), xid };
                 (labels(gpu, &host, driver, names), reading)
             })
             .collect();

@@ -13,6 +13,7 @@ use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 
 use super::sample::{Driver, Fast, Gpu, Memory, Profile, Slow};
+use super::xids::{Count, Xids};
 use super::{Judgement, Now, View, read};
 
 /// What Prometheus gets.
@@ -52,6 +53,7 @@ impl Collector for Exposition {
         heat_and_power(&mut page, &gpus)?;
         clocks(&mut page, &gpus)?;
         errors(&mut page, &gpus)?;
+        reported(&mut page, &gpus, &self.0.0.xids)?;
         match self.0.judgement() {
             Some(judgement) => verdicts(&mut page, &judgement, &gpus),
             None => Ok(()),
@@ -320,6 +322,23 @@ fn errors(page: &mut Page<'_>, gpus: &[Shown<'_>]) -> Result<(), Error> {
         "What the driver asks for: 0 nothing, 1 a reset, 2 a reboot, 3 a drain, 4 a drain and a reset, 5 the IMEX domain",
         each(gpus, |shown| shown.fast?.recovery_action.map(number)),
     )
+}
+
+/// Errors that the driver reported.
+fn reported(page: &mut Page<'_>, gpus: &[Shown<'_>], xids: &Xids) -> Result<(), Error> {
+    let counts = gpus.iter().filter_map(|shown| {
+        let pci = shown.gpu.identity.pci_bus_id.as_deref()?.parse().ok()?;
+        Some((shown.gpu.identity.uuid.as_str(), xids.counts(pci)))
+    });
+    let counts: Vec<(&str, Vec<Count>)> = counts.collect();
+    let all = counts.iter().flat_map(|(uuid, counts)| counts.iter().map(move |count| (*uuid, count)));
+    let series = all.map(|(uuid, count)| (vec![("uuid", uuid), ("xid", count.xid.as_str())], count.times));
+    page.counter("gpu_xid_errors", "Errors that the driver reported in this boot", series.collect())?;
+    let last = counts.iter().filter_map(|(uuid, counts)| {
+        let last = counts.iter().filter_map(|count| count.last).reduce(f64::max)?;
+        Some((vec![("uuid", *uuid)], last))
+    });
+    page.gauge("gpu_xid_last_timestamp_seconds", "When the driver reported an error last", last.collect())
 }
 
 /// What is concluded of them. A node that has no GPU and should have none has no verdict.

@@ -94,7 +94,10 @@ impl Judge {
                 (Some(Nvml::Ok), Some(now.snapshot.gpus.iter().map(read).collect::<Vec<_>>()))
             }
         };
+        let known = gpus.iter().flatten();
+        let actions = known.filter_map(|gpu: &readiness::Gpu| Some((gpu.pci?, gpu.recovery_action?))).collect();
         Observation {
+            xids: self.view.0.xids.outstanding(&actions),
             pci_functions: host.pci_functions,
             driver_version_file: host.driver_version_file,
             control_node: host.control_node,

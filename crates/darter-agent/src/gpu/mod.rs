@@ -13,7 +13,9 @@ mod library;
 mod read;
 mod sample;
 mod sampler;
+mod xids;
 
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -30,6 +32,7 @@ use self::host::Host;
 use self::judge::Judge;
 pub use self::judge::Judgement;
 pub use self::sample::{Driver, Fast, Gpu, Identity, Slow, Snapshot};
+use self::xids::Xids;
 use crate::config;
 use crate::metrics::Metrics;
 
@@ -56,6 +59,7 @@ struct Shared {
     call: Mutex<Option<InCall>>,
     /// What was concluded last; nothing before the first look.
     judgement: Mutex<Option<Arc<Judgement>>>,
+    xids: Xids,
 }
 
 /// How the GPUs are looked at, for whoever wants to know.
@@ -73,11 +77,12 @@ pub struct Now {
 
 impl Gpus {
     /// Asks nothing yet.
-    pub fn new(settings: &config::Gpu) -> Self {
+    pub fn new(settings: &config::Gpu, data: &Path) -> Self {
         let is_on = settings.mode == config::GpuMode::Auto;
         let (snapshot, call) = (Mutex::new(Arc::new(Snapshot::new(is_on))), Mutex::new(None));
         let judgement = Mutex::new(None);
-        Self { shared: Arc::new(Shared { settings: settings.clone(), snapshot, call, judgement }), is_on }
+        let xids = Xids::open(settings, data);
+        Self { shared: Arc::new(Shared { settings: settings.clone(), snapshot, call, judgement, xids }), is_on }
     }
 
     /// For readers.
@@ -94,6 +99,13 @@ impl Gpus {
     pub async fn run(self, metrics: Arc<Metrics>, stop: CancellationToken) {
         if !self.is_on {
             return stop.cancelled().await;
+        }
+        if self.shared.settings.kmsg {
+            let (shared, log) = (self.shared.clone(), self.root().join("dev/kmsg"));
+            let reads = std::thread::Builder::new().name("kmsg".to_owned());
+            if let Err(error) = reads.spawn(move || shared.xids.read_kernel_log(&log)) {
+                warn!(%error, "no thread for the kernel's log");
+            }
         }
         let (orders, ordered) = sync_channel(1);
         let (ending, mut ended) = oneshot::channel();
@@ -140,8 +152,12 @@ impl Gpus {
         }
     }
 
+    fn root(&self) -> PathBuf {
+        self.shared.settings.host_root.clone().unwrap_or_else(|| "/".into())
+    }
+
     async fn judge(&self, judge: &mut Judge) {
-        let root = self.shared.settings.host_root.clone().unwrap_or_else(|| "/".into());
+        let root = self.root();
         // A directory of /sys or /dev may wait for a driver, as NVML does.
         let Ok(host) = tokio::task::spawn_blocking(move || Host::look(&root)).await else { return };
         let judgement = Arc::new(judge.look(host));

@@ -4,6 +4,7 @@
 //! GPU. What a start finds is a session; its handles are good until something is lost.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -126,19 +127,33 @@ impl Thread<'_> {
         let Some(count) = self.count(&calls, nvml) else { return Ended::Lost };
         let mut gpus: Vec<Seat<'_>> = (0..count).map(|index| self.seat(&mut calls, nvml, index)).collect();
         info!(gpus = count, driver = versions.driver.as_deref().unwrap_or("unknown"), "NVML answers");
+        let is_over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let listen = || self.shared.xids.listen(nvml, count, &is_over);
+            if let Err(error) = std::thread::Builder::new().name("nvml-events".to_owned()).spawn_scoped(scope, listen) {
+                warn!(%error, "no thread for NVML's events");
+            }
+            let ended = self.rounds(nvml, &mut calls, &mut gpus, &versions);
+            is_over.store(true, Ordering::Relaxed);
+            ended
+        })
+    }
+
+    fn rounds<'n>(&self, nvml: &'n Nvml, calls: &mut Calls<'_>, seats: &mut [Seat<'n>], versions: &Versions) -> Ended {
         let settings = &self.shared.settings;
+        let count = u32::try_from(seats.len()).unwrap_or(u32::MAX);
         let (mut slow_at, mut count_at) = (Instant::now(), Instant::now() + COUNT_EVERY);
         // A GPU that is lost may come back after a reset; its handle does not.
         let mut again_at = None;
         loop {
             let began = Instant::now();
             let is_slow = began >= slow_at;
-            let is_lost = gpus.iter_mut().filter_map(|seat| seat.round(&mut calls, is_slow, settings)).max();
+            let is_lost = seats.iter_mut().filter_map(|seat| seat.round(calls, is_slow, settings)).max();
             if is_slow {
                 slow_at = began + settings.slow_interval.0;
             }
             let round = Round { at: SystemTime::now(), took: began.elapsed() };
-            let gpus = gpus.iter().map(|seat| seat.gpu.clone()).collect::<Vec<_>>();
+            let gpus = seats.iter().map(|seat| seat.gpu.clone()).collect::<Vec<_>>();
             if gpus.iter().any(|gpu| gpu.is_lost) {
                 again_at.get_or_insert(began + settings.slow_interval.0 * 2);
             }
@@ -149,7 +164,7 @@ impl Thread<'_> {
             }
             if began >= count_at {
                 count_at = began + COUNT_EVERY;
-                if self.count(&calls, nvml) != Some(count) {
+                if self.count(calls, nvml) != Some(count) {
                     info!(was = count, "the number of GPUs has changed");
                     return Ended::Lost;
                 }

@@ -1,0 +1,198 @@
+//! The errors (XIDs) that the driver reports of GPUs: heard from NVML's events and from the kernel's log, kept for
+//! this boot.
+//!
+//! NVML tells of what happens while this agent listens; the kernel's log has what came before, and what
+//! happens while NVML is dead, and takes a right to be read (`gpu.kmsg`). What was heard is stored: a restart
+//! neither forgets a fatal error nor raises one again that was cleared by a reboot.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{ErrorKind, Read as _};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use darter_core::gpu::xid::{self, Event, Facts, LinkFault, Outstanding, Record};
+use darter_core::gpu::{PciAddress, Time};
+use nvml_wrapper::bitmasks::event::EventTypes;
+use nvml_wrapper::enums::event::XidError;
+use nvml_wrapper::error::NvmlError;
+use nvml_wrapper::event::EventSet;
+use nvml_wrapper::{Device, Nvml};
+use rustix::time::{ClockId, clock_gettime};
+use tracing::{debug, info, warn};
+
+use super::lock;
+use crate::config;
+use crate::log::chain;
+
+/// How long one wait for an event takes at most: the end of a session waits for it.
+const WAIT: Duration = Duration::from_secs(1);
+/// Waits that fail in a row before nobody listens any more until NVML is started again.
+const FAILURES_MAX: u32 = 10;
+/// A record of the kernel's log has 1 KiB, with its dictionary 8.
+const RECORD_MAX: usize = 8192;
+
+/// What was heard.
+#[derive(Debug)]
+pub(super) struct Xids {
+    record: Mutex<Record>,
+    policy: xid::Policy,
+    file: PathBuf,
+    /// Somebody listens, or has listened before: that nothing was heard means something.
+    is_heard: AtomicBool,
+}
+
+/// One code of one GPU.
+pub(super) struct Count {
+    pub(super) xid: String,
+    pub(super) times: u64,
+    /// Seconds since 1970.
+    pub(super) last: Option<f64>,
+}
+
+impl Xids {
+    /// What an earlier agent stored in this boot.
+    pub(super) fn open(settings: &config::Gpu, data: &Path) -> Self {
+        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        let file = data.join("xids.json");
+        let stored = fs::read(&file).ok().and_then(|text| serde_json::from_slice::<Record>(&text).ok());
+        let record = match stored {
+            Some(stored) => Record::restore(stored, boot.trim()),
+            None => Record::new(boot.trim()),
+        };
+        Self { record: Mutex::new(record), policy: settings.xids(), file, is_heard: AtomicBool::new(false) }
+    }
+
+    /// Notes an error, and says so if it is new.
+    fn note(&self, event: &Event) {
+        if !lock(&self.record).note(event, &self.policy) {
+            return;
+        }
+        let means = self.policy.worst(event.xid);
+        warn!(pci = %event.pci, xid = event.xid, ?means, "the driver reports an error of a GPU");
+        if let Err(error) = self.store() {
+            warn!(file = %self.file.display(), error = %chain(&error), "an error of a GPU is not stored: a restart forgets it");
+        }
+    }
+
+    fn store(&self) -> std::io::Result<()> {
+        let text = serde_json::to_vec_pretty(&*lock(&self.record))?;
+        let new = self.file.with_extension("new");
+        fs::write(&new, text)?;
+        fs::rename(new, &self.file)
+    }
+
+    /// What stands against GPUs; nothing where nobody listens. `actions`: the recovery action of each.
+    pub(super) fn outstanding(&self, actions: &BTreeMap<PciAddress, u32>) -> Option<Vec<Outstanding>> {
+        let facts = |pci| Facts { has_nvlink: None, recovery_action: actions.get(&pci).copied() };
+        let is_heard = self.is_heard.load(Ordering::Relaxed) || !lock(&self.record).noted().is_empty();
+        is_heard.then(|| lock(&self.record).outstanding(&self.policy, facts))
+    }
+
+    /// Of one GPU: each code with how often it came. Fatal codes that never came with 0 times, so that their
+    /// first one is seen as a rise.
+    pub(super) fn counts(&self, pci: PciAddress) -> Vec<Count> {
+        if !self.is_heard.load(Ordering::Relaxed) {
+            return Vec::new();
+        }
+        let fatal = xid::catalogue().into_iter().filter(|entry| entry.verdict == xid::Verdict::Fatal);
+        let mut counts: BTreeMap<_, _> = fatal.map(|entry| (entry.xid, (0, None))).collect();
+        let (now, booted) = (SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default(), since_boot());
+        for noted in lock(&self.record).noted().iter().filter(|noted| noted.pci == pci) {
+            let at = now.saturating_sub(booted.since(noted.last)).as_secs_f64();
+            counts.insert(noted.xid, (noted.count, Some(at)));
+        }
+        counts.into_iter().map(|(xid, (times, last))| Count { xid: xid.to_string(), times, last }).collect()
+    }
+
+    /// The code of the last error of a GPU; 0: none was heard. Nothing where nobody listens.
+    pub(super) fn last(&self, pci: PciAddress) -> Option<u32> {
+        let record = lock(&self.record);
+        let last = record.noted().iter().filter(|noted| noted.pci == pci).max_by_key(|noted| noted.last);
+        last.map(|noted| noted.xid).or_else(|| self.is_heard.load(Ordering::Relaxed).then_some(0))
+    }
+
+    /// Listens to NVML until told to stop. Never ends in an error: who cannot hear has no events.
+    pub(super) fn listen(&self, nvml: &Nvml, gpus: u32, stop: &AtomicBool) {
+        let devices: Vec<_> = (0..gpus).filter_map(|index| nvml.device_by_index(index).ok()).collect();
+        let Some(set) = registered(nvml, &devices) else { return };
+        self.is_heard.store(true, Ordering::Relaxed);
+        let mut failures = 0;
+        while !stop.load(Ordering::Relaxed) && failures < FAILURES_MAX {
+            match set.wait(u32::try_from(WAIT.as_millis()).unwrap_or(u32::MAX)) {
+                Ok(event) => {
+                    failures = 0;
+                    let Some(XidError::Value(code)) = event.event_data else { continue };
+                    let pci = event.device.pci_info().ok().and_then(|pci| pci.bus_id.parse().ok());
+                    let (Some(pci), Ok(xid)) = (pci, u32::try_from(code)) else { continue };
+                    self.note(&Event { at: since_boot(), pci, xid, link: None });
+                }
+                Err(NvmlError::Timeout) => failures = 0,
+                Err(error) => {
+                    failures += 1;
+                    debug!(%error, "no event of a GPU could be waited for");
+                    std::thread::sleep(WAIT);
+                }
+            }
+        }
+    }
+
+    /// Reads the kernel's log for ever: a read of it cannot be cancelled.
+    pub(super) fn read_kernel_log(&self, path: &Path) {
+        let mut log = match File::open(path) {
+            Ok(log) => log,
+            Err(error) => {
+                warn!(path = %path.display(), %error, "the kernel's log cannot be read (gpu.kmsg): mount it, with CAP_SYSLOG");
+                return;
+            }
+        };
+        self.is_heard.store(true, Ordering::Relaxed);
+        let mut buffer = vec![0; RECORD_MAX];
+        loop {
+            match log.read(&mut buffer) {
+                // A log has no end; a pipe of a test has.
+                Ok(0) => return info!("the kernel's log has ended"),
+                Ok(count) => String::from_utf8_lossy(&buffer[..count]).lines().for_each(|line| self.take(line)),
+                // Records were overwritten before they were read.
+                Err(error) if error.kind() == ErrorKind::BrokenPipe || error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return warn!(%error, "the kernel's log cannot be read on"),
+            }
+        }
+    }
+
+    fn take(&self, record: &str) {
+        let Some((at, text)) = xid::kmsg(record) else { return };
+        let Some(xid::Line { pci, xid, link }) = xid::parse(text) else { return };
+        let link: Option<LinkFault> = link;
+        self.note(&Event { at, pci, xid, link });
+    }
+}
+
+/// A set in which all GPUs are that take part. One that does not takes the set with it: then it is made anew.
+fn registered<'n>(nvml: &'n Nvml, devices: &[Device<'n>]) -> Option<EventSet<'n>> {
+    let mut silent = Vec::new();
+    'anew: loop {
+        let mut set = nvml.create_event_set().ok()?;
+        for (at, device) in devices.iter().enumerate().filter(|(at, _)| !silent.contains(at)).collect::<Vec<_>>() {
+            match device.register_events(EventTypes::CRITICAL_XID_ERROR, set) {
+                Ok(with) => set = with,
+                Err(error) => {
+                    debug!(%error, gpu = at, "a GPU tells of no events");
+                    silent.push(at);
+                    continue 'anew;
+                }
+            }
+        }
+        return (silent.len() < devices.len()).then_some(set);
+    }
+}
+
+/// The time since the boot, as the kernel's log has it.
+fn since_boot() -> Time {
+    let now = clock_gettime(ClockId::Monotonic);
+    let seconds = Duration::from_secs(u64::try_from(now.tv_sec).unwrap_or(0));
+    let part = Duration::from_nanos(u64::try_from(now.tv_nsec).unwrap_or(0));
+    Time::ZERO + seconds + part
+}
