@@ -47,7 +47,7 @@ fn every_value_of_every_fixture_comes_back() {
         for (pid, process) in &config.process_names {
             assert_eq!(nvml.sys_process_name(*pid, 64).unwrap(), *process);
         }
-        let count = config.reported_count.unwrap_or(config.gpus.len().try_into().unwrap());
+        let count = config.reported_count.unwrap_or_else(|| config.gpus.len().try_into().unwrap());
         assert_eq!(nvml.device_count().unwrap(), count, "{name}");
         assert!(matches!(nvml.device_by_index(count), Err(NvmlError::InvalidArg)), "{name}");
         for (index, gpu) in (0..count).zip(&config.gpus) {
@@ -111,7 +111,8 @@ fn telemetry(device: &Device, gpu: &Gpu) {
     same("power", device.power_usage(), gpu.power);
     same("power limit", device.enforced_power_limit(), gpu.power_limit);
     same("energy", device.total_energy_consumption(), gpu.energy);
-    let pick: [(Clock, fn(&Clocks) -> Option<u32>); 4] = [
+    type Pick = fn(&Clocks) -> Option<u32>;
+    let pick: [(Clock, Pick); 4] = [
         (Clock::Graphics, |clocks| clocks.graphics),
         (Clock::SM, |clocks| clocks.sm),
         (Clock::Memory, |clocks| clocks.memory),
@@ -149,7 +150,7 @@ fn health(device: &Device, gpu: &Gpu) {
         (MemoryError::Uncorrected, ecc.and_then(|ecc| ecc.uncorrected.clone())),
     ] {
         let count = |pick: fn(EccErrors) -> u64| errors.clone().map(pick);
-        let volatile = device.total_ecc_errors(kind.clone(), EccCounter::Volatile);
+        let volatile = device.total_ecc_errors(kind, EccCounter::Volatile);
         same("ECC errors", volatile, count(|errors| errors.volatile));
         let aggregate = device.total_ecc_errors(kind, EccCounter::Aggregate);
         same("ECC errors", aggregate, count(|errors| errors.aggregate));
