@@ -336,6 +336,7 @@ fn mig_device(nvml: &Nvml, parent: &Device, child: &Device, configured: &MigDevi
     same("attributes", read, attributes);
     processes(child, [&configured.compute_processes, &configured.graphics_processes, &configured.mps_processes]);
     // The GPU has it; its parts do not.
+    same("serial", child.serial(), None);
     same("power", child.power_usage(), None);
     same("temperature", child.temperature(TemperatureSensor::Gpu), None);
     same("utilization", child.utilization_rates().map(|_| ()), None);
