@@ -75,6 +75,9 @@ pub struct Gpu {
     pub power_limit: Option<u32>,
     /// In mJ, since the driver was loaded.
     pub energy: Option<u64>,
+    /// And it grows by the power over the time, from the first time that somebody asks.
+    #[serde(default)]
+    pub energy_follows_power: bool,
     #[serde(default)]
     pub clocks: Clocks,
     #[serde(default)]

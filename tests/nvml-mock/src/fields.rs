@@ -11,6 +11,7 @@ use nvml_wrapper_sys::bindings::*;
 
 use crate::config::{EccErrors, FieldKey, FieldValue, Gpu};
 use crate::state::{Code, Device};
+use crate::telemetry::energy;
 
 exports! {
     fn nvmlDeviceGetFieldValues(device: nvmlDevice_t, count: c_int, values: *mut nvmlFieldValue_t) {
@@ -27,7 +28,7 @@ exports! {
             let key = FieldKey { id: old_id(entry.fieldId, renumbered), scope: entry.scopeId };
             entry.timestamp = i64::try_from(now).unwrap_or(i64::MAX);
             entry.latencyUsec = 0;
-            let found = gpu.fields.get(&key).copied().map_or_else(|| derived(gpu, key), value);
+            let found = gpu.fields.get(&key).copied().map_or_else(|| derived(&device, gpu, key), value);
             // An error leaves type and value as they came.
             entry.nvmlReturn = match found {
                 Ok((kind, value)) => {
@@ -79,7 +80,7 @@ fn value(value: FieldValue) -> Result<(nvmlValueType_t, nvmlValue_t), Code> {
 }
 
 /// A value that another call has too.
-fn derived(gpu: &Gpu, key: FieldKey) -> Result<(nvmlValueType_t, nvmlValue_t), Code> {
+fn derived(device: &Device, gpu: &Gpu, key: FieldKey) -> Result<(nvmlValueType_t, nvmlValue_t), Code> {
     let ecc = gpu.ecc.as_ref();
     let corrected = |pick: fn(&EccErrors) -> u64| ecc.and_then(|ecc| ecc.corrected.as_ref()).map(pick);
     let uncorrected = |pick: fn(&EccErrors) -> u64| ecc.and_then(|ecc| ecc.uncorrected.as_ref()).map(pick);
@@ -98,7 +99,7 @@ fn derived(gpu: &Gpu, key: FieldKey) -> Result<(nvmlValueType_t, nvmlValue_t), C
         (29, 0) => short(retired.map(|pages| length(pages.single_bit.len()))),
         (30, 0) => short(retired.map(|pages| length(pages.double_bit.len()))),
         (31, 0) => short(retired.map(|pages| pages.pending.into())),
-        (83, 0) => long(gpu.energy),
+        (83, 0) => long(energy(device.index(), gpu)),
         (94, 0) => short(gpu.pcie.as_ref().and_then(|pcie| pcie.replays)),
         (142, 0) => short(rows.map(|rows| rows.corrected)),
         (143, 0) => short(rows.map(|rows| rows.uncorrected)),

@@ -1,10 +1,13 @@
 //! What changes all the time: memory, utilisation, temperature, power, clocks, PCIe.
 
+use std::collections::BTreeMap;
 use std::ffi::{c_uint, c_ulonglong};
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
 
 use nvml_wrapper_sys::bindings::*;
 
-use crate::config::Clocks;
+use crate::config::{Clocks, Gpu};
 use crate::glue::{Out, put, put_list, supported};
 use crate::state::{Answer, Device};
 
@@ -70,7 +73,8 @@ exports! {
     }
 
     fn nvmlDeviceGetTotalEnergyConsumption(device: nvmlDevice_t, millijoules: Out<'_, c_ulonglong>) {
-        put(millijoules, supported(Device::begin(SYMBOL, device)?.gpu()?.energy)?)
+        let device = Device::begin(SYMBOL, device)?;
+        put(millijoules, supported(energy(device.index(), device.gpu()?))?)
     }
 
     fn nvmlDeviceGetClockInfo(device: nvmlDevice_t, domain: nvmlClockType_t, megahertz: Out<'_, c_uint>) {
@@ -138,6 +142,25 @@ exports! {
         // SAFETY: as our caller says.
         unsafe { put_list(count, samples, &items) }
     }
+}
+
+/// When each GPU was last asked for its energy, and how much of it had come by then, in nJ.
+static ENERGY: Mutex<BTreeMap<usize, (Instant, u128)>> = Mutex::new(BTreeMap::new());
+
+/// The energy of a GPU, in mJ. Where it follows the power, what came since the last question is reckoned
+/// with the power of now: whoever changes the power asks before and after.
+pub(crate) fn energy(index: usize, gpu: &Gpu) -> Option<u64> {
+    let start = gpu.energy?;
+    if !gpu.energy_follows_power {
+        return Some(start);
+    }
+    let mut all = ENERGY.lock().unwrap_or_else(PoisonError::into_inner);
+    let now = Instant::now();
+    let (last, grown) = all.entry(index).or_insert((now, 0));
+    // mW times us are nJ.
+    *grown += u128::from(gpu.power.unwrap_or(0)) * now.saturating_duration_since(*last).as_micros();
+    *last = now;
+    start.checked_add(u64::try_from(*grown / 1_000_000).ok()?)
 }
 
 /// What a caller writes into the first word of a struct that has versions.

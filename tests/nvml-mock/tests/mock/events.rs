@@ -111,3 +111,17 @@ fn a_set_of_a_lost_gpu_tells_what_happened_and_then_that_it_is_lost() {
     assert!(matches!(data.device.index(), Err(NvmlError::GpuLost)));
     assert!(matches!(set.wait(20_000), Err(NvmlError::GpuLost)));
 }
+
+#[test]
+fn a_wait_is_one_call_however_long_it_is() {
+    let mock = Mock::new(
+        "quiet = true\nbase = 'h200-idle'\n[[overrides]]\nsymbol = 'nvmlEventSetWait_v2'\nreturn_code = 999\n\
+         after_calls = 2",
+    );
+    let nvml = mock.open();
+    let set = listen(&nvml, 0, XIDS);
+    for _ in 0..2 {
+        assert!(matches!(set.wait(100), Err(NvmlError::Timeout)));
+    }
+    assert!(matches!(set.wait(0), Err(NvmlError::Unknown)));
+}

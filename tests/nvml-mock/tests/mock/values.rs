@@ -40,30 +40,34 @@ fn every_value_of_every_fixture_comes_back() {
             continue;
         }
         machines += 1;
-        let nvml = mock.open();
-        same(name, nvml.sys_driver_version(), config.driver_version.clone());
-        same(name, nvml.sys_nvml_version(), config.nvml_version.clone());
-        same(name, nvml.sys_cuda_driver_version(), config.cuda_version);
-        for (pid, process) in &config.process_names {
-            assert_eq!(nvml.sys_process_name(*pid, 64).unwrap(), *process);
-        }
-        let count = config.reported_count.unwrap_or(config.gpus.len().try_into().unwrap());
-        assert_eq!(nvml.device_count().unwrap(), count, "{name}");
-        assert!(matches!(nvml.device_by_index(count), Err(NvmlError::InvalidArg)), "{name}");
-        for (index, gpu) in (0..count).zip(&config.gpus) {
-            let device = nvml.device_by_index(index).unwrap();
-            assert_eq!(device.index().unwrap(), index);
-            identity(&nvml, &device, gpu);
-            telemetry(&device, gpu);
-            health(&device, gpu);
-            processes(&device, [&gpu.compute_processes, &gpu.graphics_processes, &gpu.mps_processes]);
-            process_utilization(&device, gpu);
-            fields(&device, gpu);
-            gpm(&nvml, &device, gpu);
-            mig(&nvml, &device, gpu);
-        }
+        machine(name, &mock, &config);
     }
     assert!(machines >= 15, "{machines}");
+}
+
+fn machine(what: &str, mock: &Mock, config: &Config) {
+    let nvml = mock.open();
+    same(what, nvml.sys_driver_version(), config.driver_version.clone());
+    same(what, nvml.sys_nvml_version(), config.nvml_version.clone());
+    same(what, nvml.sys_cuda_driver_version(), config.cuda_version);
+    for (pid, process) in &config.process_names {
+        assert_eq!(nvml.sys_process_name(*pid, 64).unwrap(), *process);
+    }
+    let count = config.reported_count.unwrap_or_else(|| config.gpus.len().try_into().unwrap());
+    assert_eq!(nvml.device_count().unwrap(), count, "{what}");
+    assert!(matches!(nvml.device_by_index(count), Err(NvmlError::InvalidArg)), "{what}");
+    for (index, gpu) in (0..count).zip(&config.gpus) {
+        let device = nvml.device_by_index(index).unwrap();
+        assert_eq!(device.index().unwrap(), index);
+        identity(&nvml, &device, gpu);
+        telemetry(&device, gpu);
+        health(&device, gpu);
+        processes(&device, [&gpu.compute_processes, &gpu.graphics_processes, &gpu.mps_processes]);
+        process_utilization(&device, gpu);
+        fields(&device, gpu);
+        gpm(&nvml, &device, gpu);
+        mig(&nvml, &device, gpu);
+    }
 }
 
 fn identity(nvml: &Nvml, device: &Device, gpu: &Gpu) {
@@ -111,7 +115,8 @@ fn telemetry(device: &Device, gpu: &Gpu) {
     same("power", device.power_usage(), gpu.power);
     same("power limit", device.enforced_power_limit(), gpu.power_limit);
     same("energy", device.total_energy_consumption(), gpu.energy);
-    let pick: [(Clock, fn(&Clocks) -> Option<u32>); 4] = [
+    type Pick = fn(&Clocks) -> Option<u32>;
+    let pick: [(Clock, Pick); 4] = [
         (Clock::Graphics, |clocks| clocks.graphics),
         (Clock::SM, |clocks| clocks.sm),
         (Clock::Memory, |clocks| clocks.memory),
@@ -149,7 +154,7 @@ fn health(device: &Device, gpu: &Gpu) {
         (MemoryError::Uncorrected, ecc.and_then(|ecc| ecc.uncorrected.clone())),
     ] {
         let count = |pick: fn(EccErrors) -> u64| errors.clone().map(pick);
-        let volatile = device.total_ecc_errors(kind.clone(), EccCounter::Volatile);
+        let volatile = device.total_ecc_errors(kind, EccCounter::Volatile);
         same("ECC errors", volatile, count(|errors| errors.volatile));
         let aggregate = device.total_ecc_errors(kind, EccCounter::Aggregate);
         same("ECC errors", aggregate, count(|errors| errors.aggregate));
@@ -331,10 +336,94 @@ fn mig_device(nvml: &Nvml, parent: &Device, child: &Device, configured: &MigDevi
     same("attributes", read, attributes);
     processes(child, [&configured.compute_processes, &configured.graphics_processes, &configured.mps_processes]);
     // The GPU has it; its parts do not.
+    same("serial", child.serial(), None);
     same("power", child.power_usage(), None);
     same("temperature", child.temperature(TemperatureSensor::Gpu), None);
     same("utilization", child.utilization_rates().map(|_| ()), None);
     same("clock", child.clock_info(Clock::SM), None);
+}
+
+/// What healthy GPUs have none of, and values that differ where those of fixtures are the same.
+const RICH: &str = r#"
+base = "h200-mig"
+quiet = true
+
+[gpu]
+utilization = { gpu = 11, memory = 12 }
+encoder = 13
+decoder = 14
+clocks = { graphics = 21, sm = 22, memory = 23, video = 24 }
+max_clocks = { graphics = 31, sm = 32, memory = 33, video = 34 }
+event_reasons = 0x1ff
+pcie = { tx = 41, rx = 42, replays = 43 }
+samples = { 0 = [{ timestamp = 5, value = 6 }], 2 = [{ timestamp = 7, value = 8 }, { timestamp = 9, value = 10 }] }
+compute_processes = [{ pid = 1 }, { pid = 2, used = 51, gpu_instance = 2, compute_instance = 1 }]
+graphics_processes = [{ pid = 3, used = 52 }]
+mps_processes = [{ pid = 4, used = 53 }]
+process_utilization = [{ pid = 1, timestamp = 61, sm = 62, memory = 63, encoder = 64, decoder = 65 }]
+
+[gpu.ecc]
+enabled = true
+pending = false
+corrected = { volatile = 71, aggregate = 72 }
+uncorrected = { volatile = 73, aggregate = 74 }
+
+[gpu.retired_pages]
+single_bit = [{ address = 0x81000, timestamp = 82 }, { address = 0x83000, timestamp = 84 }]
+double_bit = [{ address = 0x85000, timestamp = 86 }]
+pending = true
+
+[gpu.remapped_rows]
+corrected = 91
+uncorrected = 92
+pending = true
+failed = true
+
+[gpu.violations]
+0 = { reference = 101, violation = 102 }
+1 = { reference = 103, violation = 104 }
+2 = { reference = 105, violation = 106 }
+
+[gpu.gpm]
+metrics = { 1 = 1.5, 2 = 2.5, 3 = 3.5, 4 = 4.5, 5 = 5.5, 10 = 10.5, 20 = 20.5, 21 = 21.5 }
+instances = { 2 = { 2 = 22.5 }, 3 = { 2 = 32.5 } }
+
+[[gpu.mig.devices]]
+index = 4
+name = "a slice"
+uuid = "MIG-slice"
+memory = { total = 111, reserved = 112, used = 113 }
+attributes = { multiprocessors = 1, gpu_instance_slices = 2, compute_instance_slices = 3, memory_mib = 4, copy_engines = 5, decoders = 6, encoders = 7 }
+compute_processes = [{ pid = 121 }]
+graphics_processes = [{ pid = 122, used = 123 }]
+mps_processes = []
+"#;
+
+#[test]
+fn values_that_no_fixture_has_come_back_too() {
+    machine("rich", &Mock::new(RICH), &nvidia_ml_mock::file::parse(RICH).unwrap());
+}
+
+#[test]
+fn mig_devices_are_there_only_where_mig_is_enabled() {
+    let (mock, _) = Mock::fixture("h200-mig");
+    let nvml = mock.open();
+    let child = nvml.device_by_index(0).unwrap().mig_device_by_index(0).unwrap();
+    assert!(child.memory_info().is_ok());
+    mock.set("quiet = true\nbase = 'h200-mig'\n[gpu.mig]\nenabled = false");
+    assert!(matches!(child.memory_info(), Err(NvmlError::InvalidArg)));
+    let again = nvml.device_by_index(0).unwrap().mig_device_by_index(0);
+    assert!(matches!(again, Err(NvmlError::NotFound)));
+}
+
+#[test]
+fn gpm_compares_samples_of_one_gpu_or_of_one_instance() {
+    let (mock, _) = Mock::fixture("h200-mig");
+    let nvml = mock.open();
+    let device = nvml.device_by_index(0).unwrap();
+    let (gpu, instance) = (device.gpm_sample().unwrap(), device.gpm_mig_sample(2).unwrap());
+    let read = gpm_metrics_get(&nvml, &gpu, &instance, &[GpmMetricId::SmUtil]);
+    assert!(matches!(read, Err(NvmlError::InvalidArg)));
 }
 
 /// Numbers of real GPUs, as they were captured: they stand here a second time so that a slip in a
