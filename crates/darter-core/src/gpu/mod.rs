@@ -4,6 +4,7 @@
 //! could not be read is `None`, and `None` never makes a GPU ready, broken or idle.
 //! Not here: NVML, sysfs, the kernel's log, the kubelet; `darter-agent` reads them.
 
+pub mod fit;
 pub mod idle;
 mod pci;
 pub mod readiness;

@@ -224,9 +224,16 @@ fn a_hole_in_the_readings_or_an_old_one_is_not_idle() {
 #[test]
 fn whoever_looks_may_wake_it_once_in_a_window() {
     let woken = |every: u64| {
-        play(900, move |second| Sample { is_idle_bit_set: Some(second % every != 0), ..rest(BOARDS[4], second) })
+        play(900, move |second| Sample {
+            is_idle_bit_set: Some(second % every != 0),
+            // Nobody else speaks for it but its utilisation.
+            processes: None,
+            energy_millijoules: None,
+            power_milliwatts: None,
+            ..rest(BOARDS[4], second)
+        })
     };
-    assert_eq!(woken(125).state, State::Empty, "1 of 25");
+    assert_eq!(woken(125).state, State::LoadedIdle, "1 of 25");
     assert_eq!(woken(60).state, State::Busy, "2 of 25");
 }
 
