@@ -69,6 +69,20 @@ pub(crate) enum Command {
     /// What nodes need to be in one swarm.
     #[command(subcommand)]
     Swarm(SwarmCommand),
+    /// Tell which GPUs a model fits, before a node is paid for, and how a pod asks for them.
+    ///
+    /// Weights and KV cache against what NVML says of each GPU of EC2, for 1, 2, 4 and 8 of them. What the
+    /// server needs besides is taken to be 1.5 GiB a GPU.
+    #[command(after_help = "Examples:\n  \
+        darter fit --model llama-3-8b --context 8192 --batch 16\n  \
+        darter fit --params 70e9 --dtype int4 --gpu A10G\n  \
+        darter fit --params 671B --dtype fp8 --layers 61 --latent-dim 576 --context 32768 --output json\n  \
+        darter fit --model llama-3-70b --dtype fp8 --output yaml       what a pod needs\n\n\
+        Exit codes:\n  \
+        0  it fits on some of them\n  \
+        1  it fits on none\n  \
+        2  the command line is wrong")]
+    Fit(crate::fit::Question),
     /// Play darter's own decisions over made-up nodes, links and faults.
     #[command(subcommand)]
     Simulate(SimulateCommand),

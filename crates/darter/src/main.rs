@@ -4,6 +4,7 @@
 #![recursion_limit = "256"]
 
 mod args;
+mod fit;
 mod plot;
 mod prewarm;
 mod show;
@@ -58,6 +59,7 @@ fn run(args: Args) -> Result<ExitCode> {
         Command::Uninstall(source) => runtime()?.block_on(uninstall::run(&source.load()?.config()?)),
         Command::Swarm(SwarmCommand::Key) => show::print(&swarm::key::make().context("cannot get random bytes")?),
         Command::Simulate(SimulateCommand::Swarm(play)) => simulate::swarm(&play),
+        Command::Fit(question) => fit::run(&question),
         Command::Prewarm(order) => runtime()?.block_on(prewarm::run(order)),
     }
 }
