@@ -25,6 +25,7 @@ pub mod fake_ecr;
 pub mod http;
 pub mod image;
 pub mod imds;
+pub mod kubelet;
 pub mod kubernetes;
 pub mod net;
 pub mod nginx;

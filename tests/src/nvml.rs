@@ -92,6 +92,7 @@ impl Mock {
             .set("gpu.interval", "1s")
             .set("gpu.slow_interval", "1s")
             .set("gpu.processes", true)
+            .set("gpu.pod_resources", "")
             .set("gpu.host_root", self.host(gpus)?.display().to_string());
         Ok(options)
     }

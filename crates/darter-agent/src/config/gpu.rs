@@ -12,6 +12,8 @@ use super::optional;
 
 /// One call takes the driver's lock: below this, what asks beside us waits.
 const INTERVAL_MIN: Duration = Duration::from_secs(1);
+/// So many readings it takes to say that a GPU does nothing.
+const IDLE_READINGS: u32 = 12;
 /// Past this nobody sees a GPU fail.
 const INTERVAL_MAX: Duration = Duration::from_secs(600);
 
@@ -27,12 +29,16 @@ pub struct Gpu {
     pub driver_root: Option<PathBuf>,
     pub interval: Seconds,
     pub slow_interval: Seconds,
+    pub idle_window: Seconds,
     pub processes: bool,
     pub dcgm_names: DcgmNames,
     pub expected: u32,
     #[serde(with = "optional")]
     pub host_root: Option<PathBuf>,
     pub kmsg: bool,
+    #[serde(with = "optional")]
+    pub pod_resources: Option<PathBuf>,
+    pub device_plugin: bool,
     pub xid_fatal: Vec<u32>,
     pub xid_ignore: Vec<u32>,
 }
@@ -75,6 +81,9 @@ pub(super) fn check_gpu(gpu: &Gpu) -> Result<(), Fault> {
                 .to_owned()
         })?;
     }
+    require(gpu.idle_window.0 >= gpu.interval.0 * IDLE_READINGS, "gpu.idle_window", || {
+        format!("must be at least {IDLE_READINGS} times gpu.interval ({}): fewer readings prove nothing", gpu.interval)
+    })?;
     require(gpu.slow_interval.0 >= gpu.interval.0, "gpu.slow_interval", || {
         format!("must not be shorter than gpu.interval ({})", gpu.interval)
     })?;

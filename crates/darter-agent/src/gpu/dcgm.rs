@@ -7,8 +7,8 @@
 
 use std::fmt::{Display, Write as _};
 
-use super::View;
 use super::sample::{Driver, Fast, Gpu, Slow};
+use super::{Allocation, View};
 use crate::config::DcgmNames;
 
 /// One metric of dcgm-exporter.
@@ -141,6 +141,7 @@ impl View {
         }
         let driver = versions.driver.as_deref();
         let (fast, slow) = self.patience();
+        let pods = self.pods();
         let host = rustix::system::uname();
         let host = host.nodename().to_string_lossy();
         let gpus = now.snapshot.gpus.iter().filter(|gpu| !gpu.is_lost);
@@ -149,7 +150,11 @@ impl View {
                 let pci = gpu.identity.pci_bus_id.as_deref().and_then(|id| id.parse().ok());
                 let xid = pci.and_then(|pci| self.0.xids.last(pci));
                 let reading = Reading { fast: now.young(&gpu.fast, fast), slow: now.young(&gpu.slow, slow), xid };
-                (labels(gpu, &host, driver, names), reading)
+                let owner = pods.as_ref().and_then(|pods| {
+                    // As dcgm-exporter: the last of those who share it.
+                    pods.of(&gpu.identity.uuid, gpu.identity.minor).last().cloned()
+                });
+                (labels(gpu, &host, driver, names, owner), reading)
             })
             .collect();
         let is_ended = text.ends_with(END);
@@ -181,9 +186,13 @@ fn line(text: &mut String, said: impl Display) {
     let _ = writeln!(text, "{said}");
 }
 
-fn labels(gpu: &Gpu, host: &str, driver: Option<&str>, names: DcgmNames) -> String {
+fn labels(gpu: &Gpu, host: &str, driver: Option<&str>, names: DcgmNames, owner: Option<Allocation>) -> String {
     let identity = &gpu.identity;
     let is_v49 = names == DcgmNames::V49;
+    let (container, namespace, pod) = match owner {
+        Some(owner) => (Some(owner.container), Some(owner.namespace), Some(owner.pod)),
+        None => (None, None, None),
+    };
     let device = identity.minor.map(|minor| format!("nvidia{minor}"));
     let labels = [
         ("gpu", Some(identity.index.to_string())),
@@ -193,6 +202,9 @@ fn labels(gpu: &Gpu, host: &str, driver: Option<&str>, names: DcgmNames) -> Stri
         ("modelName", identity.name.clone()),
         (if is_v49 { "hostname" } else { "Hostname" }, Some(host.to_owned())),
         (if is_v49 { "DCGM_FI_SYSTEM_DRIVER_VERSION" } else { "DCGM_FI_DRIVER_VERSION" }, driver.map(str::to_owned)),
+        ("container", container),
+        ("namespace", namespace),
+        ("pod", pod),
     ];
     let known = labels.into_iter().filter_map(|(name, value)| Some(format!("{name}=\"{}\"", escaped(&value?))));
     known.collect::<Vec<_>>().join(",")

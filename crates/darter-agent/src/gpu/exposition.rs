@@ -6,15 +6,15 @@
 use std::fmt::Error;
 use std::time::UNIX_EPOCH;
 
-use darter_core::gpu::idle;
 use darter_core::gpu::readiness::State;
+use darter_core::gpu::{Device, idle};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 
-use super::sample::{Driver, Fast, Gpu, Memory, Profile, Slow};
+use super::sample::{Driver, Fast, Gpu, Identity, Memory, Profile, Slow};
 use super::xids::{Count, Xids};
-use super::{Judgement, Now, View, read};
+use super::{Allocation, Judgement, Now, Pods, View, read};
 
 /// What Prometheus gets.
 #[derive(Debug)]
@@ -54,6 +54,9 @@ impl Collector for Exposition {
         clocks(&mut page, &gpus)?;
         errors(&mut page, &gpus)?;
         reported(&mut page, &gpus, &self.0.0.xids)?;
+        if let Some(pods) = self.0.pods() {
+            allocations(&mut page, &gpus, &pods)?;
+        }
         match self.0.judgement() {
             Some(judgement) => verdicts(&mut page, &judgement, &gpus),
             None => Ok(()),
@@ -322,6 +325,36 @@ fn errors(page: &mut Page<'_>, gpus: &[Shown<'_>]) -> Result<(), Error> {
         "What the driver asks for: 0 nothing, 1 a reset, 2 a reboot, 3 a drain, 4 a drain and a reset, 5 the IMEX domain",
         each(gpus, |shown| shown.fast?.recovery_action.map(number)),
     )
+}
+
+/// Who has which GPU: to be joined with what is said of the hardware, by the uuid.
+fn allocations(page: &mut Page<'_>, gpus: &[Shown<'_>], pods: &Pods) -> Result<(), Error> {
+    let series = pods.allocations.iter().map(|allocation| {
+        let owner = gpus.iter().find(|shown| {
+            let Identity { uuid, minor, .. } = &shown.gpu.identity;
+            pods.of(uuid, *minor).any(|own| own == allocation)
+        });
+        let Allocation { id, resource, namespace, pod, container } = allocation;
+        let uuid = owner.map(|shown| shown.gpu.identity.uuid.as_str());
+        let mig = if let Device::Mig(uuid) = &id.device { Some(uuid.as_str()) } else { None };
+        let known = [("uuid", uuid), ("mig_uuid", mig), ("replica", id.replica.as_deref())];
+        let mut labels: Labels<'_> = known.into_iter().filter_map(|(name, value)| Some((name, value?))).collect();
+        labels.extend([
+            ("namespace", namespace.as_str()),
+            ("pod", pod),
+            ("container", container),
+            ("resource", resource),
+        ]);
+        (labels, 1.0)
+    });
+    page.gauge(
+        "gpu_allocation_info",
+        "1 for each device that a container has, by the kubelet's word",
+        series.collect(),
+    )?;
+    let Some(devices) = pods.devices else { return Ok(()) };
+    let allocatable = vec![(Vec::new(), f64::from(devices))];
+    page.gauge("node_gpu_devices_allocatable", "Healthy devices of the device plugin, replicas apart", allocatable)
 }
 
 /// Errors that the driver reported.

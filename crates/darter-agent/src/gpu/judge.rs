@@ -10,7 +10,7 @@ use darter_core::gpu::readiness::{self, Nvml, Observation, Policy, Readiness, St
 use serde::Serialize;
 
 use super::host::Host;
-use super::sample::{Driver, Fast, Gpu, Slow};
+use super::sample::{Driver, Fast, Gpu, Identity, Slow};
 use super::{Now, View};
 use crate::config;
 
@@ -52,10 +52,12 @@ struct Watched {
 
 impl Judge {
     pub(super) fn new(view: View, settings: &config::Gpu) -> Self {
-        // Nobody tells yet of a device plugin: it cannot be missed.
-        let policy = Policy { expected_gpus: settings.expected(), wants_device_plugin: false, ..Policy::default() };
+        // The kubelet started this agent, if there is one.
+        let is_with_kubelet = settings.pod_resources.as_ref().is_some_and(|socket| socket.exists());
+        let wants_device_plugin = settings.device_plugin && is_with_kubelet;
+        let policy = Policy { expected_gpus: settings.expected(), wants_device_plugin, ..Policy::default() };
         let gap = settings.interval.0 * 3;
-        let window = (settings.interval.0 * 24).max(idle::Policy::default().window);
+        let window = settings.idle_window.0;
         let idle = idle::Policy { gap, window, long_window: window * 8, ..idle::Policy::default() };
         Self {
             view,
@@ -97,6 +99,7 @@ impl Judge {
         let known = gpus.iter().flatten();
         let actions = known.filter_map(|gpu: &readiness::Gpu| Some((gpu.pci?, gpu.recovery_action?))).collect();
         Observation {
+            plugin_devices: self.view.pods().and_then(|pods| pods.devices),
             xids: self.view.0.xids.outstanding(&actions),
             pci_functions: host.pci_functions,
             driver_version_file: host.driver_version_file,
@@ -112,6 +115,7 @@ impl Judge {
     /// Takes what was read since the last look.
     fn note(&mut self, now: &Now, at: Time) {
         let Driver::Running(versions) = &now.snapshot.driver else { return };
+        let pods = self.view.pods();
         for gpu in now.snapshot.gpus.iter().filter(|gpu| !gpu.identity.uuid.is_empty()) {
             let policy = self.policy;
             let watched = self.gpus.entry(gpu.identity.uuid.clone()).or_insert_with(|| Watched {
@@ -131,7 +135,9 @@ impl Judge {
             let slow = now.young(&gpu.slow, self.view.patience().1);
             let since = read.saturating_duration_since(self.began);
             let at = Time::from_micros(u64::try_from(since.as_micros()).unwrap_or(u64::MAX));
-            watched.idle.note(sample(at, gpu, fast, slow));
+            let Identity { uuid, minor, is_mig, .. } = &gpu.identity;
+            let is_allocated = pods.as_ref().and_then(|pods| pods.has(uuid, *minor, *is_mig));
+            watched.idle.note(idle::Sample { is_allocated, ..sample(at, gpu, fast, slow) });
         }
         // A GPU that is gone for good, or has another name since it was cut up.
         let known = |uuid: &String| now.snapshot.gpus.iter().any(|gpu| gpu.identity.uuid == *uuid);

@@ -10,6 +10,7 @@ mod exposition;
 mod host;
 mod judge;
 mod library;
+mod pods;
 mod read;
 mod sample;
 mod sampler;
@@ -31,6 +32,8 @@ use self::exposition::Exposition;
 use self::host::Host;
 use self::judge::Judge;
 pub use self::judge::Judgement;
+use self::pods::Kubelet;
+pub use self::pods::{Allocation, Pods};
 pub use self::sample::{Driver, Fast, Gpu, Identity, Slow, Snapshot};
 use self::xids::Xids;
 use crate::config;
@@ -39,6 +42,8 @@ use crate::metrics::Metrics;
 /// A call that takes longer than the longest of these is taken for hung: three of the short intervals, and
 /// this. Degrading GPUs answer after tens of seconds under load, and come back.
 const HUNG_MIN: Duration = Duration::from_secs(15);
+/// For how long what the kubelet said holds, at the least: it restarts in seconds.
+const KUBELET_MIN: Duration = Duration::from_secs(30);
 /// How often this node looks whether a call hangs.
 const LOOK: Duration = Duration::from_secs(1);
 /// How long the stop waits for NVML to be shut down. An open handle keeps a driver from being unloaded.
@@ -60,6 +65,7 @@ struct Shared {
     /// What was concluded last; nothing before the first look.
     judgement: Mutex<Option<Arc<Judgement>>>,
     xids: Xids,
+    kubelet: Kubelet,
 }
 
 /// How the GPUs are looked at, for whoever wants to know.
@@ -82,7 +88,8 @@ impl Gpus {
         let (snapshot, call) = (Mutex::new(Arc::new(Snapshot::new(is_on))), Mutex::new(None));
         let judgement = Mutex::new(None);
         let xids = Xids::open(settings, data);
-        Self { shared: Arc::new(Shared { settings: settings.clone(), snapshot, call, judgement, xids }), is_on }
+        let (settings, kubelet) = (settings.clone(), Kubelet::default());
+        Self { shared: Arc::new(Shared { settings, snapshot, call, judgement, xids, kubelet }), is_on }
     }
 
     /// For readers.
@@ -110,7 +117,10 @@ impl Gpus {
         let (orders, ordered) = sync_channel(1);
         let (ending, mut ended) = oneshot::channel();
         match start(self.shared.clone(), metrics, ordered, ending) {
-            Ok(()) => self.watch(orders, &mut ended, stop).await,
+            Ok(()) => {
+                let follow = self.follow(stop.clone());
+                tokio::join!(self.watch(orders, &mut ended, stop), follow);
+            }
             Err(error) => {
                 error!(%error, "no thread for NVML: this node does not report its GPUs");
                 stop.cancelled().await;
@@ -149,6 +159,14 @@ impl Gpus {
         let _ = orders.try_send(Stop);
         if tokio::time::timeout(SHUTDOWN, ended).await.is_err() {
             warn!("NVML does not let go; ending without its shutdown");
+        }
+    }
+
+    /// Follows what the kubelet says, where there is one.
+    async fn follow(&self, stop: CancellationToken) {
+        let config::Gpu { pod_resources, interval, .. } = &self.shared.settings;
+        if let Some(socket) = pod_resources.clone() {
+            self.shared.kubelet.follow(socket, interval.0, stop).await;
         }
     }
 
@@ -208,6 +226,11 @@ impl View {
             (Some(judgement), _) => judge::check(&judgement),
         };
         Check::new("gpu", state, reason)
+    }
+
+    /// Who has which GPU; nothing where nobody tells, or has for long.
+    pub fn pods(&self) -> Option<Arc<Pods>> {
+        self.0.kubelet.pods(KUBELET_MIN.max(self.0.settings.interval.0 * 3))
     }
 
     /// How old a reading of each tier may be: what three rounds in a row did not bring is not shown.

@@ -1,0 +1,201 @@
+//! Which pod has which GPU: asked of the kubelet's PodResources, over its unix socket.
+//!
+//! Its answer has names and device ids, no pod that is over on kubelets from 1.34 on, and none of those that
+//! take a GPU past the device plugin. So "no pod has it" is one witness of several. The last answer stays,
+//! with its age, while the kubelet restarts.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use darter_core::gpu::{Device, DeviceId};
+use http::uri::PathAndQuery;
+use prost::Message;
+use tokio_util::sync::CancellationToken;
+use tonic::client::Grpc;
+use tonic::transport::Channel;
+use tonic_prost::ProstCodec;
+use tracing::{debug, info, warn};
+
+use super::lock;
+use crate::containerd::connect;
+use crate::log::chain;
+
+/// The kubelet answers at once or not at all.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Devices of all pods of a node: 110 pods with 16 replicas each would be an absurd node.
+const ALLOCATIONS_MAX: usize = 2048;
+/// Whose resources these are; extended resources of others are none of ours.
+const RESOURCES: &str = "nvidia.com/";
+
+/// One device that a container has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Allocation {
+    /// Which.
+    pub id: DeviceId,
+    /// Such as `nvidia.com/gpu`.
+    pub resource: String,
+    /// Whose it is.
+    pub namespace: String,
+    /// The pod's name.
+    pub pod: String,
+    /// The container's.
+    pub container: String,
+}
+
+/// One answer of the kubelet.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Pods {
+    /// What containers have.
+    pub allocations: Vec<Allocation>,
+    /// Devices that the plugin says are healthy, replicas apart; nothing where the kubelet does not tell.
+    pub devices: Option<u32>,
+}
+
+impl Pods {
+    /// Who has a GPU, or a part of it.
+    pub fn of<'a>(&'a self, uuid: &'a str, minor: Option<u32>) -> impl Iterator<Item = &'a Allocation> {
+        self.allocations.iter().filter(move |allocation| match &allocation.id.device {
+            Device::Gpu(gpu) | Device::MigOf(gpu) => gpu == uuid,
+            Device::Node(node) => minor == Some(*node),
+            Device::Mig(_) => false,
+        })
+    }
+
+    /// Whether any pod has it; nothing where a MIG device is given out of which nobody says whose it is.
+    pub fn has(&self, uuid: &str, minor: Option<u32>, is_mig: bool) -> Option<bool> {
+        let is_given = self.of(uuid, minor).next().is_some();
+        let is_open = is_mig && self.allocations.iter().any(|one| matches!(one.id.device, Device::Mig(_)));
+        (is_given || !is_open).then_some(is_given)
+    }
+}
+
+/// What the kubelet said last, and when.
+#[derive(Debug, Default)]
+pub(super) struct Kubelet {
+    said: Mutex<Option<(Instant, Arc<Pods>)>>,
+}
+
+impl Kubelet {
+    /// What it said, if that is not older than this.
+    pub(super) fn pods(&self, most: Duration) -> Option<Arc<Pods>> {
+        lock(&self.said).as_ref().filter(|(at, _)| at.elapsed() <= most).map(|(_, pods)| pods.clone())
+    }
+
+    /// Asks again and again until `stop`.
+    pub(super) async fn follow(&self, socket: PathBuf, every: Duration, stop: CancellationToken) {
+        let mut channel = None;
+        let mut fails = None;
+        while !stop.is_cancelled() {
+            let asked = tokio::time::timeout(PATIENCE, ask(&socket, &mut channel)).await;
+            match asked.unwrap_or_else(|_| Err(tonic::Status::deadline_exceeded("no answer in time"))) {
+                Ok(pods) => {
+                    if fails.take().is_some() {
+                        info!("the kubelet tells again who has which GPU");
+                    }
+                    *lock(&self.said) = Some((Instant::now(), Arc::new(pods)));
+                }
+                // The socket is made anew when the kubelet restarts; and there is none where there is no kubelet.
+                Err(error) => {
+                    channel = None;
+                    match fails.replace(error.code()) {
+                        None if socket.exists() => {
+                            warn!(socket = %socket.display(), error = %chain(&error), "the kubelet does not tell who has which GPU");
+                        }
+                        _ => debug!(error = %chain(&error), "no word of the kubelet"),
+                    }
+                }
+            }
+            let _ = tokio::time::timeout(every, stop.cancelled()).await;
+        }
+    }
+}
+
+async fn ask(socket: &Path, channel: &mut Option<Channel>) -> Result<Pods, tonic::Status> {
+    let connected = match channel.take() {
+        Some(connected) => connected,
+        None => connect(socket).await.map_err(|error| tonic::Status::unavailable(chain(&error).to_string()))?,
+    };
+    let list: wire::List = call(connected.clone(), "/v1.PodResourcesLister/List").await?;
+    // A kubelet that is older or may not: then nobody says which devices are healthy.
+    let allocatable: Option<wire::Allocatable> =
+        call(connected.clone(), "/v1.PodResourcesLister/GetAllocatableResources").await.ok();
+    *channel = Some(connected);
+    let of_plugin = |devices: wire::Allocatable| {
+        let ours = devices.devices.iter().filter(|device| device.resource_name.starts_with(RESOURCES));
+        u32::try_from(ours.map(|device| device.device_ids.len()).sum::<usize>()).unwrap_or(u32::MAX)
+    };
+    Ok(Pods { allocations: allocations(list), devices: allocatable.map(of_plugin) })
+}
+
+async fn call<T: Message + Default + 'static>(channel: Channel, path: &'static str) -> Result<T, tonic::Status> {
+    let mut client = Grpc::new(channel);
+    client.ready().await.map_err(|error| tonic::Status::unavailable(error.to_string()))?;
+    let codec = ProstCodec::<wire::Nothing, T>::default();
+    let request = tonic::Request::new(wire::Nothing {});
+    Ok(client.unary(request, PathAndQuery::from_static(path), codec).await?.into_inner())
+}
+
+fn allocations(list: wire::List) -> Vec<Allocation> {
+    let mut found = Vec::new();
+    for pod in list.pods {
+        for container in pod.containers {
+            let ours = container.devices.into_iter().filter(|devices| devices.resource_name.starts_with(RESOURCES));
+            for devices in ours {
+                found.extend(devices.device_ids.iter().filter_map(|id| DeviceId::parse(id)).map(|id| Allocation {
+                    id,
+                    resource: devices.resource_name.clone(),
+                    namespace: pod.namespace.clone(),
+                    pod: pod.name.clone(),
+                    container: container.name.clone(),
+                }));
+            }
+        }
+    }
+    found.truncate(ALLOCATIONS_MAX);
+    found
+}
+
+/// The messages of the kubelet's API `v1.PodResourcesLister`, as far as they are read.
+mod wire {
+    #[derive(Clone, PartialEq, Eq, prost::Message)]
+    pub(super) struct Nothing {}
+
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub(super) struct List {
+        #[prost(message, repeated, tag = "1")]
+        pub(super) pods: Vec<Pod>,
+    }
+
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub(super) struct Pod {
+        #[prost(string, tag = "1")]
+        pub(super) name: String,
+        #[prost(string, tag = "2")]
+        pub(super) namespace: String,
+        #[prost(message, repeated, tag = "3")]
+        pub(super) containers: Vec<Container>,
+    }
+
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub(super) struct Container {
+        #[prost(string, tag = "1")]
+        pub(super) name: String,
+        #[prost(message, repeated, tag = "2")]
+        pub(super) devices: Vec<Devices>,
+    }
+
+    #[derive(Clone, PartialEq, Eq, prost::Message)]
+    pub(super) struct Devices {
+        #[prost(string, tag = "1")]
+        pub(super) resource_name: String,
+        #[prost(string, repeated, tag = "2")]
+        pub(super) device_ids: Vec<String>,
+    }
+
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub(super) struct Allocatable {
+        #[prost(message, repeated, tag = "1")]
+        pub(super) devices: Vec<Devices>,
+    }
+}

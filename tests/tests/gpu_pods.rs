@@ -1,0 +1,126 @@
+//! Which pod has which GPU, with a double of the kubelet's PodResources.
+
+use anyhow::{Context as _, Result, ensure};
+use darter_tests::agent::Agent;
+use darter_tests::kubelet::Kubelet;
+use darter_tests::nvml::Mock;
+use darter_tests::stage::eventually;
+use darter_tests::tools::{Need, can_run};
+
+const NEEDS: [Need; 2] = [Need::Darter, Need::MockNvml];
+const UUID: &str = "GPU-4a2b6f10-0000-4000-8000-000000000200";
+
+async fn agent(mock: &Mock, kubelet: &Kubelet) -> Result<Agent> {
+    let socket = kubelet.socket().display().to_string();
+    Agent::start(mock.options(1)?.set("gpu.pod_resources", socket).set("gpu.dcgm_names", "legacy")).await
+}
+
+async fn allocations(agent: &Agent) -> Result<Vec<String>> {
+    let metrics = agent.metrics().await?;
+    let of = metrics.series().iter().filter(|(series, _)| series.starts_with("darter_gpu_allocation_info"));
+    Ok(of.map(|(series, _)| series.trim_start_matches("darter_gpu_allocation_info").to_owned()).collect())
+}
+
+#[tokio::test]
+async fn a_gpu_is_joined_with_the_pod_that_has_it() -> Result<()> {
+    if !can_run("a_gpu_is_joined_with_the_pod_that_has_it", &NEEDS) {
+        return Ok(());
+    }
+    let (mock, mut kubelet) = (Mock::fixture("h200-idle")?, Kubelet::start()?);
+    let shared = format!("{UUID}::1");
+    kubelet.set(
+        &[
+            ("team", "train-0", "main", "nvidia.com/gpu", &[UUID]),
+            ("team", "serve-0", "vllm", "nvidia.com/gpu.shared", &[&shared]),
+            ("team", "slice-0", "main", "nvidia.com/mig-1g.18gb", &["MIG-77"]),
+            ("team", "fpga-0", "main", "xilinx.com/fpga", &["GPU-no"]),
+        ],
+        &[("nvidia.com/gpu", &[UUID]), ("xilinx.com/fpga", &["a", "b"])],
+    );
+    let agent = agent(&mock, &kubelet).await?;
+    let wanted = [
+        format!(r#"{{uuid="{UUID}",namespace="team",pod="train-0",container="main",resource="nvidia.com/gpu"}}"#),
+        format!(
+            r#"{{uuid="{UUID}",replica="1",namespace="team",pod="serve-0",container="vllm",resource="nvidia.com/gpu.shared"}}"#
+        ),
+        r#"{mig_uuid="MIG-77",namespace="team",pod="slice-0",container="main",resource="nvidia.com/mig-1g.18gb"}"#
+            .to_owned(),
+    ];
+    eventually("the pods are told", async || Ok(allocations(&agent).await?.len() == wanted.len())).await?;
+    assert_eq!(allocations(&agent).await?, wanted);
+    let metrics = agent.metrics().await?;
+    assert_eq!(metrics.sum("darter_node_gpu_devices_allocatable", &[]), 1.0);
+    // Dashboards of dcgm-exporter look for the pod on the series itself.
+    ensure!(metrics.sum("DCGM_FI_DEV_POWER_USAGE", &[("pod", "serve-0"), ("namespace", "team")]) > 0.0);
+    // A kubelet that restarts takes nothing away, and is heard again.
+    kubelet.stop();
+    tokio::time::sleep(std::time::Duration::from_millis(1500)).await;
+    assert_eq!(allocations(&agent).await?, wanted);
+    kubelet.set(&[], &[("nvidia.com/gpu", &[UUID])]);
+    kubelet.start_again()?;
+    eventually("it is heard again", async || Ok(allocations(&agent).await?.is_empty())).await?;
+    ensure!(agent.metrics().await?.sum("DCGM_FI_DEV_POWER_USAGE", &[("pod", "serve-0")]) == 0.0);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_node_whose_plugin_gives_out_nothing_is_not_ready_until_it_does() -> Result<()> {
+    if !can_run("a_node_whose_plugin_gives_out_nothing_is_not_ready_until_it_does", &NEEDS) {
+        return Ok(());
+    }
+    let (mock, kubelet) = (Mock::fixture("h200-idle")?, Kubelet::start()?);
+    let agent = agent(&mock, &kubelet).await?;
+    let mut said = String::new();
+    let mut state_is = async |state: &str, reason: &str| -> Result<()> {
+        let is_so = async || {
+            said = agent.admin("/readyz").await?.text();
+            let page: serde_json::Value = serde_json::from_str(&said)?;
+            let first = page["gpu"]["reasons"][0]["reason"].as_str().unwrap_or_default();
+            Ok(page["gpu"]["state"] == state && first == reason)
+        };
+        eventually(&format!("{state} {reason}"), is_so).await.with_context(|| said.clone())
+    };
+    state_is("NotReady", "DevicePluginNotRegistered").await?;
+    kubelet.set(&[], &[("nvidia.com/gpu", &[UUID])]);
+    state_is("Ready", "").await
+}
+
+#[tokio::test]
+async fn a_gpu_that_nobody_has_is_empty_one_that_waits_is_idle_and_one_kernel_makes_it_busy() -> Result<()> {
+    if !can_run("a_gpu_that_nobody_has_is_empty_one_that_waits_is_idle_and_one_kernel_makes_it_busy", &NEEDS) {
+        return Ok(());
+    }
+    let mock = Mock::new("base = 'h200-idle'\n[gpu]\nenergy_follows_power = true")?;
+    let kubelet = Kubelet::start()?;
+    kubelet.set(&[], &[("nvidia.com/gpu", &[UUID])]);
+    let socket = kubelet.socket().display().to_string();
+    let options = mock.options(1)?.set("gpu.pod_resources", socket).set("gpu.idle_window", "12s");
+    let agent = Agent::start(options).await?;
+    let is = async |state: &str| anyhow::Ok(agent.metrics().await?.sum("darter_gpu_state", &[("state", state)]) == 1.0);
+    // The first half minute says nothing: a driver that just came up keeps a GPU busy by itself.
+    let becomes = async |state: &str| {
+        let patience = std::time::Duration::from_secs(90);
+        tokio::time::timeout(patience, async {
+            while !is(state).await? {
+                tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+            }
+            anyhow::Ok(())
+        })
+        .await
+        .with_context(|| format!("not {state} after {patience:?}"))?
+    };
+    becomes("unknown").await?;
+    becomes("empty").await?;
+    // A server that waits for requests: it holds the memory, and does nothing.
+    let loaded = "base = 'h200-idle'\n[gpu]\nenergy_follows_power = true\nmemory = { used = 130000000000 }\n\
+                  compute_processes = [{ pid = 7, used = 130000000000 }]\n";
+    mock.set(loaded)?;
+    kubelet.set(&[("team", "serve-0", "vllm", "nvidia.com/gpu", &[UUID])], &[("nvidia.com/gpu", &[UUID])]);
+    becomes("loaded_idle").await?;
+    let idle = async || Ok(agent.metrics().await?.sum("darter_gpu_idle_seconds", &[]) > 3.0);
+    eventually("it has been idle for some seconds", idle).await?;
+    mock.set(&format!("{loaded}utilization = {{ gpu = 3, memory = 0 }}\n"))?;
+    becomes("busy").await?;
+    ensure!(agent.metrics().await?.sum("darter_gpu_idle_seconds", &[]) == 0.0);
+    Ok(())
+}
