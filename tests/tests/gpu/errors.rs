@@ -3,26 +3,13 @@
 use std::fs::OpenOptions;
 use std::io::Write as _;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use darter_tests::agent::Agent;
 use darter_tests::nvml::Mock;
 use darter_tests::stage::eventually;
-use darter_tests::tools::{Need, can_run};
+use darter_tests::tools::can_run;
 
-const NEEDS: [Need; 2] = [Need::Darter, Need::MockNvml];
-
-/// Waits until the node's GPUs are in this state, for this first reason.
-async fn becomes(agent: &Agent, state: &str, reason: &str) -> Result<()> {
-    let mut said = String::new();
-    let is_so = async || {
-        said = agent.admin("/readyz").await?.text();
-        let page: serde_json::Value = serde_json::from_str(&said)?;
-        let reasons = page["gpu"]["reasons"].as_array().cloned().unwrap_or_default();
-        Ok(page["gpu"]["state"] == state
-            && reasons.first().map_or("", |first| first["reason"].as_str().unwrap_or("?")) == reason)
-    };
-    eventually(&format!("{state} {reason}"), is_so).await.with_context(|| said.clone())
-}
+use crate::{NEEDS, becomes};
 
 #[tokio::test]
 async fn a_fatal_error_stands_until_the_boot_is_over_and_is_counted_once() -> Result<()> {

@@ -5,9 +5,10 @@ use darter_tests::agent::Agent;
 use darter_tests::kubelet::Kubelet;
 use darter_tests::nvml::Mock;
 use darter_tests::stage::eventually;
-use darter_tests::tools::{Need, can_run};
+use darter_tests::tools::can_run;
 
-const NEEDS: [Need; 2] = [Need::Darter, Need::MockNvml];
+use crate::{NEEDS, becomes};
+
 const UUID: &str = "GPU-4a2b6f10-0000-4000-8000-000000000200";
 
 async fn agent(mock: &Mock, kubelet: &Kubelet) -> Result<Agent> {
@@ -70,19 +71,9 @@ async fn a_node_whose_plugin_gives_out_nothing_is_not_ready_until_it_does() -> R
     }
     let (mock, kubelet) = (Mock::fixture("h200-idle")?, Kubelet::start()?);
     let agent = agent(&mock, &kubelet).await?;
-    let mut said = String::new();
-    let mut state_is = async |state: &str, reason: &str| -> Result<()> {
-        let is_so = async || {
-            said = agent.admin("/readyz").await?.text();
-            let page: serde_json::Value = serde_json::from_str(&said)?;
-            let first = page["gpu"]["reasons"][0]["reason"].as_str().unwrap_or_default();
-            Ok(page["gpu"]["state"] == state && first == reason)
-        };
-        eventually(&format!("{state} {reason}"), is_so).await.with_context(|| said.clone())
-    };
-    state_is("NotReady", "DevicePluginNotRegistered").await?;
+    becomes(&agent, "NotReady", "DevicePluginNotRegistered").await?;
     kubelet.set(&[], &[("nvidia.com/gpu", &[UUID])]);
-    state_is("Ready", "").await
+    becomes(&agent, "Ready", "").await
 }
 
 #[tokio::test]
@@ -98,7 +89,7 @@ async fn a_gpu_that_nobody_has_is_empty_one_that_waits_is_idle_and_one_kernel_ma
     let agent = Agent::start(options).await?;
     let is = async |state: &str| anyhow::Ok(agent.metrics().await?.sum("darter_gpu_state", &[("state", state)]) == 1.0);
     // The first half minute says nothing: a driver that just came up keeps a GPU busy by itself.
-    let becomes = async |state: &str| {
+    let comes = async |state: &str| {
         let patience = std::time::Duration::from_secs(90);
         tokio::time::timeout(patience, async {
             while !is(state).await? {
@@ -109,18 +100,18 @@ async fn a_gpu_that_nobody_has_is_empty_one_that_waits_is_idle_and_one_kernel_ma
         .await
         .with_context(|| format!("not {state} after {patience:?}"))?
     };
-    becomes("unknown").await?;
-    becomes("empty").await?;
+    comes("unknown").await?;
+    comes("empty").await?;
     // A server that waits for requests: it holds the memory, and does nothing.
     let loaded = "base = 'h200-idle'\n[gpu]\nenergy_follows_power = true\nmemory = { used = 130000000000 }\n\
                   compute_processes = [{ pid = 7, used = 130000000000 }]\n";
     mock.set(loaded)?;
     kubelet.set(&[("team", "serve-0", "vllm", "nvidia.com/gpu", &[UUID])], &[("nvidia.com/gpu", &[UUID])]);
-    becomes("loaded_idle").await?;
+    comes("loaded_idle").await?;
     let idle = async || Ok(agent.metrics().await?.sum("darter_gpu_idle_seconds", &[]) > 3.0);
     eventually("it has been idle for some seconds", idle).await?;
     mock.set(&format!("{loaded}utilization = {{ gpu = 3, memory = 0 }}\n"))?;
-    becomes("busy").await?;
+    comes("busy").await?;
     ensure!(agent.metrics().await?.sum("darter_gpu_idle_seconds", &[]) == 0.0);
     Ok(())
 }

@@ -12,9 +12,10 @@ use darter_tests::nvml::Mock;
 use darter_tests::prometheus::lint;
 use darter_tests::stage::eventually;
 use darter_tests::tools::{Need, can_run};
+use futures_util::future::try_join_all;
 use http::Method;
 
-const NEEDS: [Need; 2] = [Need::Darter, Need::MockNvml];
+use crate::{NEEDS, becomes};
 
 /// An agent that has asked its GPUs twice: what comes from two readings is there.
 async fn agent(options: Options) -> Result<Agent> {
@@ -81,11 +82,13 @@ async fn each_gpu_says_what_it_can_and_nothing_else() -> Result<()> {
         ("driver-580-65", 1),
         ("driver-580-82", 1),
     ];
-    for (fixture, gpus) in fixtures {
+    // At once: each waits for its rounds.
+    try_join_all(fixtures.map(|(fixture, gpus)| async move {
         let mock = Mock::fixture(fixture)?;
         let agent = agent(mock.options(gpus)?).await.context(fixture)?;
-        ensure_golden(fixture, &gpu_series(&agent).await?)?;
-    }
+        ensure_golden(fixture, &gpu_series(&agent).await?)
+    }))
+    .await?;
     Ok(())
 }
 
@@ -125,22 +128,12 @@ async fn readyz_says_why_gpus_cannot_be_given_work_and_stays_200() -> Result<()>
         ("remap-failed", 1, "NotReady", "RowRemapFailed"),
         ("remap-pending", 1, "Degraded", "RowRemapPending"),
     ];
-    for (fixture, gpus, state, reason) in cases {
+    try_join_all(cases.map(|(fixture, gpus, state, reason)| async move {
         let mock = Mock::fixture(fixture)?;
         let agent = Agent::start(mock.options(gpus)?).await?;
-        let mut said = String::new();
-        let says = async || {
-            let answer = agent.admin("/readyz").await?;
-            ensure!(answer.status == 200, "{}", answer.status);
-            said = answer.text();
-            let page: serde_json::Value = serde_json::from_str(&said)?;
-            let reasons = page["gpu"]["reasons"].as_array().cloned().unwrap_or_default();
-            let first = reasons.iter().find(|finding| finding["state"] == page["gpu"]["state"]);
-            let first = first.map_or("", |finding| finding["reason"].as_str().unwrap_or("another"));
-            Ok(page["gpu"]["state"] == state && first.split('(').next() == Some(reason))
-        };
-        eventually(&format!("{fixture}: {state} {reason}"), says).await.with_context(|| said.clone())?;
-    }
+        becomes(&agent, state, reason).await.context(fixture)
+    }))
+    .await?;
     Ok(())
 }
 
