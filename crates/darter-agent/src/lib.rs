@@ -11,6 +11,7 @@ pub mod certs_d;
 pub mod config;
 pub mod containerd;
 pub mod going;
+pub mod head;
 pub mod images;
 pub mod imds;
 mod kubernetes;
