@@ -13,7 +13,7 @@ export DARTER_NOT_RUN ?= $(CARGO_TARGET_DIR)/not-run.txt
 TEST_LOG := $(CARGO_TARGET_DIR)/test.log
 export DARTER_REVISION ?= $(shell git rev-parse --short HEAD 2>/dev/null || echo unknown)
 
-.PHONY: help needs-root demo test test-long check fuzz bench bench-mirror bench-swarm tools control-plane build clean
+.PHONY: help needs-root demo test test-long check fuzz bench bench-mirror bench-swarm bench-sim tools control-plane build clean
 
 help: ## Say what there is
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 24
@@ -58,13 +58,16 @@ check: tools ## Formatting, lints, purity of the core, licences
 fuzz: ## Run each fuzz target for a minute (FUZZ_SECONDS=60)
 	@scripts/fuzz
 
-bench: bench-mirror bench-swarm ## Every benchmark, as ratios against a peer or bound measured in the same run
+bench: bench-mirror bench-swarm bench-sim ## Every benchmark, as ratios against a peer or bound measured in the same run
 
 bench-mirror: build ## Local hits against nginx and hyper, cold pulls, memory, an agent that is down
 	cargo run --release --locked -p darter-benches --bin mirror
 
 bench-swarm: build ## Pieces between nodes against nginx; swarms against the bound (ROWS="cold4 tls" SIZE=64)
 	cargo run --release --locked -p darter-benches --bin swarm -- $(ROWS) $(if $(SIZE),size=$(SIZE))
+
+bench-sim: tools ## Swarms of up to 10,000 nodes, played: the last node against the bound (SIM_ROWS="cold64 warm64")
+	cargo run --release --locked -p darter-benches --bin sim -- $(SIM_ROWS)
 
 clean: ## Remove build products and test tools
 	cargo clean

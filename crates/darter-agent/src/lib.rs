@@ -12,6 +12,7 @@ pub mod config;
 pub mod containerd;
 pub mod going;
 pub mod gpu;
+pub mod head;
 pub mod images;
 pub mod imds;
 mod kubernetes;

@@ -15,9 +15,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
 use super::answer::{Answer, Body};
-use super::head::{self, HEAD_MAX, Head, Method, Parsed};
 use super::routes::Routes;
 use super::send::{self, Patience, SendError, Sent};
+use crate::head::{self, HEAD_MAX, Head, Method, Parsed};
 use crate::log::chain;
 
 /// How long a closed connection is read until the client closes too.

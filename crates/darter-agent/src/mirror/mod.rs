@@ -8,7 +8,6 @@
 mod answer;
 mod chunks;
 mod connection;
-pub(crate) mod head;
 mod routes;
 mod seen;
 pub(crate) mod send;

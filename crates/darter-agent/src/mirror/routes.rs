@@ -13,10 +13,10 @@ use tracing::{debug, info};
 
 use super::answer::{Answer, Body};
 use super::chunks::{self, Chunks};
-use super::head::{Head, Method};
 use super::seen::Seen;
 use super::send::{Patience, SendError, Sent};
 use crate::config::Config;
+use crate::head::{Head, Method};
 use crate::images::{Asker, BlobFound, Images, ManifestFound, Refusal, Share};
 use crate::log::chain;
 use crate::metrics::{

@@ -42,7 +42,13 @@ pub fn load(path: &Path) -> Result<PreSharedKey, KeyError> {
     if std::fs::metadata(path).map_err(read)?.mode() & 0o007 != 0 {
         warn!(file = %path.display(), "everybody on this node can read the swarm key: chmod 600");
     }
-    text.parse().map_err(|source| KeyError::Content { path: path.to_owned(), source })
+    parse(&text).map_err(|source| KeyError::Content { path: path.to_owned(), source })
+}
+
+/// libp2p's own parser panics where the third line has other characters than digits, and takes `+f` for `0f`.
+fn parse(text: &str) -> Result<PreSharedKey, KeyParseError> {
+    let digits = text.lines().nth(2).unwrap_or_default().trim_end();
+    if digits.bytes().all(|byte| byte.is_ascii_hexdigit()) { text.parse() } else { Err(KeyParseError::InvalidKeyFile) }
 }
 
 /// The text of a new key file.
@@ -71,7 +77,11 @@ mod tests {
         let path = dir.path().join("swarm.key");
         let error = load(&path).unwrap_err().to_string();
         assert!(error.contains("swarm.key"), "{error}");
-        for text in ["", "/key/swarm/psk/1.0.0/\n/base16/\nabcd\n", "not a key at all\n/base16/\n00\n"] {
+        let with = |digits: &str| format!("/key/swarm/psk/1.0.0/\n/base16/\n{digits}\n");
+        let mut texts = vec![String::new(), with("abcd"), "not a key at all\n/base16/\n00\n".to_owned()];
+        // As long as a key, and none: cut into pairs in the middle of characters, or with signs.
+        texts.extend([with(&"é".repeat(32)), with(&format!("a{}a", "é".repeat(31))), with(&"+f".repeat(32))]);
+        for text in texts {
             std::fs::write(&path, text).unwrap();
             let error = load(&path).unwrap_err().to_string();
             assert!(error.contains("swarm.key") && error.contains("darter swarm key"), "{error}");

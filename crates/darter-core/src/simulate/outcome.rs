@@ -22,6 +22,10 @@ pub struct Outcome {
     pub duplicate_bytes: u64,
     /// Messages by kind.
     pub messages: BTreeMap<&'static str, u64>,
+    /// Bytes of them, where the scenario says how they are weighed.
+    pub message_bytes: u64,
+    /// When each node had the first piece of the first blob, in seconds after it wanted it.
+    pub first_pieces: Vec<Option<f64>>,
     /// Piece requests that were refused.
     pub refused: u64,
     /// Import requests that the origin throttled.

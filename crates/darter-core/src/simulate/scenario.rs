@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::Digest;
 use crate::pieces::Layout;
-use crate::swarm::Limits;
+use crate::swarm::{Limits, Message};
 
 /// One blob, the nodes that want it, the links between them, and what goes wrong.
 #[derive(Debug, Clone)]
@@ -48,6 +48,8 @@ pub struct Scenario {
     pub seed: u64,
     /// The invariants of the node that acts are checked after every so many events; 0: never.
     pub check_every: u64,
+    /// Bytes of a message on the wire, which this crate does not know; none: they are not counted.
+    pub weigh: Option<fn(&Digest, &Message) -> u64>,
     /// Nothing is played after this time.
     pub end: Duration,
 }
@@ -138,6 +140,7 @@ impl Scenario {
             limits: Limits::default(),
             seed: 1,
             check_every: 0,
+            weigh: None,
             end: Duration::from_secs(3600),
         }
     }

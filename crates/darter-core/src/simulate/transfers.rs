@@ -176,6 +176,9 @@ impl World<'_> {
         } else {
             ingest.have.set(u64::from(piece));
             ingest.count += 1;
+            if (blob, piece) == (0, 0) {
+                node.begun = Some(self.now);
+            }
         }
         let is_done = !ingest.is_proven && ingest.count == layout.pieces();
         self.tell(n, event);

@@ -67,6 +67,8 @@ pub(super) struct Node {
     pub(super) frozen: (Nanos, Nanos),
     started: Nanos,
     pub(super) finished: Option<Nanos>,
+    /// The first piece of the first blob is here.
+    pub(super) begun: Option<Nanos>,
     /// Transfers that it waits for.
     pub(super) incoming: Vec<u32>,
     /// When it is woken next.
@@ -128,6 +130,7 @@ impl Node {
             frozen: (0, 0),
             started: 0,
             finished: None,
+            begun: None,
             incoming: Vec::new(),
             wake: Nanos::MAX,
         }
@@ -348,6 +351,7 @@ impl<'a> World<'a> {
 
     fn send(&mut self, from: u32, to: u32, blob: u16, mut message: Message) {
         self.sent[kind(&message)] += 1;
+        self.outcome.message_bytes += self.scenario.weigh.map_or(0, |weigh| weigh(&self.digest(blob), &message));
         if let Message::Hello { have, .. } = &mut message
             && self.nodes[from as usize].is_boasting
         {
@@ -378,6 +382,8 @@ impl<'a> World<'a> {
         self.outcome.alive = wanting.clone().map(|node| !node.is_out).collect();
         self.outcome.finished =
             wanting.clone().map(|node| node.finished.map(|time| seconds(time - node.started))).collect();
+        self.outcome.first_pieces =
+            wanting.clone().map(|node| node.begun.map(|time| seconds(time - node.started))).collect();
         self.outcome.messages = KINDS.into_iter().zip(self.sent).filter(|(_, sent)| *sent > 0).collect();
         let last = wanting.clone().filter_map(|node| node.finished).max().unwrap_or(0);
         self.outcome.last = seconds(last.saturating_sub(first));

@@ -202,6 +202,8 @@ impl Download {
 
     /// Everything is here, whatever was told of it.
     pub(super) fn is_whole(&mut self, cx: &mut Cx<'_>) {
+        // Told one by one, those that are not told yet would look missing: nothing is read for them.
+        self.open = Bitfield::new(self.layout.pieces());
         for piece in 0..u32::try_from(self.layout.pieces()).unwrap_or(u32::MAX) {
             if !self.have.has(u64::from(piece)) {
                 self.arrived(piece, None, cx);

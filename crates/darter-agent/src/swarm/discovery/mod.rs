@@ -8,9 +8,9 @@
 
 mod kubernetes;
 mod names;
-mod remembered;
+pub mod remembered;
 mod service;
-mod slices;
+pub mod slices;
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;

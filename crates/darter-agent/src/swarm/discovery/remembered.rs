@@ -29,11 +29,31 @@ pub(super) struct Remembered {
     service: String,
 }
 
-#[derive(Deserialize, Serialize)]
-struct Content {
+/// What is in the file.
+#[derive(Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Content {
     /// Another Service has other members.
-    service: String,
-    addresses: BTreeSet<SocketAddr>,
+    pub service: String,
+    /// Where they were.
+    pub addresses: BTreeSet<SocketAddr>,
+}
+
+impl Content {
+    /// What the bytes of a file say.
+    ///
+    /// # Errors
+    /// They are of no such file.
+    pub fn parse(bytes: &[u8]) -> serde_json::Result<Self> {
+        serde_json::from_slice(bytes)
+    }
+
+    /// The bytes of a new file.
+    ///
+    /// # Errors
+    /// None that an address could make.
+    pub fn to_json(&self) -> serde_json::Result<Vec<u8>> {
+        serde_json::to_vec(self)
+    }
 }
 
 impl Remembered {
@@ -61,7 +81,7 @@ impl Remembered {
         if tokio::fs::metadata(&self.path).await?.len() > BYTES_MAX {
             return Err(io::Error::other("longer than any such file"));
         }
-        Ok(serde_json::from_slice(&tokio::fs::read(&self.path).await?)?)
+        Ok(Content::parse(&tokio::fs::read(&self.path).await?)?)
     }
 
     /// Writes each change. Never ends.
@@ -85,7 +105,7 @@ impl Remembered {
 
     /// Whole or not at all.
     async fn write(&self, addresses: BTreeSet<SocketAddr>) -> io::Result<()> {
-        let content = serde_json::to_vec(&Content { service: self.service.clone(), addresses })?;
+        let content = Content { service: self.service.clone(), addresses }.to_json()?;
         let temporary = self.path.with_extension("json.new");
         let mut file = tokio::fs::File::create(&temporary).await?;
         file.write_all(&content).await?;

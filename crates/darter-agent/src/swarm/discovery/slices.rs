@@ -14,16 +14,16 @@ use super::ServicePort;
 
 /// Which addresses count.
 #[derive(Debug, Clone)]
-pub(super) struct Wanted {
+pub struct Wanted {
     /// Which port of them.
-    pub(super) port: ServicePort,
+    pub port: ServicePort,
     /// Agents listen on IPv6, else on IPv4: all on the same, and not on both.
-    pub(super) is_ipv6: bool,
+    pub is_ipv6: bool,
 }
 
 /// The slices as they are now.
 #[derive(Debug)]
-pub(super) struct Slices {
+pub struct Slices {
     wanted: Wanted,
     /// Of each slice that has any. No more slices than addresses are of use: beyond, the list that
     /// they make is full.
@@ -34,12 +34,13 @@ pub(super) struct Slices {
 }
 
 impl Slices {
-    pub(super) const fn new(wanted: Wanted, max: usize) -> Self {
+    /// None yet, and so many at most.
+    pub const fn new(wanted: Wanted, max: usize) -> Self {
         Self { wanted, known: BTreeMap::new(), listing: None, max }
     }
 
     /// Takes in what happened, and says whether `addresses` is whole and may be another.
-    pub(super) fn on(&mut self, event: Event<EndpointSlice>) -> bool {
+    pub fn on(&mut self, event: Event<EndpointSlice>) -> bool {
         match event {
             Event::Init => self.listing = Some(BTreeMap::new()),
             Event::InitApply(slice) => {
@@ -57,7 +58,7 @@ impl Slices {
     }
 
     /// Those of all slices.
-    pub(super) fn addresses(&self) -> BTreeSet<SocketAddr> {
+    pub fn addresses(&self) -> BTreeSet<SocketAddr> {
         self.known.values().flatten().copied().collect()
     }
 }
@@ -78,8 +79,10 @@ fn addresses(slice: &EndpointSlice, wanted: &Wanted) -> BTreeSet<SocketAddr> {
     let Some(port) = port(slice, &wanted.port).filter(|_| is_ours) else { return BTreeSet::new() };
     let stays =
         |endpoint: &&Endpoint| endpoint.conditions.as_ref().and_then(|conditions| conditions.terminating) != Some(true);
+    // Whatever its slice says it is.
+    let is_of_family = |ip: &IpAddr| ip.is_ipv6() == wanted.is_ipv6;
     // The API gives a meaning to the first address of an endpoint only.
-    let first = |endpoint: &Endpoint| endpoint.addresses.first()?.parse::<IpAddr>().ok();
+    let first = |endpoint: &Endpoint| endpoint.addresses.first()?.parse::<IpAddr>().ok().filter(is_of_family);
     slice.endpoints.iter().filter(stays).filter_map(first).map(|ip| SocketAddr::new(ip, port)).collect()
 }
 
@@ -157,6 +160,10 @@ mod tests {
         slices.on(Event::Apply(six));
         slices.on(Event::Apply(slice("four", &one("10.0.0.1"))));
         assert_eq!(have(&slices), ["[2001:db8::1]:4002"]);
+        let mut mixed = slice("mixed", &one("10.0.0.2"));
+        mixed.address_type = "IPv6".to_owned();
+        slices.on(Event::Apply(mixed));
+        assert_eq!(have(&slices), ["[2001:db8::1]:4002"], "whatever its slice says it is");
     }
 
     #[test]

@@ -11,21 +11,18 @@ use std::time::Duration;
 
 use darter_core::Digest;
 use darter_core::pieces::{Layout, chaining_value};
-use darter_core::swarm::attest::{self, Attest};
+use darter_core::swarm::attest::Attest;
 use darter_core::swarm::target::{Path, Target};
 use darter_core::swarm::token::{self, Token};
 use darter_core::swarm::{FetchFailure, PeerId, Refusal};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
+use super::answer::{Answer, HEAD_MAX, parse};
 use super::dial::{Connection, Pool, Stream};
 use super::{BLOCK, Buffer, Buffers, Identity, Limits, Peers, ZoneRelation, is_signed};
 use crate::activity::Activity;
 use crate::metrics::{Metrics, PeerBytesLabels, ReasonLabels};
-
-/// Bytes of an answer's head: an attest has under 300.
-const HEAD_MAX: usize = 4 * 1024;
-const HEADERS_MAX: usize = 16;
 
 /// What a busy peer that names no time, or one that is no use, is left alone for.
 const BUSY: Duration = Duration::from_millis(50);
@@ -299,7 +296,7 @@ impl Client {
     /// The attest that the piece is to be checked with, from an answer whose length is right. Before
     /// the body: of what nobody vouches for not a byte is read.
     fn told(&self, request: &PieceRequest, answer: &Answer, len: usize) -> Result<Attest, Failed> {
-        answer.has(len as u64)?;
+        has_length(answer, len as u64)?;
         if let Some(known) = request.known {
             return Ok(known);
         }
@@ -338,24 +335,12 @@ impl From<Failed> for FetchError {
     }
 }
 
-/// The head of an answer.
-#[derive(Debug, Default)]
-pub(super) struct Answer {
-    status: u16,
-    length: Option<u64>,
-    retry_after: Option<Duration>,
-    attest: Option<Attest>,
-    pub(super) close: bool,
-}
-
-impl Answer {
-    /// Whether its body is as long as it has to be.
-    pub(super) fn has(&self, expected: u64) -> Result<(), Failed> {
-        match self.length {
-            Some(told) if told == expected => Ok(()),
-            Some(told) => Err(Failed::broken(Broken::Length { told, expected })),
-            None => Err(Failed::broken(Broken::Answer("no length"))),
-        }
+/// Whether the body of an answer is as long as it has to be.
+pub(super) fn has_length(answer: &Answer, expected: u64) -> Result<(), Failed> {
+    match answer.length {
+        Some(told) if told == expected => Ok(()),
+        Some(told) => Err(Failed::broken(Broken::Length { told, expected })),
+        None => Err(Failed::broken(Broken::Answer("no length"))),
     }
 }
 
@@ -381,7 +366,7 @@ async fn ask(
             Err(error) if buffer.is_empty() => return Err(stale(error)),
             Err(error) => return Err(Failed::io(error)),
         }
-        if let Some((answer, end)) = parse(&buffer).map_err(|what| Failed::broken(Broken::Answer(what)))? {
+        if let Some((answer, end)) = parse(&buffer).map_err(|wrong| Failed::broken(Broken::Answer(wrong.0)))? {
             buffer.drain(..end);
             return Ok((answer, buffer));
         }
@@ -392,40 +377,6 @@ async fn read_some(stream: &mut Stream, buffer: &mut Vec<u8>) -> io::Result<usiz
     // No more than a head may have: the rest belongs into the piece's own buffer.
     let room = HEAD_MAX - buffer.len().min(HEAD_MAX - 1);
     stream.take(room as u64).read_buf(buffer).await
-}
-
-/// Reads an answer's head from the start of `buffer`, and where it ends. `None`: not all of it yet.
-fn parse(buffer: &[u8]) -> Result<Option<(Answer, usize)>, &'static str> {
-    let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
-    let mut response = httparse::Response::new(&mut headers);
-    let end = match response.parse(buffer) {
-        Ok(httparse::Status::Complete(end)) => end,
-        Ok(httparse::Status::Partial) if buffer.len() < HEAD_MAX => return Ok(None),
-        Ok(httparse::Status::Partial) => return Err("a head without an end"),
-        Err(_) => return Err("no HTTP"),
-    };
-    let mut answer = Answer { status: response.code.unwrap_or(0), ..Answer::default() };
-    for header in response.headers.iter() {
-        let value = std::str::from_utf8(header.value).map_err(|_| "a header that is no text")?;
-        let name = header.name.to_ascii_lowercase();
-        match name.as_str() {
-            "content-length" => once(&mut answer.length, value.parse().map_err(|_| "a length that is no number")?)?,
-            attest::HEADER => once(&mut answer.attest, value.parse().map_err(|_| "an attest that is none")?)?,
-            "retry-after-ms" => {
-                let after = value.parse().map_err(|_| "a time that is no number")?;
-                once(&mut answer.retry_after, Duration::from_millis(after))?;
-            }
-            "transfer-encoding" => return Err("a body without a length"),
-            "connection" => answer.close |= value.eq_ignore_ascii_case("close"),
-            _ => {}
-        }
-    }
-    Ok(Some((answer, end)))
-}
-
-/// Which of two would count?
-fn once<T>(slot: &mut Option<T>, value: T) -> Result<(), &'static str> {
-    if slot.replace(value).is_some() { Err("a header twice") } else { Ok(()) }
 }
 
 /// Counts the bytes of a body, also of one that breaks off or is cancelled.
@@ -439,35 +390,5 @@ impl Drop for Received<'_> {
     fn drop(&mut self) {
         let labels = PeerBytesLabels { direction: "received", zone_relation: self.zone.as_str() };
         self.metrics.peer_bytes.get_or_create(&labels).inc_by(self.count);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    proptest! {
-        #[test]
-        fn no_answer_panics(bytes: Vec<u8>) {
-            let _ = parse(&bytes);
-        }
-
-        #[test]
-        fn a_head_is_read_whole_or_not_at_all(cut in 0usize..90, body: Vec<u8>) {
-            let head = b"HTTP/1.1 503 Refused\r\nContent-Length: 0\r\nretry-after-ms: 25\r\nConnection: Close\r\n\r\n";
-            prop_assert!(matches!(parse(&head[..cut.min(head.len() - 1)]), Ok(None)));
-            let Ok(Some((answer, end))) = parse(&[&head[..], &body].concat()) else { panic!("not read") };
-            prop_assert_eq!(end, head.len());
-            let told = (answer.status, answer.length, answer.retry_after, answer.close);
-            prop_assert_eq!(told, (503, Some(0), Some(Duration::from_millis(25)), true));
-        }
-
-        #[test]
-        fn headers_that_count_come_once(name in "content-length|retry-after-ms", first in 0u32..9, second in 0u32..9) {
-            let head = format!("HTTP/1.1 200 OK\r\n{name}: {first}\r\n{name}: {second}\r\n\r\n");
-            prop_assert_eq!(parse(head.as_bytes()).err(), Some("a header twice"));
-        }
     }
 }

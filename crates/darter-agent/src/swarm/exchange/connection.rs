@@ -3,7 +3,6 @@
 //! What is not exactly a request for a piece, or for the values of all pieces, ends the connection: the
 //! other end is this same program.
 
-use std::fmt::Write as _;
 use std::io;
 use std::net::IpAddr;
 use std::os::unix::fs::FileExt;
@@ -12,7 +11,6 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use darter_core::Digest;
 use darter_core::range::Span;
 use darter_core::swarm::PeerId;
-use darter_core::swarm::attest;
 use darter_core::swarm::target::{Path, Target};
 use darter_core::swarm::token::Token;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -22,11 +20,12 @@ use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
+use super::answer::Answer;
 use super::server::{Client, Shared};
 use super::{BLOCK, Decision, Gate, Limits, Source, Upload, ZoneRelation};
+use crate::head::{self, Head, Method, Parsed};
 use crate::log::chain;
 use crate::metrics::PeerBytesLabels;
-use crate::mirror::head::{self, Head, Method, Parsed};
 use crate::mirror::send::{self, Patience, SendError};
 use crate::store;
 
@@ -79,9 +78,9 @@ pub(super) async fn serve<S: Source>(
         debug!(?client, reason, "ending a connection for what its client did");
         shared.rejected(reason);
         if let Some(status) = status {
-            let text = format!("HTTP/1.1 {status} Refused\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+            let last = Answer { close: true, ..Answer::empty(status) };
             // The connection ends either way; a client that is gone is no news.
-            let _ = timeout(GOODBYE, wire.write(text.as_bytes())).await;
+            let _ = timeout(GOODBYE, wire.write(last.to_string().as_bytes())).await;
         }
     }
     let _ = timeout(GOODBYE, wire.shutdown()).await;
@@ -247,7 +246,7 @@ async fn give_values<S: Source>(
     };
     let Some(values) = values else { return refuse(wire, 404, None, shared).await };
     let body = values.as_flattened();
-    let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len());
+    let head = Answer::with_body(body.len() as u64).to_string();
     let mut sent = Sent { count: 0, zone, shared };
     let written = async {
         wire.write(head.as_bytes()).await?;
@@ -283,12 +282,7 @@ async fn give_piece<S: Source>(
         Decision::NotHere => return refuse(wire, 404, None, shared).await,
         Decision::Forbidden => return refuse(wire, 403, None, shared).await,
     };
-    let mut text = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n", upload.span.len());
-    if let Some(attest) = upload.attest {
-        // Writing to a String cannot fail.
-        let _ = write!(text, "{}: {attest}\r\n", attest::HEADER);
-    }
-    text.push_str("\r\n");
+    let text = Answer { attest: upload.attest, ..Answer::with_body(upload.span.len()) }.to_string();
     let mut sent = Sent { count: 0, zone, shared };
     match wire.send(text.as_bytes(), &upload, shared, &mut sent.count).await {
         Ok(()) => Ok(()),
@@ -324,8 +318,7 @@ impl<S> Drop for Sent<'_, S> {
 
 /// An answer without a body, after which the client may ask again.
 async fn refuse<S>(wire: &mut Wire, status: u16, after: Option<Duration>, shared: &Shared<S>) -> Result<(), End> {
-    let after = after.map_or_else(String::new, |after| format!("retry-after-ms: {}\r\n", after.as_millis()));
-    let text = format!("HTTP/1.1 {status} Refused\r\nContent-Length: 0\r\n{after}\r\n");
+    let text = Answer { retry_after: after, ..Answer::empty(status) }.to_string();
     match timeout(shared.limits.block, wire.write(text.as_bytes())).await {
         Ok(Ok(())) => Ok(()),
         Ok(Err(_)) | Err(_) => Err(End::Done),

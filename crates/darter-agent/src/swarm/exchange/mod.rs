@@ -4,10 +4,11 @@
 //! blob are (32 bytes of BLAKE3 each). Over TLS 1.3 both ends are known by their
 //! libp2p identity (`identity`); with `tls` off a token from the control plane is the gate, and the
 //! kernel sends the file (`Gate`). `server` listens, `connection` answers one client, `client`
-//! fetches and believes no byte before its attest is checked, `values` asks what the pieces are, `buffers`
-//! bounds the memory of both.
+//! fetches and believes no byte before its attest is checked, `values` asks what the pieces are, `answer` is
+//! the head of what comes back, `buffers` bounds the memory of both.
 //! Not here: who has what, whom to ask, whom to serve: `darter_core::swarm` decides that.
 
+pub mod answer;
 mod buffers;
 mod client;
 mod connection;

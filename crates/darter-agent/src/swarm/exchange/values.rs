@@ -15,7 +15,7 @@ use tokio::io::AsyncReadExt;
 use tokio::time::timeout;
 
 use super::BLOCK;
-use super::client::{Broken, Client, Failed, FetchError};
+use super::client::{Broken, Client, Failed, FetchError, has_length};
 
 /// Bytes of one value.
 const VALUE: usize = 32;
@@ -58,7 +58,7 @@ impl Client {
         let path = Path::Values(blob);
         let asked = self.ask((peer, address), &path, request.token.as_ref(), patience, fresh).await;
         let (mut connection, answer, mut bytes) = asked?;
-        answer.has(len as u64)?;
+        has_length(&answer, len as u64)?;
         let early = bytes.len();
         if early > len {
             return Err(Failed::broken(Broken::Answer("more bytes than it says")));

@@ -91,3 +91,20 @@ fn who_is_next_and_was_joined_before_it_knew_hears_the_others_too() {
     assert!(!leases(&then).is_empty(), "{then:?}");
     assert!(leases(&then).iter().all(|(_, segment)| *segment != 0), "it is read already");
 }
+
+#[test]
+fn what_came_whole_by_another_way_is_not_read_any_more() {
+    let blob = blob_ranked(&[2]);
+    let mut swarm = node(1..=4);
+    let layout = Layout::new(8 * MIB);
+    want(&mut swarm, blob, layout.size());
+    let hello = |have| Message::Hello { have, wants_answer: false };
+    heard(&mut swarm, at(2), 3, blob, hello(Bitfield::full(8)));
+    let lease = Message::Lease(Lease { segment: 0, from: None, is_whole: false, interested: 3 });
+    let leased = heard(&mut swarm, at(2), 2, blob, lease);
+    assert!(!leased.iter().any(is_import), "a neighbour has it: {leased:?}");
+    // It has nothing of it any more, and nobody has looked at the lease since.
+    heard(&mut swarm, at(3), 3, blob, hello(Bitfield::new(8)));
+    let proven = swarm.handle(at(4), Event::Proven { blob, layout });
+    assert!(!proven.iter().any(is_import), "{proven:?}");
+}

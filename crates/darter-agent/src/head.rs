@@ -1,19 +1,19 @@
 //! The head of one HTTP/1.1 request, as the mirror and the exchange between nodes need it.
 //!
 //! Both speak HTTP themselves, with two methods and no request bodies, because that is what lets them
-//! hand a file to the kernel (`send`), write large blocks and decide how a connection ends.
-//! The syntax is httparse's, which hyper uses too.
+//! hand a file to the kernel (`mirror::send`), write large blocks and decide how a connection ends.
+//! The syntax is httparse's, which hyper uses too. Pure.
 
 use darter_core::swarm::token;
 
 /// Bytes of a request head. containerd's are under 1 KiB, plus at most a few KiB of credential.
-pub(crate) const HEAD_MAX: usize = 16 * 1024;
+pub const HEAD_MAX: usize = 16 * 1024;
 /// Header lines of a request. containerd sends about ten.
 const HEADERS_MAX: usize = 64;
 
 /// GET or HEAD: a pull needs no other method.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Method {
+pub enum Method {
     Get,
     Head,
     Other,
@@ -21,26 +21,26 @@ pub(crate) enum Method {
 
 /// One request head. Texts are copies: the buffer is used again for the next request.
 #[derive(Clone)]
-pub(crate) struct Head {
-    pub(crate) method: Method,
+pub struct Head {
+    pub method: Method,
     /// Path and query, without scheme and host where a client sent them.
-    pub(crate) target: String,
-    pub(crate) range: Option<String>,
-    pub(crate) if_range: Option<String>,
-    pub(crate) if_none_match: Option<String>,
+    pub target: String,
+    pub range: Option<String>,
+    pub if_range: Option<String>,
+    pub if_none_match: Option<String>,
     /// A credential: never to be logged, which is why this type has no Debug.
-    pub(crate) authorization: Option<String>,
-    pub(crate) user_agent: Option<String>,
+    pub authorization: Option<String>,
+    pub user_agent: Option<String>,
     /// The right to read a blob from this node, of another node's exchange: a secret too.
-    pub(crate) token: Option<String>,
+    pub token: Option<String>,
     /// The client wants the connection closed after the answer, or cannot do otherwise.
-    pub(crate) close: bool,
+    pub close: bool,
     /// A body follows, which nothing that a pull sends has.
-    pub(crate) has_body: bool,
+    pub has_body: bool,
 }
 
 /// What is in the buffer.
-pub(crate) enum Parsed {
+pub enum Parsed {
     /// A whole head, and where in the buffer it ends.
     Whole(Box<Head>, usize),
     /// Not all of it yet.
@@ -50,7 +50,7 @@ pub(crate) enum Parsed {
 }
 
 /// Reads a head from the start of `buffer`.
-pub(crate) fn parse(buffer: &[u8]) -> Parsed {
+pub fn parse(buffer: &[u8]) -> Parsed {
     let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
     let mut request = httparse::Request::new(&mut headers);
     let end = match request.parse(buffer) {
