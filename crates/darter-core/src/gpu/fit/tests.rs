@@ -218,6 +218,24 @@ fn the_two_tables_of_memory() {
     assert_eq!((named("h100").len(), named("h10").len(), named("").len()), (1, 0, 0));
 }
 
+#[test]
+fn a_kind_of_the_same_memory_is_ruled_out_by_name_and_one_of_the_same_name_by_memory() {
+    // Between what an L4 and an A10G have room for.
+    let rows = fit(&Demand::of(model(8.828e9, Dtype::Fp16)), &GPUS);
+    let selector = select(&rows, 1).expect("it fits on an A10G");
+    assert!(selector.kinds.contains(&"A10G") && !selector.kinds.contains(&"L4"), "{selector:?}");
+    let not = |key, value: &str| Term { key, operator: "NotIn", values: vec![value.to_owned()] };
+    assert_eq!(selector.karpenter[1..], [not("karpenter.k8s.aws/instance-gpu-name", "l4")]);
+    assert_eq!(selector.gfd[1..], [not("nvidia.com/gpu.product", "NVIDIA-L4")]);
+    for gpu in GPUS {
+        let rows = fit(&Demand::of(model(1e9, Dtype::Int4)), &[gpu]);
+        for count in COUNTS {
+            let selector = select(&rows, count).expect("it fits on anything");
+            assert_eq!(chosen(&selector, count), [[gpu.name], [gpu.name]], "{selector:?}");
+        }
+    }
+}
+
 /// What Kubernetes makes of a term.
 fn matches(term: &Term, labels: &[(&str, String)]) -> bool {
     let label = labels.iter().find(|(key, _)| *key == term.key).map(|(_, value)| value);

@@ -149,6 +149,7 @@ fn a_board_that_has_just_started_is_not_judged_by_what_the_driver_does() {
     let found = play_on(&mut idle, 30, 300, after);
     assert_eq!((found.state, found.busy_ratio), (State::Empty, Some(0.0)));
     idle.initialised(at(330));
+    assert_eq!(idle.judge(at(331)).state, State::Unknown, "what was read before says nothing of it now");
     assert_eq!(play_on(&mut idle, 330, 25, starts).state, State::Unknown, "and again with the next start");
 }
 
@@ -207,6 +208,14 @@ fn the_least_power_is_learned_from_idle_time_that_is_past() {
     });
     play_on(&mut idle, 1355, 600, |second| rest(BOARDS[4], second));
     assert!(idle.floor().empty_milliwatts > Some(70_000.0), "{:?}", idle.floor());
+}
+
+#[test]
+fn idle_time_that_is_interrupted_teaches_nothing() {
+    let mut idle = Idle::new(at(0), Policy::default(), Floor::default());
+    let serves = |second| Sample { is_idle_bit_set: Some(second % 100 != 0), ..rest(BOARDS[4], second) };
+    play_on(&mut idle, 0, 1800, serves);
+    assert_eq!(idle.floor(), Floor::default(), "never two minutes on end");
 }
 
 #[test]

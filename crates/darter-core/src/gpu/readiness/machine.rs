@@ -149,7 +149,6 @@ impl Readiness {
             if is_found || known.is_masked[check] || !is_heard {
                 return true;
             }
-            fault.bad = 0;
             fault.good = fault.good.saturating_add(1);
             fault.is_raised && fault.good < POLLS_TO_RECOVER
         });

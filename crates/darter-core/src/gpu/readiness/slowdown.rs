@@ -2,17 +2,13 @@
 //!
 //! Two published rules, either of which is enough: 0.6 events a minute over ten minutes (gpud), and five
 //! minutes on end (nvidia_gpu_exporter). An event is a minute in which it was seen, so that it does not matter
-//! how often one looks.
-
-use std::time::Duration;
+//! how often one looks, and five minutes on end touch six: one count answers both.
 
 use crate::gpu::Time;
 
-const MINUTE: Duration = Duration::from_secs(60);
 /// gpud's window, in minutes, and 0.6 times that.
 const WINDOW: u32 = 10;
 const EVENTS: u32 = 6;
-const ON_END: Duration = Duration::from_secs(300);
 
 /// One kind of slowdown of one GPU. 10 minutes in 10 bits.
 #[derive(Debug, Clone, Default)]
@@ -20,9 +16,6 @@ pub(super) struct Slowdown {
     /// The newest minute that was seen, since the start of time, and those before it; bit 0 is the newest.
     minute: u64,
     seen: u16,
-    /// Since when it has been so on end.
-    since: Option<Time>,
-    looked: Option<Time>,
     counter: Option<u64>,
 }
 
@@ -41,17 +34,14 @@ impl Slowdown {
         let passed = u32::try_from(minute.saturating_sub(self.minute)).unwrap_or(u32::MAX);
         self.seen = self.seen.checked_shl(passed).unwrap_or(0) & ((1 << WINDOW) - 1) | u16::from(is_slow);
         self.minute = minute.max(self.minute);
-        // Between two looks that are far apart nobody knows.
-        let is_on_end = self.looked.is_some_and(|looked| now.since(looked) <= MINUTE);
-        self.since = is_slow.then(|| self.since.filter(|_| is_on_end).unwrap_or(now));
-        self.looked = Some(now);
-        let is_long = self.since.is_some_and(|since| now.since(since) >= ON_END);
-        Some(is_long || self.seen.count_ones() >= EVENTS)
+        Some(self.seen.count_ones() >= EVENTS)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     /// Looks every 5 s, with `slow` saying of each second whether it is slow. When it was first found to last.
