@@ -88,7 +88,8 @@ impl Judge {
             (_, Some(_)) => (Some(Nvml::Unresponsive), None),
             (Driver::NoLibrary(_), _) => (Some(Nvml::LibraryNotFound), None),
             (Driver::Failed(18, _), _) => (Some(Nvml::DriverMismatch), None),
-            (Driver::NoGpus, _) => (Some(Nvml::Ok), Some(Vec::new())),
+            // Of those that there were nothing is known any more.
+            (Driver::NoGpus, _) => (Some(Nvml::Ok), None),
             (Driver::Failed(code, _), _) => (Some(Nvml::InitFailed(*code)), None),
             (Driver::Running(_), None) => {
                 let (fast, slow) = self.view.patience();
@@ -96,6 +97,7 @@ impl Judge {
                 (Some(Nvml::Ok), Some(now.snapshot.gpus.iter().map(read).collect::<Vec<_>>()))
             }
         };
+        let count = gpus.as_ref().and_then(|gpus| u32::try_from(gpus.len()).ok());
         let known = gpus.iter().flatten();
         let actions = known.filter_map(|gpu: &readiness::Gpu| Some((gpu.pci?, gpu.recovery_action?))).collect();
         Observation {
@@ -106,7 +108,8 @@ impl Judge {
             control_node: host.control_node,
             device_nodes: host.device_nodes,
             nvml,
-            nvml_count: gpus.as_ref().and_then(|gpus| u32::try_from(gpus.len()).ok()),
+            nvml_count: if now.snapshot.driver == Driver::NoGpus { Some(0) } else { count },
+            plugin_expected: count.filter(|_| now.snapshot.gpus.iter().all(|gpu| !gpu.identity.is_mig)),
             gpus,
             ..Observation::default()
         }

@@ -1,0 +1,93 @@
+//! What it costs to watch GPUs: a scrape, processor time, memory, and what a call that hangs holds up.
+//!
+//! The GPUs are those of the mock: a call into it takes some 5 µs, and one into a driver as long as the driver
+//! takes. So processor time here is the agent's own share, without the driver's; its wait is in
+//! `darter_nvml_call_seconds` of a real node. An agent that watches nothing runs beside it, in the same run.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+use darter_benches::{Better, Report, percentile};
+use darter_tests::agent::{Agent, Options};
+use darter_tests::kubelet::Kubelet;
+use darter_tests::net::Place;
+use darter_tests::nvml::Mock;
+
+/// The largest node that is common.
+const GPUS: u32 = 8;
+/// Pods that have a replica of one of them each.
+const PODS: usize = 100;
+const SCRAPES: usize = 500;
+/// Long enough for some rounds of the slow tier.
+const WATCHED: Duration = Duration::from_secs(90);
+const MIB: f64 = 1_048_576.0;
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    let mut report = Report::default();
+    let mock = Mock::fixture("h100x8")?;
+    let kubelet = pods(&mock)?;
+    let defaults = Options::new(&Place::Host)
+        .plain_registry("registry.example", "http://127.0.0.1:9")
+        .set("gpu.library", mock.library().display().to_string())
+        .set("gpu.host_root", mock.host(GPUS)?.display().to_string());
+    let watching = defaults.clone().set("gpu.pod_resources", kubelet.socket().display().to_string());
+    let watching = Agent::start(watching.set("gpu.dcgm_names", "legacy").set("gpu.processes", true)).await?;
+    let without = Agent::start(defaults.set("gpu.mode", "off")).await?;
+    // Both have started, and the first has judged.
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    let (from, from_without) = (watching.usage()?, without.usage()?);
+    tokio::time::sleep(WATCHED).await;
+    let (to, to_without) = (watching.usage()?, without.usage()?);
+    let share = |cpu: Duration| cpu.as_secs_f64() / WATCHED.as_secs_f64() * 100.0;
+    let own = share(to.cpu - from.cpu) - share(to_without.cpu - from_without.cpu);
+    let conditions = "8 mock GPUs at the default tiers, over an agent without GPUs";
+    report.add("gpu: processor time", own, "% of a core", Better::Lower, Some(0.5), conditions);
+    #[allow(clippy::cast_precision_loss, reason = "megabytes")]
+    let more = (to.resident_bytes as f64 - to_without.resident_bytes as f64) / MIB;
+    report.add("gpu: memory", more, "MiB", Better::Lower, Some(15.0), conditions);
+    let times = scrapes(&watching).await?;
+    let conditions = format!("{GPUS} GPUs, {PODS} pods, with dcgm-exporter's names, {SCRAPES} scrapes one after the other");
+    let goal = Some(10.0);
+    let p99 = percentile(times.clone(), 0.99);
+    report.add("gpu: scrape, p99", p99, "ms", Better::Lower, goal, conditions.clone());
+    mock.set("base = 'h100x8'\n[[overrides]]\nsymbol = 'nvmlDeviceGetPowerUsage'\nhang = true\n")?;
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    let later = percentile(scrapes(&watching).await?, 0.99) - p99;
+    let conditions = "p99 of a scrape while a call hangs, over that before";
+    report.add("gpu: a hung call holds up a scrape by", later, "ms", Better::Lower, Some(1.0), conditions);
+    report.finish("gpu")
+}
+
+/// A kubelet of whose GPUs many pods share each.
+fn pods(mock: &Mock) -> Result<Kubelet> {
+    let kubelet = Kubelet::start()?;
+    let config = mock.set("base = 'h100x8'")?;
+    let uuids: Vec<String> = config.gpus.iter().filter_map(|gpu| gpu.uuid.clone()).collect();
+    let ids: Vec<String> = (0..PODS).map(|pod| format!("{}::{pod}", uuids[pod % uuids.len()])).collect();
+    let names: Vec<String> = (0..PODS).map(|pod| format!("inference-{pod}")).collect();
+    let given: Vec<[&str; 1]> = ids.iter().map(|id| [id.as_str()]).collect();
+    let given: Vec<_> = names
+        .iter()
+        .zip(&given)
+        .map(|(name, id)| ("models", name.as_str(), "server", "nvidia.com/gpu.shared", &id[..]))
+        .collect();
+    let all: Vec<&str> = ids.iter().map(String::as_str).collect();
+    kubelet.set(&given, &[("nvidia.com/gpu.shared", &all)]);
+    Ok(kubelet)
+}
+
+/// How long each scrape takes, in milliseconds.
+async fn scrapes(agent: &Agent) -> Result<Vec<f64>> {
+    let client = agent.client();
+    let url = format!("http://{}/metrics", agent.admin_address());
+    let mut times = Vec::with_capacity(SCRAPES);
+    for _ in 0..SCRAPES {
+        let began = Instant::now();
+        let answer = client.get(&url).await?;
+        times.push(began.elapsed().as_secs_f64() * 1000.0);
+        anyhow::ensure!(answer.status == 200, "/metrics: {}", answer.status);
+        answer.text().contains("darter_gpu_info").then_some(()).context("a scrape without GPUs")?;
+    }
+    Ok(times)
+}
