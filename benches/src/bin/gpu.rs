@@ -18,6 +18,7 @@ const GPUS: u32 = 8;
 /// Pods that have a replica of one of them each.
 const PODS: usize = 100;
 const SCRAPES: usize = 500;
+const ROUNDS: usize = 10;
 /// Long enough for some rounds of the slow tier.
 const WATCHED: Duration = Duration::from_secs(90);
 const MIB: f64 = 1_048_576.0;
@@ -46,15 +47,18 @@ async fn main() -> Result<()> {
     #[allow(clippy::cast_precision_loss, reason = "megabytes")]
     let more = (to.resident_bytes as f64 - to_without.resident_bytes as f64) / MIB;
     report.add("gpu: memory", more, "MiB", Better::Lower, Some(15.0), conditions);
-    let times = scrapes(&watching).await?;
-    let conditions = format!("{GPUS} GPUs, {PODS} pods, with dcgm-exporter's names, {SCRAPES} scrapes one after the other");
+    let before = scrapes(&watching).await?;
+    let conditions =
+        format!("{GPUS} GPUs, {PODS} pods, with dcgm-exporter's names, {SCRAPES} scrapes one after the other");
     let goal = Some(10.0);
-    let p99 = percentile(times.clone(), 0.99);
-    report.add("gpu: scrape, p99", p99, "ms", Better::Lower, goal, conditions.clone());
+    let all = before.concat();
+    report.add("gpu: scrape, p99", percentile(all, 0.99), "ms", Better::Lower, goal, conditions);
     mock.set("base = 'h100x8'\n[[overrides]]\nsymbol = 'nvmlDeviceGetPowerUsage'\nhang = true\n")?;
     tokio::time::sleep(Duration::from_secs(6)).await;
-    let later = percentile(scrapes(&watching).await?, 0.99) - p99;
-    let conditions = "p99 of a scrape while a call hangs, over that before";
+    // What else this machine does only makes a round slower: the best of each is compared.
+    let best = |rounds: Vec<Vec<f64>>| rounds.into_iter().map(|round| percentile(round, 0.99)).fold(f64::MAX, f64::min);
+    let later = best(scrapes(&watching).await?) - best(before);
+    let conditions = "p99 of a scrape while a call hangs, over that before; the best of ten rounds of each";
     report.add("gpu: a hung call holds up a scrape by", later, "ms", Better::Lower, Some(1.0), conditions);
     report.finish("gpu")
 }
@@ -77,8 +81,8 @@ fn pods(mock: &Mock) -> Result<Kubelet> {
     Ok(kubelet)
 }
 
-/// How long each scrape takes, in milliseconds.
-async fn scrapes(agent: &Agent) -> Result<Vec<f64>> {
+/// How long each scrape takes, in milliseconds, round by round.
+async fn scrapes(agent: &Agent) -> Result<Vec<Vec<f64>>> {
     let client = agent.client();
     let url = format!("http://{}/metrics", agent.admin_address());
     let mut times = Vec::with_capacity(SCRAPES);
@@ -89,5 +93,5 @@ async fn scrapes(agent: &Agent) -> Result<Vec<f64>> {
         anyhow::ensure!(answer.status == 200, "/metrics: {}", answer.status);
         answer.text().contains("darter_gpu_info").then_some(()).context("a scrape without GPUs")?;
     }
-    Ok(times)
+    Ok(times.chunks(SCRAPES / ROUNDS).map(<[f64]>::to_vec).collect())
 }
