@@ -57,6 +57,7 @@ async fn a_healthy_node_says_so_and_shows_its_gpu() -> Result<()> {
     let registry = "[plugins.'io.containerd.cri.v1.images'.registry]";
     std::fs::write(&config, format!("version = 3\n{registry}\nconfig_path = '{}'\n", certs_d.display()))?;
     let options = mock.options(1)?.set("certs_d.path", certs_d.display().to_string());
+    let options = options.set("containerd.socket", mock.dir().join("none.sock").display().to_string());
     let agent = Agent::start(options.set("containerd.config", config.display().to_string())).await?;
     let mut told = None;
     eventually("the GPU was read and judged", async || {
@@ -274,5 +275,23 @@ async fn watching_on_a_terminal_draws_one_screen_and_gives_the_terminal_back() -
     ensure!(said.matches("\x1b[H").count() >= 2, "it is drawn anew: {said:?}");
     ensure!(said.contains("\x1b[1;33mready, but degraded\x1b[0m"), "with colours: {said:?}");
     ensure!(output.status.code() == Some(0), "{}", output.status);
+    Ok(())
+}
+
+#[tokio::test]
+async fn watching_ends_when_nobody_reads_it_any_more() -> Result<()> {
+    if !can_run("watching_ends_when_nobody_reads_it_any_more", &[Need::Darter]) {
+        return Ok(());
+    }
+    let watch = format!("'{}' status --watch --admin http://127.0.0.1:9 | head -n 1", tools::darter()?.display());
+    let mut command = Place::Host.command("timeout");
+    command.args(["15", "sh", "-c", &watch]);
+    let output = run(command).await?;
+    ensure!(
+        output.stdout.starts_with("no answer: no agent answers at http://127.0.0.1:9 (--admin)"),
+        "{}",
+        output.stdout
+    );
+    ensure!(output.status.code() == Some(0), "{}: {}", output.status, output.stderr);
     Ok(())
 }

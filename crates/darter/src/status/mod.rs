@@ -7,7 +7,7 @@ mod screen;
 mod tests;
 mod text;
 
-use std::io::IsTerminal as _;
+use std::io::{ErrorKind, IsTerminal as _, Write as _};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -42,7 +42,7 @@ pub(crate) async fn run(look: Look) -> Result<ExitCode> {
     };
     let code = code(&told);
     match told {
-        Ok(status) => show(&status, look.output)?,
+        Ok(status) => print(&rendered(&status, look.output)?).map(|_| ())?,
         Err(error) => eprintln!("darter: {error:#}"),
     }
     Ok(code)
@@ -56,13 +56,12 @@ fn code(told: &Result<Status>) -> ExitCode {
     }
 }
 
-fn show(status: &Status, output: Output) -> Result<()> {
-    let said = match output {
+fn rendered(status: &Status, output: Output) -> Result<String> {
+    Ok(match output {
         // One line: in a pipe each look is one.
         Output::Json => serde_json::to_string(status)? + "\n",
         Output::Text => text::status(status, style()),
-    };
-    print(&said).map(|_| ())
+    })
 }
 
 /// Colours and a width for people at a terminal; programs get neither.
@@ -87,25 +86,35 @@ async fn watch(place: &Place, output: Output) -> Result<ExitCode> {
             () = signals.next() => return Ok(last),
         };
         last = code(&told);
-        match (&mut screen, &told) {
-            (Some(screen), told) => {
-                screen.draw(&told.as_ref().map_or_else(text::unanswered, |status| text::status(status, style())))?
+        let said = match (&told, output) {
+            (Ok(status), _) => rendered(status, output)?,
+            (Err(error), Output::Text) => text::unanswered(error),
+            // Objects alone go where objects are read.
+            (Err(error), Output::Json) => {
+                eprintln!("darter: {error:#}");
+                String::new()
             }
-            (None, Ok(status)) => {
-                let gap = if is_first || output == Output::Json { "" } else { "\n" };
-                print(gap)?;
-                show(status, output)?;
-            }
-            (None, Err(error)) if output == Output::Text => {
-                print(&format!("{}{}", if is_first { "" } else { "\n" }, text::unanswered(error))).map(|_| ())?;
-            }
-            (None, Err(error)) => eprintln!("darter: {error:#}"),
-        }
+        };
+        let gap = if is_first || output == Output::Json { "" } else { "\n" };
         is_first = false;
+        match &mut screen {
+            Some(screen) => screen.draw(&said)?,
+            None if !is_read(&format!("{gap}{said}"))? => return Ok(last),
+            None => {}
+        }
         tokio::select! {
             () = sleep(PAUSE) => {}
             () = signals.next() => return Ok(last),
         }
+    }
+}
+
+/// Writes to stdout; false where nobody reads it any more (`| head`): who watches ends then.
+fn is_read(text: &str) -> Result<bool> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(false),
+        written => written.map(|()| true).context("cannot print"),
     }
 }
 
