@@ -12,6 +12,7 @@ use darter_tests::process::{self, Output};
 use darter_tests::stage::eventually;
 use darter_tests::tools::{self, Need, can_run};
 use rustix::process::Signal;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 const NEEDS: [Need; 2] = [Need::Darter, Need::MockNvml];
 
@@ -293,5 +294,38 @@ async fn watching_ends_when_nobody_reads_it_any_more() -> Result<()> {
         output.stdout
     );
     ensure!(output.status.code() == Some(0), "{}: {}", output.status, output.stderr);
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_answers_in_an_agents_place_is_told_apart() -> Result<()> {
+    if !can_run("what_answers_in_an_agents_place_is_told_apart", &[Need::Darter]) {
+        return Ok(());
+    }
+    let cases = [
+        ("", "gives no answer in 5 s: see whether the node is up"),
+        ("HTTP/1.1 404 Not Found\r\n\r\nthere are others\n", "has no /v1/status: an agent that is older"),
+        ("HTTP/1.1 200 OK\r\n\r\n{\"hello\": 1}\n", "is no status of a darter agent of this version"),
+        ("HTTP/1.1 500 Oops\r\n\r\nthe reason\nmore\n", "answers 500: the reason"),
+        ("SSH-2.0-OpenSSH_9.2\r\n\r\n", "is no HTTP"),
+    ];
+    for (answer, wanted) in cases {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+        let url = format!("http://{}", listener.local_addr()?);
+        let mut command = Place::Host.command(tools::darter()?);
+        command.args(["status", "--admin", &url]);
+        let answering = async {
+            let (mut stream, _) = listener.accept().await?;
+            let mut head = [0; 1024];
+            stream.read(&mut head).await?;
+            stream.write_all(answer.as_bytes()).await?;
+            // One that says nothing stays.
+            anyhow::Ok(Some(stream).filter(|_| answer.is_empty()))
+        };
+        let (output, answered) = tokio::join!(run(command), answering);
+        let (output, _held) = (output?, answered?);
+        ensure!(output.status.code() == Some(2) && output.stdout.is_empty(), "{}: {}", output.status, output.stdout);
+        ensure!(output.stderr.contains(&url) && output.stderr.contains(wanted), "{wanted}: {}", output.stderr);
+    }
     Ok(())
 }

@@ -179,6 +179,7 @@ async fn ask(place: &Place) -> Result<Status> {
             "http://{authority} ({said_by}) has no /v1/status: an agent that is older than this command, or no \
             darter agent; `curl http://{authority}/readyz` may tell"
         ),
+        0 => bail!("what answers at http://{authority} ({said_by}) is no HTTP, so no darter agent"),
         code => bail!("http://{authority} ({said_by}) answers {code}: {}", body.lines().next().unwrap_or_default()),
     }
 }
