@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use crate::admin::{Admin, AdminError, Orders, Watched};
+use crate::admin::{About, Admin, AdminError, Orders, Watched};
 use crate::certs_d::{self, CertsD};
 use crate::config::{Config, ContentStore, Discover, RegistryConfig};
 use crate::containerd::Known;
@@ -104,7 +104,10 @@ impl Agent {
         let mirror = Mirror::bind(&config, sites.clone(), images.clone(), metrics.clone())?;
         let serving = watch::Sender::new(Err("the self-test has not run yet".to_owned()));
         let preflight = watch::Sender::new(preflight);
+        let address = mirror.address().unwrap_or(config.mirror.listen);
+        let about = About { node: node(&config), version: version.to_owned(), mirror: address };
         let watched = Watched {
+            about,
             serving: serving.subscribe(),
             store: store.clone(),
             registries: config.registries.len(),
@@ -196,6 +199,12 @@ impl Agent {
         info!("stopped");
         outcome
     }
+}
+
+/// This node's name: Kubernetes', where it was told.
+fn node(config: &Config) -> String {
+    let host = || rustix::system::uname().nodename().to_string_lossy().into_owned();
+    config.going.node.clone().unwrap_or_else(host)
 }
 
 /// Adds the ECR registry of this node's account and region, as configured or found out.

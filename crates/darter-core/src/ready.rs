@@ -1,9 +1,9 @@
 //! The readiness verdict: named checks, each with a reason, and what they add up to.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// How one check stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
     /// As it should be.
@@ -21,14 +21,22 @@ pub struct Check {
     pub check: &'static str,
     /// How it stands.
     pub state: State,
-    /// Why, for people; what to do where something is wrong.
+    /// Why, for people.
     pub reason: String,
+    /// What to do, where something is wrong and the reason does not say it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub advice: Option<String>,
 }
 
 impl Check {
     /// A check with its outcome.
     pub fn new(check: &'static str, state: State, reason: impl Into<String>) -> Self {
-        Self { check, state, reason: reason.into() }
+        Self { check, state, reason: reason.into(), advice: None }
+    }
+
+    /// The same, with what to do about it.
+    pub fn with_advice(self, advice: impl Into<String>) -> Self {
+        Self { advice: Some(advice.into()), ..self }
     }
 }
 
@@ -58,12 +66,12 @@ mod tests {
         let mirror = Check::new("mirror", State::Ok, "answers");
         let store = Check::new("store", State::Degraded, "the disk is full");
         assert!(Readiness::of(vec![mirror.clone(), store.clone()]).ready);
-        let failed = Check::new("hosts_toml", State::Failed, "cannot be written");
+        let failed = Check::new("hosts_toml", State::Failed, "cannot be written").with_advice("make room");
         let verdict = Readiness::of(vec![mirror, store, failed]);
         assert!(!verdict.ready);
         insta::assert_snapshot!(
             serde_json::to_string(&verdict).unwrap(),
-            @r#"{"ready":false,"checks":[{"check":"mirror","state":"ok","reason":"answers"},{"check":"store","state":"degraded","reason":"the disk is full"},{"check":"hosts_toml","state":"failed","reason":"cannot be written"}]}"#
+            @r#"{"ready":false,"checks":[{"check":"mirror","state":"ok","reason":"answers"},{"check":"store","state":"degraded","reason":"the disk is full"},{"check":"hosts_toml","state":"failed","reason":"cannot be written","advice":"make room"}]}"#
         );
     }
 }

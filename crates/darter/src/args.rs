@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, ValueEnum};
 use darter_agent::config::Layers;
 use darter_core::units::Seconds;
 
@@ -15,6 +15,7 @@ use darter_core::units::Seconds;
     darter agent                                    start with the embedded defaults\n  \
     darter agent --config /etc/darter/darter.toml   start as configured\n  \
     darter config default > darter.toml             every key, with what it means\n  \
+    darter status                                   how this node is: images, registries, swarm, GPUs\n  \
     darter prewarm registry.example/team/app:v1     bring an image here before it is asked for\n  \
     darter uninstall                                put hosts.toml files back as they were"
 )]
@@ -51,6 +52,20 @@ pub(crate) enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Show how this node is: mirror, store, swarm, registries, GPUs; what is wrong, and what to do.
+    ///
+    /// The first line says whether the node is well, and if not, why. Asks the running agent at
+    /// admin.listen, or at --admin; changes nothing and needs no rights.
+    #[command(after_help = "Examples:\n  \
+        darter status\n  \
+        darter status --watch                          one screen, every 2 s, until Ctrl-C\n  \
+        darter status --admin http://10.0.0.7:4004     another node\n  \
+        darter status --output json | jq '.gpus.gpus[] | {index, state, power_milliwatts}'\n\n\
+        Exit codes (with --watch those of the last look):\n  \
+        0  the node is ready; it may be degraded\n  \
+        1  it is not ready\n  \
+        2  no agent answers, or the command line or the configuration is wrong")]
+    Status(Look),
     /// Put back every hosts.toml as it was before darter.
     ///
     /// A running agent is asked to do it, at admin.socket; it then writes none until it is started
@@ -152,6 +167,31 @@ impl Source {
         }
         Ok(layers)
     }
+}
+
+/// What `darter status` is to show.
+#[derive(clap::Args)]
+pub(crate) struct Look {
+    /// The agent's admin endpoint [default: http:// and admin.listen of the configuration].
+    #[arg(long, value_name = "URL")]
+    pub(crate) admin: Option<String>,
+    /// Look again every 2 s: one screen on a terminal, one block after the other in a pipe.
+    #[arg(long, short)]
+    pub(crate) watch: bool,
+    /// For people, or one JSON object a line for each look.
+    #[arg(long, short, value_name = "FORMAT", default_value = "text")]
+    pub(crate) output: Output,
+    #[command(flatten)]
+    pub(crate) source: Source,
+}
+
+/// How something is printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Output {
+    /// For people.
+    Text,
+    /// For programs.
+    Json,
 }
 
 /// What `darter prewarm` is to bring.

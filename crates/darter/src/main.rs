@@ -10,6 +10,7 @@ mod prewarm;
 mod show;
 mod simulate;
 mod socket;
+mod status;
 mod uninstall;
 
 use std::process::ExitCode;
@@ -56,6 +57,7 @@ fn run(args: Args) -> Result<ExitCode> {
             let config = source.load()?.config()?;
             show::preflight(&runtime()?.block_on(certs_d::preflight(&config)), json)
         }
+        Command::Status(look) => runtime()?.block_on(status::run(look)),
         Command::Uninstall(source) => runtime()?.block_on(uninstall::run(&source.load()?.config()?)),
         Command::Swarm(SwarmCommand::Key) => show::print(&swarm::key::make().context("cannot get random bytes")?),
         Command::Simulate(SimulateCommand::Swarm(play)) => simulate::swarm(&play),

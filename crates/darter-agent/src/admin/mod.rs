@@ -1,10 +1,12 @@
-//! What operators, Prometheus and the kubelet ask: `/metrics`, `/healthz`, `/readyz`.
+//! What operators, Prometheus and the kubelet ask: `/metrics`, `/healthz`, `/readyz`, `/v1/status`.
 //!
 //! Read only on TCP. What changes state (prewarm, unpin, uninstall) is answered on the unix socket alone,
 //! which only its owner can open.
 
+mod advice;
 mod plain;
 mod readiness;
+mod status;
 
 use std::convert::Infallible;
 use std::io;
@@ -37,7 +39,7 @@ use crate::log::chain;
 use crate::metrics::Metrics;
 use crate::prewarm::{Event, Prewarm};
 
-pub use readiness::Watched;
+pub use readiness::{About, Watched};
 
 /// Prometheus, the kubelet and a person: more at once is a mistake or an attack. Each door has so
 /// many of its own: long orders on the unix socket must not keep the kubelet's probe out.
@@ -212,6 +214,7 @@ impl Answers {
             // Answering at all is the check: the runtime turns, and sockets are accepted.
             (&Method::GET, "/healthz") => text(StatusCode::OK, "text/plain", "ok\n".to_owned()),
             (&Method::GET, "/readyz") => self.readyz().await,
+            (&Method::GET, "/v1/status") => self.status().await,
             (&Method::POST, "/v1/prewarm") if door == Door::Unix => self.prewarm(request).await,
             (&Method::POST, "/v1/unpin") if door == Door::Unix => self.unpin(request).await,
             (&Method::POST, "/v1/uninstall") if door == Door::Unix => self.uninstall().await,
@@ -221,7 +224,8 @@ impl Answers {
                 "what changes state is answered on the unix socket only, to POST\n".to_owned(),
             ),
             (&Method::GET, _) => {
-                text(StatusCode::NOT_FOUND, "text/plain", "there are /metrics, /healthz and /readyz\n".to_owned())
+                let there_are = "there are /metrics, /healthz, /readyz and /v1/status\n";
+                text(StatusCode::NOT_FOUND, "text/plain", there_are.to_owned())
             }
             _ => text(StatusCode::METHOD_NOT_ALLOWED, "text/plain", "GET only\n".to_owned()),
         }
@@ -242,11 +246,13 @@ impl Answers {
         let readiness = self.watched.refresh(&self.metrics).await;
         let status = if readiness.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
         let judgement = self.watched.gpus.judgement();
-        let page = ReadyPage { readiness: &readiness, gpu: judgement.as_deref() };
-        match serde_json::to_string_pretty(&page) {
-            Ok(json) => text(status, "application/json", json + "\n"),
-            Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, "text/plain", error.to_string()),
-        }
+        page(status, &ReadyPage { readiness: &readiness, gpu: judgement.as_deref() })
+    }
+
+    /// 200 however the node is: the answer says it.
+    async fn status(&self) -> Response<Body> {
+        let readiness = self.watched.refresh(&self.metrics).await;
+        page(StatusCode::OK, &self.watched.status(&readiness))
     }
 
     /// One JSON object a line, until the image is here or cannot come.
@@ -295,6 +301,14 @@ async fn read<T: DeserializeOwned>(request: Request<Incoming>) -> Result<T, Box<
     let refused = |error: String| Box::new(text(StatusCode::BAD_REQUEST, "text/plain", error + "\n"));
     let body = order.map_err(|error| refused(error.to_string()))?.to_bytes();
     serde_json::from_slice(&body).map_err(|error| refused(error.to_string()))
+}
+
+/// JSON for programs, and for people with curl.
+fn page(status: StatusCode, page: &impl Serialize) -> Response<Body> {
+    match serde_json::to_string_pretty(page) {
+        Ok(json) => text(status, "application/json", json + "\n"),
+        Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, "text/plain", error.to_string()),
+    }
 }
 
 fn text(status: StatusCode, kind: &str, text: String) -> Response<Body> {

@@ -1,9 +1,12 @@
 //! The checks of `/readyz`, and the gauges that are read rather than counted.
 
+use std::net::SocketAddr;
+
 use darter_core::Registry;
 use darter_core::ready::{Check, Readiness, State};
 use tokio::sync::watch;
 
+use super::{advice, status};
 use crate::certs_d::{HostsState, Preflight};
 use crate::gpu::View;
 use crate::metrics::{CheckLabels, Metrics};
@@ -11,9 +14,22 @@ use crate::mirror::Seen;
 use crate::store::{self, Store};
 use crate::swarm::control::Standing;
 
+/// Which agent this is.
+#[derive(Debug, Clone)]
+pub struct About {
+    /// The node's name.
+    pub node: String,
+    /// The version of this program.
+    pub version: String,
+    /// Where the mirror listens.
+    pub mirror: SocketAddr,
+}
+
 /// What the checks look at. Cheap to clone.
 #[derive(Clone)]
 pub struct Watched {
+    /// Which agent this is.
+    pub about: About,
     /// Whether the mirror's self-test passes; the text says why not.
     pub serving: watch::Receiver<Result<(), String>>,
     /// The store.
@@ -35,8 +51,7 @@ pub struct Watched {
 impl Watched {
     /// Makes all checks and brings their gauges up to date.
     pub async fn refresh(&self, metrics: &Metrics) -> Readiness {
-        let checks =
-            vec![self.mirror(), self.store(), self.hosts_toml(), self.containerd(), self.swarm(), self.gpus.check()];
+        let checks = vec![self.mirror(), self.store(), self.hosts_toml(), self.containerd(), self.swarm(), self.gpus()];
         let readiness = Readiness::of(checks);
         for check in &readiness.checks {
             let passes = i64::from(check.state != State::Failed);
@@ -51,7 +66,7 @@ impl Watched {
     fn mirror(&self) -> Check {
         match &*self.serving.borrow() {
             Ok(()) => Check::new("mirror", State::Ok, "answers its self-test"),
-            Err(reason) => Check::new("mirror", State::Failed, reason.clone()),
+            Err(reason) => Check::new("mirror", State::Failed, reason.clone()).with_advice(advice::MIRROR),
         }
     }
 
@@ -64,22 +79,25 @@ impl Watched {
                 Check::new("store", State::Ok, reason)
             }
             // Pulls go past us to the origin: slower, and not broken.
-            state => Check::new("store", State::Degraded, state.to_string()),
+            state => advised(Check::new("store", State::Degraded, state.to_string()), advice::store(&state)),
         }
     }
 
     fn hosts_toml(&self) -> Check {
         let states = self.hosts.borrow();
         if states.len() < self.registries {
-            return Check::new("hosts_toml", State::Failed, "not looked at yet");
+            let check = Check::new("hosts_toml", State::Failed, "not looked at yet");
+            return check.with_advice(advice::NOT_LOOKED_AT);
         }
         if states.is_empty() {
             let reason = "no registry is configured, so nothing is mirrored: add a [[registry]]";
             return Check::new("hosts_toml", State::Degraded, reason);
         }
         let worst = states.iter().map(|(_, state)| state.check()).max().unwrap_or(State::Ok);
+        let of_worst = states.iter().find(|(_, state)| state.check() == worst);
         let reasons: Vec<String> = states.iter().map(|(registry, state)| format!("{registry}: {state}")).collect();
-        Check::new("hosts_toml", worst, reasons.join("; "))
+        let check = Check::new("hosts_toml", worst, reasons.join("; "));
+        advised(check, of_worst.and_then(|(_, state)| advice::hosts(state)))
     }
 
     fn containerd(&self) -> Check {
@@ -99,19 +117,32 @@ impl Watched {
         let Some(standing) = &self.swarm else {
             return Check::new("swarm", State::Ok, "off: no swarm key (swarm.key_file)");
         };
-        let Standing { peers, addresses, strangers, apart, .. } = *standing.borrow();
+        let standing = *standing.borrow();
+        let Standing { peers, addresses, strangers, apart, .. } = standing;
+        let degraded = |reason| Check::new("swarm", State::Degraded, reason).with_advice(advice::swarm(&standing));
         match (peers, addresses) {
             (peers, _) if apart > 0 => {
-                let reason = format!("{peers} other members; {apart} nodes have another swarm.tls than this one");
-                Check::new("swarm", State::Degraded, reason)
+                degraded(format!("{peers} other members; {apart} nodes have another swarm.tls than this one"))
             }
             (0, 0) => Check::new("swarm", State::Ok, "alone: no other agent is known"),
             (0, known) if strangers > 0 => {
-                let reason = format!("alone: {known} addresses known, and who answers there has another swarm key");
-                Check::new("swarm", State::Degraded, reason)
+                degraded(format!("alone: {known} addresses known, and who answers there has another swarm key"))
             }
-            (0, known) => Check::new("swarm", State::Degraded, format!("alone: nobody answers at {known} addresses")),
+            (0, known) => degraded(format!("alone: nobody answers at {known} addresses")),
             (peers, known) => Check::new("swarm", State::Ok, format!("{peers} other members, {known} addresses known")),
         }
+    }
+
+    fn gpus(&self) -> Check {
+        let judgement = self.gpus.judgement();
+        let advice = judgement.as_deref().and_then(status::of_first);
+        advised(self.gpus.check(), advice)
+    }
+}
+
+fn advised(check: Check, advice: Option<impl Into<String>>) -> Check {
+    match advice {
+        Some(advice) => check.with_advice(advice),
+        None => check,
     }
 }

@@ -29,7 +29,7 @@ pub struct Judgement {
 
 impl Judgement {
     /// For how long a GPU has done nothing, in seconds.
-    pub(super) fn idle_seconds(&self, idleness: &Idleness) -> f64 {
+    pub(crate) fn idle_seconds(&self, idleness: &Idleness) -> f64 {
         idleness.idle_since.map_or(0.0, |since| self.at.since(since).as_secs_f64())
     }
 }

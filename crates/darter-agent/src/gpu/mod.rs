@@ -234,7 +234,7 @@ impl View {
     }
 
     /// How old a reading of each tier may be: what three rounds in a row did not bring is not shown.
-    fn patience(&self) -> (Duration, Duration) {
+    pub(crate) fn patience(&self) -> (Duration, Duration) {
         let config::Gpu { interval, slow_interval, .. } = &self.0.settings;
         (interval.0 * 3, slow_interval.0 * 3)
     }

@@ -12,14 +12,14 @@ mod window;
 
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::gpu::Time;
 pub use floor::Floor;
 pub use window::Idle;
 
 /// What a GPU does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum State {
     /// Nobody has it, no program is on it, nothing is in its memory, and it does nothing.
     Empty,

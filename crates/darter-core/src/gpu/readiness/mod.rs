@@ -5,6 +5,7 @@
 //! whoever deletes nodes. Not judged at all, because healthy GPUs differ in it: PCIe width and generation, PCIe
 //! replays, corrected ECC errors, errors of earlier boots, the performance state.
 
+mod advice;
 mod checks;
 mod machine;
 mod observation;
@@ -13,14 +14,14 @@ mod slowdown;
 #[cfg(test)]
 mod tests;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 pub use machine::Readiness;
 pub use observation::{Fabric, Gpu, Nvml, Observation};
 pub use reason::{Reason, RecoveryAction};
 
 /// What a node's GPUs are, the worst last.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum State {
     /// There is no GPU, and there should be none: no condition, no metrics.
     NotApplicable,

@@ -1,0 +1,136 @@
+//! What to do about each reason, for whoever is woken by it. None of it is done by darter itself.
+
+use super::{Reason, RecoveryAction};
+use crate::gpu::xid::{self, Action};
+
+impl Reason {
+    /// What to do about it, for people.
+    pub fn advice(self) -> String {
+        match self {
+            Self::GpuNodeNotObserved => {
+                "wait for the first look; if this stays, see that the agent has the host's /sys (gpu.host_root), or \
+                 set gpu.expected"
+            }
+            Self::DriverNotLoaded => {
+                "load the driver (`modprobe nvidia`) and read `dmesg | grep NVRM`; where the GPU operator installs \
+                 it, look at its driver pod on this node"
+            }
+            Self::LibraryNotFound => "tell the agent where libnvidia-ml.so.1 is: gpu.library or gpu.driver_root",
+            Self::DriverMismatch => "the driver was updated under the loaded module: drain the node and reboot it",
+            Self::NvmlInitFailed => {
+                "run `nvidia-smi` on the node and read `dmesg | grep NVRM`; if it fails too, drain the node and \
+                 reboot it"
+            }
+            Self::NvmlUnresponsive => {
+                "the driver does not answer: cordon the node; if that lasts for minutes, drain it and reboot it"
+            }
+            Self::NvmlNotObserved => "wait for the first reading (gpu.interval)",
+            Self::GpuCountMismatch => {
+                "compare `nvidia-smi -L` with `lspci -d 10de:`: for a GPU that only the bus shows, drain the node and \
+                 reboot it; for one that neither shows, replace the node; if there should be fewer, set gpu.expected"
+            }
+            Self::GpuLost => {
+                "drain the node and reboot it: a reset does not reach a GPU that is off the bus; if it is lost again, \
+                 replace the node"
+            }
+            Self::RecoveryActionRequired(action) => return recover(action),
+            Self::FatalXid(xid) => return fatal(xid),
+            Self::DegradedXid(xid) => return degraded(xid),
+            Self::RowRemapFailed => "drain the node and have the card replaced: its memory has no spare rows left",
+            Self::RowRemapPending => {
+                "reset the GPU when nothing runs on it (`nvidia-smi --gpu-reset -i <GPU>`), or reboot"
+            }
+            Self::UncorrectableEcc => {
+                "drain the node and reboot it: programs may have computed with wrong data; if it comes again, have \
+                 the card replaced"
+            }
+            Self::ThermalSlowdown => "look at the node's fans, its airflow and the air that comes in",
+            Self::PowerBrake => "look at the power supplies, and at the power limit of the chassis",
+            Self::FabricNotReady => {
+                "look at `systemctl status nvidia-fabricmanager`: it has to run, and to have the driver's version"
+            }
+            Self::DevicePluginNotRegistered => "look at this node's pod of the device plugin, and at its log",
+            Self::DevicesUnhealthy { .. } => "the log of the device plugin's pod on this node says which, and why",
+            Self::DevicePluginNotObserved => {
+                "wait for the kubelet's word; if this stays, see that its socket is mounted"
+            }
+            Self::AllocatableZero => "`kubectl describe node` shows it; look at this node's pod of the device plugin",
+            Self::GfdLabelsMissing => "nothing, unless you schedule by the labels of GPU feature discovery",
+            Self::CudaSmokeFailed => {
+                "run `nvidia-smi` and a CUDA program on the node; if that fails too, drain the node and reboot it"
+            }
+        }
+        .to_owned()
+    }
+}
+
+fn recover(action: RecoveryAction) -> String {
+    match action {
+        RecoveryAction::GpuReset => "end what uses it, then reset it: `nvidia-smi --gpu-reset -i <GPU>`",
+        RecoveryAction::NodeReboot => "drain the node and reboot it",
+        RecoveryAction::DrainP2p => "end the programs that use it together with other GPUs",
+        RecoveryAction::DrainAndReset => "drain the node, then reset the GPU: `nvidia-smi --gpu-reset -i <GPU>`",
+        RecoveryAction::RecoverImex => {
+            "recover the IMEX domain: look at `systemctl status nvidia-imex` on all its nodes"
+        }
+        RecoveryAction::Other(_) => "the driver is newer than this darter: `nvidia-smi -q` has the action's name",
+    }
+    .to_owned()
+}
+
+/// What the catalogue says to do at once. It stands until the boot, so a reset alone does not end it.
+fn fatal(xid: u32) -> String {
+    match xid::entry(xid).map(|entry| entry.action) {
+        Some(Action::ResetGpu) => {
+            format!("drain the node and reboot it: XID {xid} takes a reset of the GPU, and stands until the boot")
+        }
+        Some(Action::RestartBm) => format!("drain the node and reboot the machine: XID {xid} takes that"),
+        Some(Action::RestartVm) => format!("drain the node and restart the virtual machine: XID {xid} takes that"),
+        Some(Action::CheckMechanicals) => {
+            format!("drain the node and power it off; look at the card's connectors, power and cooling (XID {xid})")
+        }
+        Some(Action::ContactSupport) => {
+            format!("drain the node and replace it; NVIDIA wants to see XID {xid} (`nvidia-bug-report.sh`)")
+        }
+        Some(Action::Workflow) => {
+            format!("drain the node and reboot it; NVIDIA's XID catalogue has a procedure of its own for XID {xid}")
+        }
+        _ => format!("drain the node and reboot it: your configuration has XID {xid} as fatal (gpu.xid_fatal)"),
+    }
+}
+
+fn degraded(xid: u32) -> String {
+    match xid::entry(xid).map(|entry| entry.action) {
+        Some(Action::RestartApp) => format!("start the program again that had XID {xid}; the others are not concerned"),
+        Some(Action::Ignore) => format!("nothing at once; XID {xid} stands until the next boot"),
+        _ => format!("NVIDIA's XID catalogue has a procedure for XID {xid}; it stands until the next boot"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gpu_that_fell_off_the_bus_takes_a_reboot_and_one_that_may_be_reset_none() {
+        for reason in [Reason::GpuLost, Reason::FatalXid(79)] {
+            assert!(reason.advice().contains("reboot"), "{}", reason.advice());
+        }
+        let reset = Reason::RecoveryActionRequired(RecoveryAction::GpuReset).advice();
+        assert!(reset.contains("--gpu-reset") && !reset.contains("reboot"), "{reset}");
+    }
+
+    #[test]
+    fn every_error_that_stands_has_its_own_advice_and_names_its_code() {
+        for entry in xid::catalogue() {
+            let advice = match entry.verdict {
+                xid::Verdict::Fatal => Reason::FatalXid(entry.xid).advice(),
+                xid::Verdict::Degraded => Reason::DegradedXid(entry.xid).advice(),
+                xid::Verdict::MetricOnly => continue,
+            };
+            assert!(advice.contains(&format!("XID {}", entry.xid)), "{advice}");
+            assert!(!advice.contains("your configuration"), "{}: {advice}", entry.xid);
+        }
+        assert!(Reason::FatalXid(13).advice().contains("gpu.xid_fatal"), "the operator's own choice");
+    }
+}
