@@ -31,8 +31,15 @@ pub(crate) enum Command {
     /// Stops on SIGTERM or Ctrl-C: withdraws hosts.toml, lets bodies finish for 10 s, then cuts them
     /// short, and containerd goes on at the origin.
     #[command(after_help = "Examples:\n  darter agent --set mirror.listen=127.0.0.1:5001\n  \
-        DARTER_LOG_FORMAT=json darter agent --config /etc/darter/darter.toml")]
-    Agent(Source),
+        DARTER_LOG_FORMAT=json darter agent --config /etc/darter/darter.toml\n  \
+        darter agent --dcgm-names legacy")]
+    Agent {
+        #[command(flatten)]
+        source: Source,
+        /// Names of dcgm-exporter that the GPUs' metrics have besides their own (gpu.dcgm_names).
+        #[arg(long, value_name = "NAMES")]
+        dcgm_names: Option<Names>,
+    },
     /// Show or check the configuration.
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -166,6 +173,28 @@ impl Source {
             layers = layers.set(assignment)?;
         }
         Ok(layers)
+    }
+}
+
+/// Whose names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Names {
+    /// None but their own.
+    Off,
+    /// Those up to dcgm-exporter 4.8.
+    Legacy,
+    /// Those since 4.9.
+    V49,
+}
+
+impl Names {
+    /// As a layer over the configuration.
+    pub(crate) const fn assignment(self) -> &'static str {
+        match self {
+            Self::Off => "gpu.dcgm_names=off",
+            Self::Legacy => "gpu.dcgm_names=legacy",
+            Self::V49 => "gpu.dcgm_names=v49",
+        }
     }
 }
 

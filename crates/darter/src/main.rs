@@ -42,7 +42,13 @@ fn main() -> ExitCode {
 
 fn run(args: Args) -> Result<ExitCode> {
     match args.command {
-        Command::Agent(source) => agent(source.load()?.config()?),
+        Command::Agent { source, dcgm_names } => {
+            let mut layers = source.load()?;
+            if let Some(names) = dcgm_names {
+                layers = layers.set(names.assignment())?;
+            }
+            agent(layers.config()?)
+        }
         Command::Config(ConfigCommand::Default) => show::print(config::DEFAULT),
         Command::Config(ConfigCommand::Print(source)) => show::print(&source.load()?.print()?),
         Command::Config(ConfigCommand::Check(source)) => {

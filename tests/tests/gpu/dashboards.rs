@@ -1,8 +1,12 @@
 //! What dashboards and alerts that people have already ask for, on a real Prometheus that scrapes an agent.
 
+use std::path::Path;
+use std::time::Duration;
+
 use anyhow::{Result, ensure};
 use darter_tests::agent::Agent;
 use darter_tests::nvml::Mock;
+use darter_tests::process;
 use darter_tests::prometheus::Prometheus;
 use darter_tests::stage::eventually;
 use darter_tests::tools::{Need, can_run};
@@ -52,5 +56,27 @@ async fn grafanas_dashboard_of_dcgm_exporter_finds_its_series() -> Result<()> {
     ensure!(up.len() == 1 && up[0].1 == 1.0, "{up:?}");
     let own = prometheus.query("darter_gpu_power_watts and on(uuid) darter_gpu_info{name=\"NVIDIA H200\"}").await?;
     ensure!(own.len() == 1 && (own[0].1 - 627.4).abs() < 1e-6, "{own:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn prometheus_takes_the_alerts_and_they_ask_for_what_there_is() -> Result<()> {
+    if !can_run("prometheus_takes_the_alerts_and_they_ask_for_what_there_is", &[Need::Prometheus]) {
+        return Ok(());
+    }
+    let rules = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/alerts/gpus.yml");
+    let mut promtool = process::command("promtool");
+    promtool.args(["check", "rules"]).arg(&rules);
+    process::run_ok("promtool", promtool, Duration::from_secs(30)).await?;
+    let page = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/gpu/h200-idle.txt"))?;
+    let t4 = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/gpu/t4-healthy.txt"))?;
+    let rules = std::fs::read_to_string(rules)?;
+    let names = rules.split(|other: char| !other.is_ascii_alphanumeric() && other != '_');
+    let names: std::collections::BTreeSet<_> = names.filter(|name| name.starts_with("darter_")).collect();
+    ensure!(names.len() > 6, "{names:?}");
+    for name in names {
+        let is_told = |page: &str| page.lines().any(|line| line.split(['{', ' ']).next() == Some(name));
+        ensure!(is_told(&page) || is_told(&t4), "an alert asks for {name}, which no agent says");
+    }
     Ok(())
 }

@@ -8,10 +8,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use darter_tests::agent::{Agent, Options};
+use darter_tests::net::Place;
 use darter_tests::nvml::Mock;
+use darter_tests::process;
 use darter_tests::prometheus::lint;
 use darter_tests::stage::eventually;
-use darter_tests::tools::{Need, can_run};
+use darter_tests::tools::{self, Need, can_run};
 use futures_util::future::try_join_all;
 use http::Method;
 
@@ -149,6 +151,19 @@ async fn promtool_finds_nothing_to_say() -> Result<()> {
     // It would find something.
     let said = lint(&format!("{page}# TYPE darter_things counter\ndarter_things 1\n")).await?;
     ensure!(said.contains("darter_things"), "{said}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn names_that_nobody_knows_are_refused_with_those_that_there_are() -> Result<()> {
+    if !can_run("names_that_nobody_knows_are_refused_with_those_that_there_are", &[Need::Darter]) {
+        return Ok(());
+    }
+    let mut command = Place::Host.command(tools::darter()?);
+    command.args(["agent", "--dcgm-names", "v48"]);
+    let output = process::run("darter agent", command, Duration::from_secs(20)).await?;
+    let says = ["off", "legacy", "v49"].iter().all(|name| output.stderr.contains(name));
+    ensure!(output.status.code() == Some(2) && says, "{}: {}", output.status, output.stderr);
     Ok(())
 }
 

@@ -7,6 +7,7 @@
 
 use std::fmt::{Display, Write as _};
 
+use super::exposition::number;
 use super::sample::{Driver, Fast, Gpu, Slow};
 use super::{Allocation, View};
 use crate::config::DcgmNames;
@@ -213,9 +214,4 @@ fn labels(gpu: &Gpu, host: &str, driver: Option<&str>, names: DcgmNames, owner: 
 /// As the text format asks for in label values.
 fn escaped(value: &str) -> String {
     value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
-}
-
-#[allow(clippy::cast_precision_loss, reason = "a value of Prometheus is a double")]
-const fn number(value: u64) -> f64 {
-    value as f64
 }

@@ -419,6 +419,6 @@ fn verdicts(page: &mut Page<'_>, judgement: &Judgement, gpus: &[Shown<'_>]) -> R
 
 /// Exact up to 2⁵³: a value of Prometheus is a double.
 #[allow(clippy::cast_precision_loss, reason = "a value of Prometheus is a double")]
-const fn number(value: u64) -> f64 {
+pub(super) const fn number(value: u64) -> f64 {
     value as f64
 }

@@ -22,6 +22,8 @@ use crate::metrics::Metrics;
 /// How soon NVML is tried again after it was not there, or lost something; twice as long each time, up to
 /// the latter. A driver that a pod installs comes minutes after this agent.
 const AGAIN: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(60));
+/// The longest time between two starts of NVML that look for a lost GPU: each wakes all others.
+const SEARCH_MAX: Duration = Duration::from_secs(600);
 /// How often it is looked whether there are as many GPUs as before.
 const COUNT_EVERY: Duration = Duration::from_secs(60);
 /// GPUs of one node. Past this NVML's count is wrong.
@@ -29,14 +31,18 @@ const GPUS_MAX: u32 = 64;
 
 /// Asks until told to stop.
 pub(super) fn run(shared: &Shared, metrics: &Metrics, orders: &Receiver<Stop>) {
-    let mut thread = Thread { shared, metrics, orders, known: BTreeMap::new(), generation: 0 };
+    let mut thread = Thread { shared, metrics, orders, known: BTreeMap::new(), generation: 0, searches: 1 };
     let mut wait = AGAIN.0;
     let mut said = None;
     loop {
         match thread.start() {
             Ok(nvml) => {
-                (wait, said) = (AGAIN.0, None);
+                said = None;
+                let began = Instant::now();
                 let ended = thread.session(&nvml);
+                if began.elapsed() > AGAIN.1 {
+                    wait = AGAIN.0;
+                }
                 // Dropping it shuts NVML down, which is a call like any other.
                 let _ = Calls::new(shared, metrics).make("shutdown", || nvml.shutdown());
                 if ended == Ended::Stopped {
@@ -74,6 +80,8 @@ struct Thread<'a> {
     /// Whom NVML gave at each index, so that a lost one has its name.
     known: BTreeMap<u32, Identity>,
     generation: u64,
+    /// How much longer than at first a GPU that is lost is waited for before NVML is started again for it.
+    searches: u32,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -127,9 +135,9 @@ impl Thread<'_> {
         let Some(count) = self.count(&calls, nvml) else { return Ended::Lost };
         let mut gpus: Vec<Seat<'_>> = (0..count).map(|index| self.seat(&mut calls, nvml, index)).collect();
         info!(gpus = count, driver = versions.driver.as_deref().unwrap_or("unknown"), "NVML answers");
-        let is_over = AtomicBool::new(false);
+        let (xids, is_over) = (&self.shared.xids, AtomicBool::new(false));
         std::thread::scope(|scope| {
-            let listen = || self.shared.xids.listen(nvml, count, &is_over);
+            let listen = || xids.listen(nvml, count, &is_over);
             if let Err(error) = std::thread::Builder::new().name("nvml-events".to_owned()).spawn_scoped(scope, listen) {
                 warn!(%error, "no thread for NVML's events");
             }
@@ -139,7 +147,13 @@ impl Thread<'_> {
         })
     }
 
-    fn rounds<'n>(&self, nvml: &'n Nvml, calls: &mut Calls<'_>, seats: &mut [Seat<'n>], versions: &Versions) -> Ended {
+    fn rounds<'n>(
+        &mut self,
+        nvml: &'n Nvml,
+        calls: &mut Calls<'_>,
+        seats: &mut [Seat<'n>],
+        versions: &Versions,
+    ) -> Ended {
         let settings = &self.shared.settings;
         let count = u32::try_from(seats.len()).unwrap_or(u32::MAX);
         let (mut slow_at, mut count_at) = (Instant::now(), Instant::now() + COUNT_EVERY);
@@ -155,11 +169,19 @@ impl Thread<'_> {
             let round = Round { at: SystemTime::now(), took: began.elapsed() };
             let gpus = seats.iter().map(|seat| seat.gpu.clone()).collect::<Vec<_>>();
             if gpus.iter().any(|gpu| gpu.is_lost) {
-                again_at.get_or_insert(began + settings.slow_interval.0 * 2);
+                let later = (settings.slow_interval.0 * 2 * self.searches).min(SEARCH_MAX);
+                again_at = again_at.or(Some(began + later));
             }
             let driver = Driver::Running(versions.clone());
             self.shared.publish(Snapshot { driver, gpus, round: Some(round) });
-            if is_lost == Some(Loss::Driver) || again_at.is_some_and(|at| at <= Instant::now()) {
+            if again_at.is_none() {
+                self.searches = 1;
+            }
+            if is_lost == Some(Loss::Driver) {
+                return Ended::Lost;
+            }
+            if again_at.is_some_and(|at| at <= Instant::now()) {
+                self.searches = self.searches.saturating_mul(2);
                 return Ended::Lost;
             }
             if began >= count_at {

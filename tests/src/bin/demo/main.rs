@@ -1,9 +1,11 @@
 //! `make demo`: what darter does, shown with real containerds. First one node that pulls through an
-//! agent; then four that pull the same image at once, a fifth that comes late, and one that dies.
+//! agent; then four that pull the same image at once, a fifth that comes late, and one that dies; then
+//! what a node says of its GPUs.
 //!
 //! Everything runs in network namespaces of its own and is gone afterwards, also when it is stopped.
 //! An argument is the size of the second part's image in MiB.
 
+mod gpus;
 mod nodes;
 mod one_node;
 mod progress;
@@ -38,7 +40,9 @@ async fn demo() -> Result<()> {
     let size = nodes::Size::choose(size.transpose()?)?;
     one_node::show(release).await?;
     println!();
-    nodes::show(release, &size).await
+    nodes::show(release, &size).await?;
+    println!();
+    gpus::show().await
 }
 
 /// By Ctrl-C, or by whoever runs it: what was started goes with the caller's other branch.
