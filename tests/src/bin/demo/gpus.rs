@@ -27,7 +27,7 @@ pub(crate) async fn show() -> Result<()> {
     };
     eventually("both are read", async || is("Ready").await).await?;
     println!("\n$ darter status");
-    status(&agent, "Ready").await?;
+    status(&agent, "2 ready").await?;
     mock.set(&format!("{healthy}lost = true\n"))?;
     eventually("one is lost", async || is("NotReady").await).await?;
     println!("\nThe second falls off its bus:\n\n$ darter status");
