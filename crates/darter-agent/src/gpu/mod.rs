@@ -21,11 +21,10 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::oneshot;
+use darter_core::ready::Check;
+use tokio::sync::{Notify, oneshot};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
-
-use darter_core::ready::Check;
 
 use self::calls::InCall;
 use self::exposition::Exposition;
@@ -44,8 +43,8 @@ use crate::metrics::Metrics;
 const HUNG_MIN: Duration = Duration::from_secs(15);
 /// For how long what the kubelet said holds, at the least: it restarts in seconds.
 const KUBELET_MIN: Duration = Duration::from_secs(30);
-/// How often this node looks whether a call hangs.
-const LOOK: Duration = Duration::from_secs(1);
+/// What hangs where no call does: the thread that asks has ended, or waits for the one that hears events.
+const NO_ROUND: &str = "no_round";
 /// How long the stop waits for NVML to be shut down. An open handle keeps a driver from being unloaded.
 const SHUTDOWN: Duration = Duration::from_secs(2);
 
@@ -60,6 +59,8 @@ pub struct Gpus {
 struct Shared {
     settings: config::Gpu,
     snapshot: Mutex<Arc<Snapshot>>,
+    /// Another snapshot is there.
+    published: Notify,
     /// The call that runs now.
     call: Mutex<Option<InCall>>,
     /// What was concluded last; nothing before the first look.
@@ -89,7 +90,8 @@ impl Gpus {
         let judgement = Mutex::new(None);
         let xids = Xids::open(settings, data);
         let (settings, kubelet) = (settings.clone(), Kubelet::default());
-        Self { shared: Arc::new(Shared { settings, snapshot, call, judgement, xids, kubelet }), is_on }
+        let published = Notify::new();
+        Self { shared: Arc::new(Shared { settings, snapshot, published, call, judgement, xids, kubelet }), is_on }
     }
 
     /// For readers.
@@ -128,20 +130,21 @@ impl Gpus {
         }
     }
 
-    /// Judges what was read, and says what changes: that NVML hangs, that GPUs are not ready any more.
+    /// Judges each round, and says what changes: that NVML hangs, that GPUs are not ready any more.
     async fn watch(&self, orders: SyncSender<Stop>, ended: &mut oneshot::Receiver<()>, stop: CancellationToken) {
         let mut judge = Judge::new(self.view(), &self.shared.settings);
-        let mut judge_at = Instant::now();
-        let mut hangs = false;
+        let late = self.shared.settings.interval.0 * 2;
+        let (mut hangs, mut has_ended) = (false, false);
         loop {
             tokio::select! {
                 () = stop.cancelled() => break,
-                // Only a panic ends it before the stop.
-                _ = &mut *ended => {
+                // Only a panic ends it before the stop. Its last word grows old, and is judged so.
+                _ = &mut *ended, if !has_ended => {
                     error!("the thread that asks NVML has ended: this node does not report its GPUs any more");
-                    return stop.cancelled().await;
+                    has_ended = true;
                 }
-                () = tokio::time::sleep(LOOK) => {}
+                // No round is news too, and the host and the kubelet have theirs.
+                _ = tokio::time::timeout(late, self.shared.published.notified()) => {}
             }
             let hung = self.view().now().hung;
             match (hung, hangs) {
@@ -150,10 +153,10 @@ impl Gpus {
                 _ => {}
             }
             hangs = hung.is_some();
-            if judge_at <= Instant::now() {
-                judge_at = Instant::now() + self.shared.settings.interval.0;
-                self.judge(&mut judge).await;
-            }
+            self.judge(&mut judge).await;
+        }
+        if has_ended {
+            return;
         }
         // Full or without a receiver: it stops already.
         let _ = orders.try_send(Stop);
@@ -166,7 +169,9 @@ impl Gpus {
     async fn follow(&self, stop: CancellationToken) {
         let config::Gpu { pod_resources, interval, .. } = &self.shared.settings;
         if let Some(socket) = pod_resources.clone() {
-            self.shared.kubelet.follow(socket, interval.0, stop).await;
+            // Nobody is asked on a node that has no GPU.
+            let has_gpus = || !self.view().now().snapshot.gpus.is_empty();
+            self.shared.kubelet.follow(socket, interval.0, has_gpus, stop).await;
         }
     }
 
@@ -209,8 +214,11 @@ impl View {
     pub fn now(&self) -> Now {
         let limit = HUNG_MIN.max(self.0.settings.interval.0 * 3);
         let call = *lock(&self.0.call);
-        let hung = call.map(|call| (call.name, call.since.elapsed())).filter(|(_, since)| *since >= limit);
-        Now { snapshot: lock(&self.0.snapshot).clone(), hung }
+        let snapshot = lock(&self.0.snapshot).clone();
+        let calling = call.map(|call| (call.name, call.since.elapsed()));
+        let silent = snapshot.round.map(|round| (NO_ROUND, round.ended.elapsed()));
+        let hung = [calling, silent].into_iter().flatten().find(|(_, since)| *since >= limit);
+        Now { snapshot, hung }
     }
 
     /// What is concluded of the GPUs; nothing before the first look, and where nobody looks.
@@ -250,9 +258,35 @@ impl Now {
 impl Shared {
     fn publish(&self, snapshot: Snapshot) {
         *lock(&self.snapshot) = Arc::new(snapshot);
+        self.published.notify_one();
     }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use super::sample::{Round, Versions};
+    use super::*;
+
+    #[test]
+    fn a_thread_that_brings_no_round_any_more_hangs_though_no_call_does() {
+        let data = tempfile::tempdir().unwrap();
+        let gpus = Gpus::new(&config::Config::embedded().gpu, data.path());
+        let view = gpus.view();
+        let hung_after = |age: Duration| {
+            let ended = Instant::now().checked_sub(age).unwrap();
+            let round = Some(Round { at: SystemTime::now(), ended, took: Duration::ZERO });
+            gpus.shared.publish(Snapshot { driver: Driver::Running(Versions::default()), gpus: Vec::new(), round });
+            view.now().hung.map(|(call, _)| call)
+        };
+        assert_eq!(hung_after(Duration::from_secs(14)), None);
+        assert_eq!(hung_after(Duration::from_secs(16)), Some(NO_ROUND));
+        *lock(&gpus.shared.call) = Some(InCall { name: "power_usage", since: Instant::now() });
+        assert_eq!(hung_after(Duration::from_secs(16)), Some(NO_ROUND), "the call is new");
+    }
 }

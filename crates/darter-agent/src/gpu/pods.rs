@@ -82,11 +82,21 @@ impl Kubelet {
         lock(&self.said).as_ref().filter(|(at, _)| at.elapsed() <= most).map(|(_, pods)| pods.clone())
     }
 
-    /// Asks again and again until `stop`.
-    pub(super) async fn follow(&self, socket: PathBuf, every: Duration, stop: CancellationToken) {
+    /// Asks again and again until `stop`, as long as somebody wants to know.
+    pub(super) async fn follow(
+        &self,
+        socket: PathBuf,
+        every: Duration,
+        is_wanted: impl Fn() -> bool,
+        stop: CancellationToken,
+    ) {
         let mut channel = None;
         let mut fails = None;
         while !stop.is_cancelled() {
+            if !is_wanted() {
+                let _ = tokio::time::timeout(every, stop.cancelled()).await;
+                continue;
+            }
             let asked = tokio::time::timeout(PATIENCE, ask(&socket, &mut channel)).await;
             match asked.unwrap_or_else(|_| Err(tonic::Status::deadline_exceeded("no answer in time"))) {
                 Ok(pods) => {

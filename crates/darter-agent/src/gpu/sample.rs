@@ -18,6 +18,8 @@ pub struct Snapshot {
 pub struct Round {
     /// When it ended, by the clock.
     pub at: SystemTime,
+    /// The same, for its age.
+    pub ended: Instant,
     /// How long it took.
     pub took: Duration,
 }

@@ -166,7 +166,7 @@ impl Thread<'_> {
             if is_slow {
                 slow_at = began + settings.slow_interval.0;
             }
-            let round = Round { at: SystemTime::now(), took: began.elapsed() };
+            let round = Round { at: SystemTime::now(), ended: Instant::now(), took: began.elapsed() };
             let gpus = seats.iter().map(|seat| seat.gpu.clone()).collect::<Vec<_>>();
             if gpus.iter().any(|gpu| gpu.is_lost) {
                 let later = (settings.slow_interval.0 * 2 * self.searches).min(SEARCH_MAX);
