@@ -56,6 +56,17 @@ async fn errors_that_are_not_fatal_degrade_a_node_as_the_operator_says() -> Resu
     let mock = Mock::fixture("xid-94")?;
     let strict = mock.options(1)?.set("gpu.xid_fatal", toml_edit::Array::from_iter([94]));
     becomes(&Agent::start(strict).await?, "NotReady", "FatalXid(94)").await?;
+    // A code that the operator calls fatal has a series before it comes, as the others have.
+    let healthy = Mock::fixture("h200-idle")?;
+    let watchful = Agent::start(healthy.options(1)?.set("gpu.xid_fatal", toml_edit::Array::from_iter([31]))).await?;
+    let has_series = async || {
+        let metrics = watchful.metrics().await?;
+        let of = |(series, _): &(String, f64)| {
+            series.starts_with("darter_gpu_xid_errors_total") && series.contains("xid=\"31\"")
+        };
+        Ok(metrics.series().iter().any(of))
+    };
+    eventually("31 has a series", has_series).await?;
     let mild = mock.options(1)?.set("gpu.xid_ignore", toml_edit::Array::from_iter([94]));
     let agent = Agent::start(mild).await?;
     let counted = async || Ok(agent.metrics().await?.sum("darter_gpu_xid_errors_total", &[("xid", "94")]) == 1.0);

@@ -13,7 +13,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use darter_core::gpu::xid::{self, Event, Facts, LinkFault, Outstanding, Record};
+use darter_core::gpu::xid::{self, Event, Facts, Outstanding, Record};
 use darter_core::gpu::{PciAddress, Time};
 use nvml_wrapper::bitmasks::event::EventTypes;
 use nvml_wrapper::enums::event::XidError;
@@ -39,6 +39,8 @@ const RECORD_MAX: usize = 8192;
 pub(super) struct Xids {
     record: Mutex<Record>,
     policy: xid::Policy,
+    /// Codes that are fatal, the operator's own included: each has a series before it comes.
+    fatal: Vec<u32>,
     file: PathBuf,
     /// Somebody listens, or has listened before: that nothing was heard means something.
     is_heard: AtomicBool,
@@ -62,7 +64,11 @@ impl Xids {
             Some(stored) => Record::restore(stored, boot.trim()),
             None => Record::new(boot.trim()),
         };
-        Self { record: Mutex::new(record), policy: settings.xids(), file, is_heard: AtomicBool::new(false) }
+        let policy = settings.xids();
+        let known = xid::catalogue().into_iter().map(|entry| entry.xid);
+        let known = known.chain(settings.xid_fatal.iter().copied());
+        let fatal = known.filter(|xid| policy.worst(*xid) == xid::Verdict::Fatal).collect();
+        Self { record: Mutex::new(record), policy, fatal, file, is_heard: AtomicBool::new(false) }
     }
 
     /// Notes an error, and says so if it is new.
@@ -87,8 +93,9 @@ impl Xids {
     /// What stands against GPUs; nothing where nobody listens. `actions`: the recovery action of each.
     pub(super) fn outstanding(&self, actions: &BTreeMap<PciAddress, u32>) -> Option<Vec<Outstanding>> {
         let facts = |pci| Facts { has_nvlink: None, recovery_action: actions.get(&pci).copied() };
-        let is_heard = self.is_heard.load(Ordering::Relaxed) || !lock(&self.record).noted().is_empty();
-        is_heard.then(|| lock(&self.record).outstanding(&self.policy, facts))
+        let record = lock(&self.record);
+        let is_heard = self.is_heard.load(Ordering::Relaxed) || !record.noted().is_empty();
+        is_heard.then(|| record.outstanding(&self.policy, facts))
     }
 
     /// Of one GPU: each code with how often it came. Fatal codes that never came with 0 times, so that their
@@ -97,8 +104,7 @@ impl Xids {
         if !self.is_heard.load(Ordering::Relaxed) {
             return Vec::new();
         }
-        let fatal = xid::catalogue().into_iter().filter(|entry| entry.verdict == xid::Verdict::Fatal);
-        let mut counts: BTreeMap<_, _> = fatal.map(|entry| (entry.xid, (0, None))).collect();
+        let mut counts: BTreeMap<_, _> = self.fatal.iter().map(|xid| (*xid, (0, None))).collect();
         let (now, booted) = (SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default(), since_boot());
         for noted in lock(&self.record).noted().iter().filter(|noted| noted.pci == pci) {
             let at = now.saturating_sub(booted.since(noted.last)).as_secs_f64();
@@ -133,6 +139,7 @@ impl Xids {
                 Err(error) => {
                     failures += 1;
                     debug!(%error, "no event of a GPU could be waited for");
+                    // It may fail at once, again and again.
                     std::thread::sleep(WAIT);
                 }
             }
@@ -165,7 +172,6 @@ impl Xids {
     fn take(&self, record: &str) {
         let Some((at, text)) = xid::kmsg(record) else { return };
         let Some(xid::Line { pci, xid, link }) = xid::parse(text) else { return };
-        let link: Option<LinkFault> = link;
         self.note(&Event { at, pci, xid, link });
     }
 }
