@@ -38,8 +38,8 @@ demo: needs-root build ## One node pulls through an agent; then four at once, a 
 
 test: control-plane ## Every test, against real containerd and registries, and a real kube-apiserver
 	@rm -f -- "$(DARTER_NOT_RUN)"
-	@echo "== building the agent that the tests start, and its mock of the GPU library"
-	cargo build --locked -p darter -p darter-nvml-mock
+	@echo "== building the agent that the tests start"
+	cargo build --locked -p darter
 	@echo "== testing"
 	cargo test --locked --workspace --no-fail-fast | tee "$(TEST_LOG)" || { scripts/test-summary "$(TEST_LOG)" FAILED; exit 1; }
 	@scripts/test-summary "$(TEST_LOG)"
@@ -70,7 +70,6 @@ bench-sim: tools ## Swarms of up to 10,000 nodes, played: the last node against 
 	cargo run --release --locked -p darter-benches --bin sim -- $(SIM_ROWS)
 
 bench-gpu: build ## What it costs to watch GPUs, with a mock of eight
-	cargo build --release --locked -p darter-nvml-mock
 	cargo run --release --locked -p darter-benches --bin gpu
 
 clean: ## Remove build products and test tools

@@ -55,7 +55,10 @@ async fn a_gpu_is_joined_with_the_pod_that_has_it() -> Result<()> {
     ensure!(metrics.sum("DCGM_FI_DEV_POWER_USAGE", &[("pod", "serve-0"), ("namespace", "team")]) > 0.0);
     // A kubelet that restarts takes nothing away, and is heard again.
     kubelet.stop();
-    tokio::time::sleep(std::time::Duration::from_millis(1500)).await;
+    let round =
+        async || Ok::<_, anyhow::Error>(agent.metrics().await?.sum("darter_gpu_collect_timestamp_seconds", &[]));
+    let before = round().await?;
+    eventually("the kubelet was asked in vain", async || Ok(round().await? > before + 2.0)).await?;
     assert_eq!(allocations(&agent).await?, wanted);
     kubelet.set(&[], &[("nvidia.com/gpu", &[UUID])]);
     kubelet.start_again()?;

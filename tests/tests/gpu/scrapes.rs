@@ -173,12 +173,17 @@ async fn a_node_without_a_driver_says_nothing_of_gpus_and_is_ready() -> Result<(
         return Ok(());
     }
     let mock = Mock::fixture("h200-idle")?;
-    let without = mock.options(1)?.set("gpu.library", "/nonexistent/libnvidia-ml.so.1");
+    let without = mock.options(0)?.set("gpu.library", "/nonexistent/libnvidia-ml.so.1");
     let agent = Agent::start(without).await?;
     let asked = async || Ok(agent.metrics().await?.sum("darter_nvml_call_seconds_count", &[("call", "init")]) >= 1.0);
     eventually("it was looked for", asked).await?;
+    becomes(&agent, "NotApplicable", "").await?;
     assert_eq!(gpu_series(&agent).await?, "\n");
     ensure!(agent.log().contains("no NVML"), "{}", agent.log());
+    // One that has a GPU on its bus misses the library.
+    let another = Mock::fixture("h200-idle")?;
+    let lacking = another.options(1)?.set("gpu.library", "/nonexistent/libnvidia-ml.so.1");
+    becomes(&Agent::start(lacking).await?, "NotReady", "LibraryNotFound").await?;
     let off = Agent::start(mock.options(1)?.set("gpu.mode", "off")).await?;
     assert_eq!(off.metrics().await?.sum("darter_nvml_init_total", &[]), 0.0);
     Ok(())
