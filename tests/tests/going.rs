@@ -92,8 +92,8 @@ async fn a_node_that_karpenter_disrupts_hears_of_it_and_of_the_end_of_it() -> Re
     let place: Place = network.node(0);
     let options = Options::new(&place)
         .set("swarm.key_file", dir.join("swarm.key").display().to_string())
-        .set("going.node", "gpu-1")
-        .set("going.kubeconfig", plane.kubeconfig("gpu", &token)?.display().to_string());
+        .set("kubernetes.node", "gpu-1")
+        .set("kubernetes.kubeconfig", plane.kubeconfig("gpu", &token)?.display().to_string());
     let agent = Agent::start(options).await?;
     let says = |text: &str| agent.log().contains(text);
     let advice = "needs a ClusterRole that lets it get, list and watch the node gpu-1";

@@ -194,7 +194,7 @@ fn options(place: &Place, dir: &Path) -> Options {
 
 /// One that watches `darter` from outside of the cluster.
 fn outside(options: Options, kubeconfig: &Path) -> Options {
-    options.set("swarm.service", "gpu/darter").set("swarm.kubeconfig", kubeconfig.display().to_string())
+    options.set("swarm.service", "gpu/darter").set("kubernetes.kubeconfig", kubeconfig.display().to_string())
 }
 
 async fn eventually(agent: &Agent, what: &str, mut holds: impl AsyncFnMut() -> Result<bool>) -> Result<()> {

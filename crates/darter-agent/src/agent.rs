@@ -204,7 +204,7 @@ impl Agent {
 /// This node's name: Kubernetes', where it was told.
 fn node(config: &Config) -> String {
     let host = || rustix::system::uname().nodename().to_string_lossy().into_owned();
-    config.going.node.clone().unwrap_or_else(host)
+    config.kubernetes.node.clone().unwrap_or_else(host)
 }
 
 /// Adds the ECR registry of this node's account and region, as configured or found out.

@@ -53,14 +53,11 @@ pub(crate) enum Told<K> {
     Event(watcher::Event<K>),
 }
 
-/// Who asks an API server: the kubeconfig, or none where every pod is told, and the key in our configuration
-/// that names it.
-pub(crate) type Credentials<'a> = (Option<&'a Path>, &'a str);
-
-/// Watches for ever; credentials are read anew when they fail. `watch` is given a client and the namespace of
-/// this pod, or of the kubeconfig's context. Each change is said by `teller`.
+/// Watches for ever, as the user of `kubeconfig`, or without one as every pod is told; credentials are read anew
+/// when they fail. `watch` is given a client and the namespace of this pod, or of the kubeconfig's context. Each
+/// change is said by `teller`.
 pub(crate) async fn follow<K>(
-    (kubeconfig, key): Credentials<'_>,
+    kubeconfig: Option<&Path>,
     mut teller: Teller<'_>,
     watch: impl Fn(Client, String) -> Watch<K>,
     mut tell: impl FnMut(Told<K>),
@@ -68,7 +65,7 @@ pub(crate) async fn follow<K>(
     K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
 {
     loop {
-        match connect(kubeconfig, key).await {
+        match connect(kubeconfig).await {
             Ok(Connected { client, namespace, heard }) => {
                 until_stale(watch(client, namespace), &heard, &mut teller, &mut tell).await;
             }
@@ -118,18 +115,17 @@ struct Connected {
     heard: Arc<Notify>,
 }
 
-/// Reads credentials: those of a kubeconfig, else those that every pod is given. `key` is the one in our
-/// configuration that names the kubeconfig.
+/// Reads credentials: those of a kubeconfig, else those that every pod is given.
 ///
 /// # Errors
 /// Why there are none, for people.
-async fn connect(kubeconfig: Option<&Path>, key: &str) -> Result<Connected, String> {
+async fn connect(kubeconfig: Option<&Path>) -> Result<Connected, String> {
     let mut config = match kubeconfig {
-        Some(path) => read(path, key).await?,
+        Some(path) => read(path).await?,
         None => Config::incluster().map_err(|error| {
             format!(
                 "this is no pod of a cluster, or its service account is not mounted \
-                (automountServiceAccountToken); elsewhere set {key}: {}",
+                (automountServiceAccountToken); elsewhere set kubernetes.kubeconfig: {}",
                 chain(&error)
             )
         })?,
@@ -148,9 +144,10 @@ async fn connect(kubeconfig: Option<&Path>, key: &str) -> Result<Connected, Stri
     Ok(Connected { client: builder.with_layer(&layer).build(), namespace, heard })
 }
 
-async fn read(path: &Path, key: &str) -> Result<Config, String> {
-    let wrong =
-        |error: kube::config::KubeconfigError| format!("cannot use {} ({key}): {}", path.display(), chain(&error));
+async fn read(path: &Path) -> Result<Config, String> {
+    let wrong = |error: kube::config::KubeconfigError| {
+        format!("cannot use {} (kubernetes.kubeconfig): {}", path.display(), chain(&error))
+    };
     let file = Kubeconfig::read_from(path).map_err(wrong)?;
     Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.map_err(wrong)
 }

@@ -75,11 +75,9 @@ pub(super) fn check(config: &Config) -> Result<(), Fault> {
     check_outside(origin, aws)?;
     check_swarm(config)?;
     check_gpu(&config.gpu)?;
-    require(config.going.node.is_none() || config.swarm.key_file.is_some(), "going.node", || {
-        "has no meaning without swarm.key_file: only a swarm takes over what a node has that goes".to_owned()
-    })?;
-    require(config.going.node.is_some() || config.going.kubeconfig.is_none(), "going.kubeconfig", || {
-        "has no meaning without going.node".to_owned()
+    let asks = config.kubernetes.node.is_some() || config.swarm.service.is_some();
+    require(asks || config.kubernetes.kubeconfig.is_none(), "kubernetes.kubeconfig", || {
+        "has no meaning without kubernetes.node or swarm.service: nothing is asked of an API server".to_owned()
     })?;
     check_registries(config)?;
     if let Some(default) = &mirror.default_registry {
@@ -138,12 +136,9 @@ const HANDOVER_MAX: Duration = Duration::from_secs(600);
 fn check_swarm(config: &Config) -> Result<(), Fault> {
     let Config { mirror, admin, swarm, .. } = config;
     let Swarm { listen, exchange_listen, dns, service, peers, max_members, .. } = swarm;
-    let of_service = [("endpoint_port", swarm.endpoint_port.is_some()), ("kubeconfig", swarm.kubeconfig.is_some())];
-    for (key, is_set) in of_service {
-        require(service.is_some() || !is_set, &format!("swarm.{key}"), || {
-            "has no meaning without swarm.service".to_owned()
-        })?;
-    }
+    require(service.is_some() || swarm.endpoint_port.is_none(), "swarm.endpoint_port", || {
+        "has no meaning without swarm.service".to_owned()
+    })?;
     if swarm.key_file.is_none() {
         require(!config.seed.enabled, "seed.enabled", || {
             "has no meaning without swarm.key_file: a seed keeps what other nodes pull".to_owned()

@@ -6,6 +6,7 @@
 
 mod check;
 mod gpu;
+mod kubernetes;
 mod layers;
 mod registries;
 #[cfg(test)]
@@ -22,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use crate::swarm::discovery::{ServiceName, ServicePort};
 
 pub use gpu::{DcgmNames, Gpu, GpuMode};
+pub use kubernetes::Kubernetes;
 pub use layers::{ConfigError, Layers};
 
 /// The commented default configuration: what `darter config default` prints.
@@ -43,6 +45,7 @@ pub struct Config {
     pub swarm: Swarm,
     pub seed: Seed,
     pub going: Going,
+    pub kubernetes: Kubernetes,
     pub gpu: Gpu,
     pub aws: Aws,
     #[serde(default, rename = "registry", skip_serializing_if = "Vec::is_empty")]
@@ -215,8 +218,6 @@ pub struct Swarm {
     pub service: Option<ServiceName>,
     #[serde(with = "optional")]
     pub endpoint_port: Option<ServicePort>,
-    #[serde(with = "optional")]
-    pub kubeconfig: Option<PathBuf>,
     pub peers: Vec<String>,
     pub lookup_every: Seconds,
     #[serde(with = "optional")]
@@ -244,10 +245,6 @@ pub struct Seed {
 #[serde(deny_unknown_fields)]
 pub struct Going {
     pub spot_notice: SpotNotice,
-    #[serde(with = "optional")]
-    pub node: Option<String>,
-    #[serde(with = "optional")]
-    pub kubeconfig: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]

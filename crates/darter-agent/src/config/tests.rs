@@ -111,12 +111,10 @@ fn a_swarm_that_cannot_work_is_named_with_its_line() {
 }
 
 #[test]
-fn a_node_that_is_watched_takes_a_swarm_that_takes_over() {
-    let error = refused("[going]\nnode = \"gpu-1\"\n");
-    assert!(error.starts_with("darter.toml:2: going.node") && error.contains("swarm.key_file"), "{error}");
-    let error = refused("[swarm]\nkey_file = \"/k\"\n[going]\nkubeconfig = \"/c\"\n");
-    assert!(error.contains("going.kubeconfig"), "{error}");
-    assert!(file("[swarm]\nkey_file = \"/k\"\n[going]\nnode = \"gpu-1\"\n").is_ok());
+fn credentials_for_an_api_server_that_nobody_asks_are_a_mistake() {
+    let error = refused("[swarm]\nkey_file = \"/k\"\n[kubernetes]\nkubeconfig = \"/c\"\n");
+    assert!(error.starts_with("darter.toml:4: kubernetes.kubeconfig") && error.contains("swarm.service"), "{error}");
+    assert!(file("[kubernetes]\nnode = \"gpu-1\"\nkubeconfig = \"/c\"\n").is_ok());
 }
 
 #[test]
@@ -157,17 +155,15 @@ fn a_service_that_cannot_be_watched_is_named_with_its_line() {
     assert!(error.starts_with("darter.toml:3: ") && error.contains("namespace/name"), "{error}");
     let error = refused("[swarm]\nkey_file = \"/k\"\nservice = \"darter\"\nendpoint_port = \"0\"\n");
     assert!(error.starts_with("darter.toml:4: ") && error.contains("`0` is not a port"), "{error}");
-    let error = refused("[swarm]\nkey_file = \"/k\"\nkubeconfig = \"/c\"\n");
-    assert!(error.starts_with("darter.toml:3: swarm.kubeconfig") && error.contains("swarm.service"), "{error}");
     let error = refused("[swarm]\nkey_file = \"/k\"\nendpoint_port = \"control\"\n");
     assert!(error.starts_with("darter.toml:3: swarm.endpoint_port"), "{error}");
     let error = refused("[swarm]\nservice = \"darter\"\n");
     assert!(error.contains("swarm.key_file") && error.contains("without a key"), "{error}");
     let error = refused("[swarm]\nkey_file = \"/k\"\nlisten = \"0.0.0.0:0\"\nservice = \"darter\"\n");
     assert!(error.starts_with("darter.toml:3: swarm.listen") && error.contains("swarm.endpoint_port"), "{error}");
-    let all =
-        "[swarm]\nkey_file = \"/k\"\nservice = \"gpu/darter\"\nendpoint_port = \"control\"\nkubeconfig = \"/c\"\n";
-    let swarm = file(&format!("{all}dns = \"darter.gpu.svc\"\npeers = [\"10.0.0.1:4002\"]\n")).unwrap().swarm;
+    let all = "[swarm]\nkey_file = \"/k\"\nservice = \"gpu/darter\"\nendpoint_port = \"control\"\n";
+    let rest = "[kubernetes]\nkubeconfig = \"/c\"\n";
+    let swarm = file(&format!("{all}dns = \"darter.gpu.svc\"\npeers = [\"10.0.0.1:4002\"]\n{rest}")).unwrap().swarm;
     assert_eq!(swarm.service.unwrap().to_string(), "gpu/darter", "several ways at once are no contradiction");
 }
 
@@ -293,7 +289,7 @@ fn keys_that_need_each_other_may_be_set_in_any_order() {
     let all = [
         ("DARTER_SWARM_ENDPOINT_PORT", "control"),
         ("DARTER_SWARM_KEY_FILE", "/k"),
-        ("DARTER_SWARM_KUBECONFIG", "/c"),
+        ("DARTER_KUBERNETES_KUBECONFIG", "/c"),
         ("DARTER_SWARM_SERVICE", "darter"),
         // Of a Service called darter-swarm.
         ("DARTER_SWARM_SERVICE_HOST", "10.0.0.7"),
@@ -301,9 +297,10 @@ fn keys_that_need_each_other_may_be_set_in_any_order() {
     ];
     let swarm = set(&all).unwrap().swarm;
     assert_eq!((swarm.endpoint_port, swarm.dns), (Some(ServicePort::Named("control".to_owned())), None));
-    let error = set(&[("DARTER_MIRROR_LINGER", "1s"), ("DARTER_SWARM_KUBECONFIG", "/c"), ("DARTER_SWARM_ZONE", "a")]);
+    let error =
+        set(&[("DARTER_MIRROR_LINGER", "1s"), ("DARTER_KUBERNETES_KUBECONFIG", "/c"), ("DARTER_SWARM_ZONE", "a")]);
     let error = error.unwrap_err().to_string();
-    assert!(error.starts_with("environment variable DARTER_SWARM_KUBECONFIG: swarm.kubeconfig: "), "{error}");
+    assert!(error.starts_with("environment variable DARTER_KUBERNETES_KUBECONFIG: kubernetes.kubeconfig: "), "{error}");
 }
 
 #[test]

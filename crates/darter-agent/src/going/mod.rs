@@ -47,11 +47,12 @@ impl Notices {
     /// As configured. Nobody is asked yet.
     pub fn new(config: &Config, metrics: Arc<Metrics>) -> Self {
         // Without a swarm nobody takes over what this node has.
-        let is_of_use = config.swarm.key_file.is_some() && config.going.spot_notice == SpotNotice::Auto;
-        let spot = is_of_use && (config.aws.imds_endpoint.is_some() || imds::is_ec2());
-        let node = config.going.node.clone().map(|name| NodeWatch {
+        let is_of_use = config.swarm.key_file.is_some();
+        let asks = is_of_use && config.going.spot_notice == SpotNotice::Auto;
+        let spot = asks && (config.aws.imds_endpoint.is_some() || imds::is_ec2());
+        let node = config.kubernetes.node.clone().filter(|_| is_of_use).map(|name| NodeWatch {
             name,
-            kubeconfig: config.going.kubeconfig.clone(),
+            kubeconfig: config.kubernetes.kubeconfig.clone(),
             metrics: metrics.clone(),
         });
         Self { spot: spot.then(|| config.aws.clone()), node, metrics }

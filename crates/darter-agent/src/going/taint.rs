@@ -48,13 +48,13 @@ impl NodeWatch {
             }
             Told::Event(watcher::Event::Init) => is_there = false,
             Told::Event(watcher::Event::InitDone) if !is_there => {
-                warn!(node = name, "there is no such node; is going.node its name in Kubernetes (spec.nodeName)?");
+                warn!(node = name, "there is no such node; is kubernetes.node its name in Kubernetes (spec.nodeName)?");
             }
             // Who is deleted there runs on until it is stopped.
             Told::Event(watcher::Event::Delete(_) | watcher::Event::InitDone) => {}
         };
         let teller = Teller::new(trouble, &self.metrics.node_watch_errors);
-        follow((self.kubeconfig.as_deref(), "going.kubeconfig"), teller, watch, tell).await;
+        follow(self.kubeconfig.as_deref(), teller, watch, tell).await;
     }
 }
 

@@ -24,7 +24,7 @@ use super::key::{self, KeyError};
 use super::shelf::{Others, Shelf};
 use super::tokens::Tokens;
 use super::witnesses::Witnesses;
-use crate::config::{self, Config};
+use crate::config::Config;
 use crate::going::Reason;
 use crate::images::Memory;
 use crate::log::chain;
@@ -106,7 +106,7 @@ impl SwarmPart {
         let shown = exchange::Identity::new(identity.keypair().clone())?;
         let dns = swarm.dns.as_deref();
         let (port, every, max) = (swarm.listen.port(), swarm.lookup_every.0, swarm.max_members);
-        let service = service(swarm, &directory, metrics.clone());
+        let service = service(config, &directory, metrics.clone());
         // The DNS name has everybody, and so has the Service.
         let wants_peers = dns.is_none() && service.is_none();
         let discovery = Discovery::new(&swarm.peers, dns, port, every, max).watching(service);
@@ -266,12 +266,13 @@ async fn run_errands(mut errands: mpsc::Receiver<Errand>, pulls: Pulls, swarm: S
 }
 
 /// The Service to watch, if one is configured.
-fn service(swarm: &config::Swarm, directory: &Path, metrics: Arc<Metrics>) -> Option<ServiceWatch> {
+fn service(config: &Config, directory: &Path, metrics: Arc<Metrics>) -> Option<ServiceWatch> {
+    let swarm = &config.swarm;
     Some(ServiceWatch {
         service: swarm.service.clone()?,
         port: swarm.endpoint_port.clone().unwrap_or_else(|| ServicePort::Number(swarm.listen.port())),
         is_ipv6: swarm.listen.is_ipv6(),
-        kubeconfig: swarm.kubeconfig.clone(),
+        kubeconfig: config.kubernetes.kubeconfig.clone(),
         file: directory.join("members.json"),
         max: swarm.max_members,
         metrics,

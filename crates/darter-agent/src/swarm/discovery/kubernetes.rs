@@ -72,7 +72,7 @@ impl ServiceWatch {
             }
         };
         let teller = Teller::new(trouble, &self.metrics.swarm_watch_errors);
-        follow((self.kubeconfig.as_deref(), "swarm.kubeconfig"), teller, watch, tell).await;
+        follow(self.kubeconfig.as_deref(), teller, watch, tell).await;
     }
 
     fn works(&self, addresses: usize) {
