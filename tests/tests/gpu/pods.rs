@@ -68,6 +68,39 @@ async fn a_gpu_is_joined_with_the_pod_that_has_it() -> Result<()> {
 }
 
 #[tokio::test]
+async fn a_gpu_that_is_cut_up_while_the_agent_runs_has_its_parts_and_their_pods() -> Result<()> {
+    if !can_run("a_gpu_that_is_cut_up_while_the_agent_runs_has_its_parts_and_their_pods", &NEEDS) {
+        return Ok(());
+    }
+    let (mock, kubelet) = (Mock::fixture("h200-idle")?, Kubelet::start()?);
+    let agent = agent(&mock, &kubelet).await?;
+    let parts = async || anyhow::Ok(agent.metrics().await?.sum("darter_gpu_mig_info", &[("uuid", UUID)]));
+    let read = async || Ok(agent.metrics().await?.sum("darter_gpu_power_limit_watts", &[]) > 0.0);
+    eventually("the GPU was read", read).await?;
+    assert_eq!(parts().await?, 0.0);
+    // From Hopper on that takes no reset.
+    mock.set("base = 'h200-mig'")?;
+    eventually("its parts are told", async || Ok(parts().await? == 5.0)).await?;
+    let slice = "MIG-4a2b6f10-0000-5000-8000-000000000203";
+    kubelet.set(&[("team", "slice-0", "main", "nvidia.com/mig-1g.18gb", &[slice])], &[]);
+    let wanted = format!(
+        r#"{{uuid="{UUID}",mig_uuid="{slice}",namespace="team",pod="slice-0",container="main",resource="nvidia.com/mig-1g.18gb"}}"#
+    );
+    eventually("its pod is told", async || Ok(allocations(&agent).await? == [wanted.clone()])).await?;
+    let metrics = agent.metrics().await?;
+    let of = [("mig_uuid", slice), ("profile", "1g.18gb"), ("multiprocessors", "16")];
+    assert_eq!(metrics.sum("darter_gpu_mig_info", &of), 1.0);
+    assert_eq!(metrics.sum("darter_gpu_mig_memory_total_bytes", &[("mig_uuid", slice)]), 17_179_869_184.0);
+    // What the whole card takes is not this pod's.
+    assert_eq!(metrics.sum("DCGM_FI_DEV_POWER_USAGE", &[("pod", "slice-0")]), 0.0);
+    ensure!(metrics.sum("DCGM_FI_DEV_POWER_USAGE", &[]) > 0.0);
+    // Holes among its parts, and what a part does not have, are no errors.
+    assert_eq!(metrics.sum("darter_nvml_errors_total", &[]), 0.0);
+    mock.set("base = 'h200-idle'")?;
+    eventually("it is in one piece again", async || Ok(parts().await? == 0.0)).await
+}
+
+#[tokio::test]
 async fn a_node_whose_plugin_gives_out_nothing_is_not_ready_until_it_does() -> Result<()> {
     if !can_run("a_node_whose_plugin_gives_out_nothing_is_not_ready_until_it_does", &NEEDS) {
         return Ok(());

@@ -103,7 +103,7 @@ fn of_gpu(gpu: &Gpu, now: &Now, view: &View, judgement: Option<&Judgement>) -> s
         uuid: gpu.identity.uuid.clone(),
         name: gpu.identity.name.clone(),
         pci_bus_id: gpu.identity.pci_bus_id.clone(),
-        is_mig: gpu.identity.is_mig,
+        is_mig: gpu.is_mig(),
         is_lost: gpu.is_lost,
         // One that does not answer does nothing that anybody knows of.
         state: if gpu.is_lost { Some(idle::State::Unknown) } else { idleness.map(|idleness| idleness.state) },

@@ -7,6 +7,8 @@
 
 use std::fmt::{Display, Write as _};
 
+use darter_core::gpu::Device;
+
 use super::exposition::number;
 use super::sample::{Driver, Fast, Gpu, Slow};
 use super::{Allocation, View};
@@ -152,8 +154,9 @@ impl View {
                 let xid = pci.and_then(|pci| self.0.xids.last(pci));
                 let reading = Reading { fast: now.young(&gpu.fast, fast), slow: now.young(&gpu.slow, slow), xid };
                 let owner = pods.as_ref().and_then(|pods| {
-                    // As dcgm-exporter: the last of those who share it.
-                    pods.of(&gpu.identity.uuid, gpu.identity.minor).last().cloned()
+                    // As dcgm-exporter: the last of those who share it. Who has a part has not its power and heat.
+                    let whole = |one: &&Allocation| !matches!(one.id.device, Device::Mig(_) | Device::MigOf(_));
+                    pods.of(gpu).filter(whole).last().cloned()
                 });
                 (labels(gpu, &host, driver, names, owner), reading)
             })

@@ -12,9 +12,9 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 
-use super::sample::{Driver, Fast, Gpu, Identity, Memory, Profile, Slow};
+use super::sample::{Driver, Fast, Gpu, Memory, Profile, Slow};
 use super::xids::{Count, Xids};
-use super::{Allocation, Judgement, Now, Pods, View, read};
+use super::{Allocation, Judgement, Now, Pods, View, mig, read};
 
 /// What Prometheus gets.
 #[derive(Debug)]
@@ -27,10 +27,10 @@ impl Exposition {
 }
 
 /// The labels of one series: names and values.
-type Labels<'a> = Vec<(&'static str, &'a str)>;
+pub(super) type Labels<'a> = Vec<(&'static str, &'a str)>;
 
 /// What one GPU gives for one metric.
-type Series<'a, T> = Vec<(Labels<'a>, T)>;
+pub(super) type Series<'a, T> = Vec<(Labels<'a>, T)>;
 
 impl Collector for Exposition {
     fn encode(&self, encoder: DescriptorEncoder<'_>) -> Result<(), Error> {
@@ -53,6 +53,7 @@ impl Collector for Exposition {
         heat_and_power(&mut page, &gpus)?;
         clocks(&mut page, &gpus)?;
         errors(&mut page, &gpus)?;
+        mig::show(&mut page, &gpus)?;
         reported(&mut page, &gpus, &self.0.0.xids)?;
         if let Some(pods) = self.0.pods() {
             allocations(&mut page, &gpus, &pods)?;
@@ -65,18 +66,18 @@ impl Collector for Exposition {
 }
 
 /// One GPU with what is known of it now.
-struct Shown<'a> {
-    gpu: &'a Gpu,
-    fast: Option<&'a Fast>,
-    slow: Option<&'a Slow>,
+pub(super) struct Shown<'a> {
+    pub(super) gpu: &'a Gpu,
+    pub(super) fast: Option<&'a Fast>,
+    pub(super) slow: Option<&'a Slow>,
 }
 
-struct Page<'a> {
+pub(super) struct Page<'a> {
     encoder: DescriptorEncoder<'a>,
 }
 
 impl Page<'_> {
-    fn gauge(&mut self, name: &str, help: &str, series: Series<'_, f64>) -> Result<(), Error> {
+    pub(super) fn gauge(&mut self, name: &str, help: &str, series: Series<'_, f64>) -> Result<(), Error> {
         if series.is_empty() {
             return Ok(());
         }
@@ -330,10 +331,7 @@ fn errors(page: &mut Page<'_>, gpus: &[Shown<'_>]) -> Result<(), Error> {
 /// Who has which GPU: to be joined with what is said of the hardware, by the uuid.
 fn allocations(page: &mut Page<'_>, gpus: &[Shown<'_>], pods: &Pods) -> Result<(), Error> {
     let series = pods.allocations.iter().map(|allocation| {
-        let owner = gpus.iter().find(|shown| {
-            let Identity { uuid, minor, .. } = &shown.gpu.identity;
-            pods.of(uuid, *minor).any(|own| own == allocation)
-        });
+        let owner = gpus.iter().find(|shown| pods.of(shown.gpu).any(|own| own == allocation));
         let Allocation { id, resource, namespace, pod, container } = allocation;
         let uuid = owner.map(|shown| shown.gpu.identity.uuid.as_str());
         let mig = if let Device::Mig(uuid) = &id.device { Some(uuid.as_str()) } else { None };

@@ -10,7 +10,7 @@ use darter_core::gpu::readiness::{self, Nvml, Observation, Policy, Readiness, St
 use serde::Serialize;
 
 use super::host::Host;
-use super::sample::{Driver, Fast, Gpu, Identity, Slow};
+use super::sample::{Driver, Fast, Gpu, Slow};
 use super::{Now, View};
 use crate::config;
 
@@ -109,7 +109,7 @@ impl Judge {
             device_nodes: host.device_nodes,
             nvml,
             nvml_count: if now.snapshot.driver == Driver::NoGpus { Some(0) } else { count },
-            plugin_expected: count.filter(|_| now.snapshot.gpus.iter().all(|gpu| !gpu.identity.is_mig)),
+            plugin_expected: count.filter(|_| now.snapshot.gpus.iter().all(|gpu| !gpu.is_mig())),
             gpus,
             ..Observation::default()
         }
@@ -138,8 +138,7 @@ impl Judge {
             let slow = now.young(&gpu.slow, self.view.patience().1);
             let since = read.saturating_duration_since(self.began);
             let at = Time::from_micros(u64::try_from(since.as_micros()).unwrap_or(u64::MAX));
-            let Identity { uuid, minor, is_mig, .. } = &gpu.identity;
-            let is_allocated = pods.as_ref().and_then(|pods| pods.has(uuid, *minor, *is_mig));
+            let is_allocated = pods.as_ref().and_then(|pods| pods.has(gpu, &now.snapshot.gpus));
             watched.idle.note(idle::Sample { is_allocated, ..sample(at, gpu, fast, slow) });
         }
         // A GPU that is gone for good, or has another name since it was cut up.
@@ -181,7 +180,7 @@ fn sample(at: Time, gpu: &Gpu, fast: &Fast, slow: Option<&Slow>) -> idle::Sample
         memory_used_bytes: fast.memory.map(|memory| memory.used),
         processes: processes.and_then(|count| u32::try_from(count).ok()),
         is_allocated: None,
-        has_mig: gpu.identity.is_mig,
+        has_mig: gpu.is_mig(),
     }
 }
 

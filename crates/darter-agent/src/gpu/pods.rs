@@ -18,6 +18,7 @@ use tonic_prost::ProstCodec;
 use tracing::{debug, info, warn};
 
 use super::lock;
+use super::sample::{Gpu, Identity};
 use crate::containerd::connect;
 use crate::log::chain;
 
@@ -54,19 +55,23 @@ pub struct Pods {
 
 impl Pods {
     /// Who has a GPU, or a part of it.
-    pub fn of<'a>(&'a self, uuid: &'a str, minor: Option<u32>) -> impl Iterator<Item = &'a Allocation> {
+    pub fn of<'a>(&'a self, gpu: &'a Gpu) -> impl Iterator<Item = &'a Allocation> {
+        let Identity { uuid, minor, .. } = &gpu.identity;
         self.allocations.iter().filter(move |allocation| match &allocation.id.device {
             Device::Gpu(gpu) | Device::MigOf(gpu) => gpu == uuid,
-            Device::Node(node) => minor == Some(*node),
-            Device::Mig(_) => false,
+            Device::Node(node) => *minor == Some(*node),
+            Device::Mig(mig) => gpu.mig_devices().iter().any(|device| device.uuid == *mig),
         })
     }
 
-    /// Whether any pod has it; nothing where a MIG device is given out of which nobody says whose it is.
-    pub fn has(&self, uuid: &str, minor: Option<u32>, is_mig: bool) -> Option<bool> {
-        let is_given = self.of(uuid, minor).next().is_some();
-        let is_open = is_mig && self.allocations.iter().any(|one| matches!(one.id.device, Device::Mig(_)));
-        (is_given || !is_open).then_some(is_given)
+    /// Whether any pod has it, or a part of it. `gpus` are all of this node: nothing where a MIG device is given
+    /// out that is of none of them, as long as this one is cut into some.
+    pub fn has(&self, gpu: &Gpu, gpus: &[Gpu]) -> Option<bool> {
+        let is_given = self.of(gpu).next().is_some();
+        let is_known = |uuid: &String| gpus.iter().any(|gpu| gpu.mig_devices().iter().any(|mig| mig.uuid == *uuid));
+        let is_open = |one: &Allocation| matches!(&one.id.device, Device::Mig(uuid) if !is_known(uuid));
+        let is_unsure = gpu.is_mig() && self.allocations.iter().any(is_open);
+        (is_given || !is_unsure).then_some(is_given)
     }
 }
 
@@ -207,5 +212,40 @@ mod wire {
     pub(super) struct Allocatable {
         #[prost(message, repeated, tag = "1")]
         pub(super) devices: Vec<Devices>,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::super::sample::{MigDevice, Slow};
+    use super::*;
+
+    fn gpu(uuid: &str, mig: &[&str]) -> Gpu {
+        let devices = mig.iter().map(|uuid| MigDevice { uuid: (*uuid).to_owned(), ..MigDevice::default() });
+        let slow = Slow { mig: (!mig.is_empty()).then(|| devices.collect()), ..Slow::default() };
+        let identity = Identity { uuid: uuid.to_owned(), ..Identity::default() };
+        Gpu { identity, is_lost: false, fast: None, slow: Some((Instant::now(), slow)) }
+    }
+
+    #[test]
+    fn who_has_a_mig_device_has_its_gpu_and_one_of_an_unknown_gpu_leaves_it_open() {
+        let gpus = [gpu("GPU-a", &["MIG-1", "MIG-2"]), gpu("GPU-b", &["MIG-3"]), gpu("GPU-c", &[])];
+        let has = |ids: &[&str]| {
+            let allocation = |id: &&str| Allocation {
+                id: DeviceId::parse(id).unwrap(),
+                resource: "nvidia.com/mig-1g.18gb".to_owned(),
+                namespace: String::new(),
+                pod: String::new(),
+                container: String::new(),
+            };
+            let pods = Pods { allocations: ids.iter().map(allocation).collect(), devices: None };
+            gpus.each_ref().map(|gpu| pods.has(gpu, &gpus))
+        };
+        assert_eq!(has(&[]), [Some(false); 3]);
+        assert_eq!(has(&["MIG-2"]), [Some(true), Some(false), Some(false)]);
+        assert_eq!(has(&["MIG-9"]), [None, None, Some(false)], "cut after the last reading");
+        assert_eq!(has(&["MIG-9", "MIG-3"]), [None, Some(true), Some(false)]);
     }
 }

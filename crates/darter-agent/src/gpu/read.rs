@@ -11,6 +11,7 @@ use nvml_wrapper::gpm::{GpmSample, gpm_metrics_get};
 use nvml_wrapper::structs::device::FieldId;
 
 use super::calls::Questions;
+use super::mig;
 use super::sample::{Fast, Identity, Memory, Profile, Slow};
 
 /// Field ids of nvml.h, as they were numbered before driver 580.82: the wrapper knows the new numbers.
@@ -99,7 +100,7 @@ pub(super) fn identity(index: u32, device: &Device<'_>, gpu: &mut Questions<'_, 
         compute_capability: gpu
             .ask("compute_capability", || device.cuda_compute_capability())
             .map(|capability| (capability.major, capability.minor)),
-        is_mig: gpu.ask("mig_mode", || device.mig_mode()).is_some_and(|mode| mode.current != 0),
+        is_mig: mig::is_on(device, gpu),
     }
 }
 
@@ -115,12 +116,7 @@ pub(super) fn fast(
     let fields = fields(device, gpu, "fast_fields", &FAST);
     let of = |id: u32| fields.iter().find(|(field, _)| *field == id).map(|(_, value)| *value);
     Fast {
-        memory: memory.map(|memory| Memory {
-            total: memory.total,
-            reserved: memory.reserved,
-            used: memory.used,
-            free: memory.free,
-        }),
+        memory: memory.map(Memory::from),
         utilization: utilization.map(|utilization| (utilization.gpu, utilization.memory)),
         power: gpu.ask("power_usage", || device.power_usage()),
         energy: gpu.ask("total_energy_consumption", || device.total_energy_consumption()),
@@ -215,6 +211,7 @@ pub(super) fn slow(device: &Device<'_>, gpu: &mut Questions<'_, '_>, sees_proces
         retired_pending: is(field::RETIRED_PENDING),
         pcie_replays: of(field::PCIE_REPLAYS),
         processes: if sees_processes { processes(device, gpu) } else { None },
+        mig: mig::is_on(device, gpu).then(|| mig::devices(device, gpu)),
     }
 }
 

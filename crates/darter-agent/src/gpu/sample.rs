@@ -86,8 +86,34 @@ pub struct Identity {
     pub architecture: Option<String>,
     /// CUDA compute capability: major, minor.
     pub compute_capability: Option<(i32, i32)>,
-    /// It is cut into MIG instances.
+    /// It was in MIG mode when the session began; see [`Gpu::is_mig`].
     pub is_mig: bool,
+}
+
+/// A part of a GPU in MIG mode that programs and the device plugin take for a GPU: a compute instance of a GPU
+/// instance.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct MigDevice {
+    /// `MIG-…`: what the kubelet gives out.
+    pub uuid: String,
+    /// Such as `1g.18gb`: slices, and memory rounded.
+    pub profile: Option<String>,
+    /// Streaming multiprocessors.
+    pub multiprocessors: Option<u32>,
+    /// Bytes of its GPU instance, which it may share with other compute instances: not to be added up.
+    pub memory: Option<Memory>,
+}
+
+impl Gpu {
+    /// Whether it is cut into MIG devices. From Hopper on that changes without a reset.
+    pub fn is_mig(&self) -> bool {
+        self.slow.as_ref().map_or(self.identity.is_mig, |(_, slow)| slow.mig.is_some())
+    }
+
+    /// Into which ones, as far as is known.
+    pub fn mig_devices(&self) -> &[MigDevice] {
+        self.slow.as_ref().and_then(|(_, slow)| slow.mig.as_deref()).unwrap_or_default()
+    }
 }
 
 /// What changes all the time and costs little to ask.
@@ -181,6 +207,8 @@ pub struct Slow {
     pub pcie_replays: Option<u64>,
     /// Compute, graphics and MPS processes; nothing where this agent may not see them.
     pub processes: Option<[u64; 3]>,
+    /// What it is cut into; nothing where it is in one piece.
+    pub mig: Option<Vec<MigDevice>>,
 }
 
 impl Snapshot {
