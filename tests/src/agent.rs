@@ -3,6 +3,7 @@
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -276,6 +277,20 @@ impl Agent {
     }
 }
 
+/// The binary under test, to be run in a place.
+pub fn darter(place: &Place) -> Result<Command> {
+    let mut command = place.command(tools::darter()?);
+    without_own_environment(&mut command);
+    Ok(command)
+}
+
+/// darter reads every DARTER_ variable as configuration; those of the harness are not meant for it.
+pub fn without_own_environment(command: &mut Command) {
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("DARTER_")) {
+        command.env_remove(name);
+    }
+}
+
 fn launch(options: &Options, config: &Path, log: &Path) -> Result<Process> {
     let darter = tools::darter()?;
     let mut command = match &options.pod {
@@ -292,10 +307,7 @@ fn launch(options: &Options, config: &Path, log: &Path) -> Result<Process> {
         }
     };
     command.arg("agent").arg("--config").arg(config);
-    // darter reads every DARTER_ variable as configuration; those of the harness are not meant for it.
-    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("DARTER_")) {
-        command.env_remove(name);
-    }
+    without_own_environment(&mut command);
     Process::start("darter agent", command, log)
 }
 

@@ -20,11 +20,8 @@ use serde_json::Value;
 
 /// Runs a command of darter with the configuration of an agent.
 async fn darter(place: &Place, agent_dir: &Path, arguments: &[&str]) -> Result<Output> {
-    let mut command = place.command(tools::darter()?);
+    let mut command = darter_tests::agent::darter(place)?;
     command.args(arguments).arg("--config").arg(agent_dir.join("darter.toml"));
-    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("DARTER_")) {
-        command.env_remove(name);
-    }
     process::run(arguments[0], command, Duration::from_secs(30)).await
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use darter_core::Digest;
-use darter_tests::agent::{Agent, Options};
+use darter_tests::agent::{Agent, Options, darter};
 use darter_tests::emulator::End;
 use darter_tests::fake_ecr::{Auth, Fault, Kind, Rule};
 use darter_tests::image::{Format, Image, Item};
@@ -21,11 +21,8 @@ use serde_json::Value;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn command(place: &Place, config: &Path, arguments: &[&str]) -> Result<std::process::Command> {
-    let mut command = place.command(tools::darter()?);
+    let mut command = darter(place)?;
     command.arg("prewarm").arg("--config").arg(config).args(arguments);
-    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("DARTER_")) {
-        command.env_remove(name);
-    }
     Ok(command)
 }
 

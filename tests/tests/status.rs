@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use darter_core::gpu::{idle, readiness};
 use darter_core::status::Status;
-use darter_tests::agent::{Agent, Options};
+use darter_tests::agent::{Agent, Options, without_own_environment};
 use darter_tests::net::Place;
 use darter_tests::nvml::Mock;
 use darter_tests::process::{self, Output};
@@ -24,9 +24,7 @@ async fn status(agent: &Agent, arguments: &[&str]) -> Result<Output> {
 }
 
 async fn run(mut command: std::process::Command) -> Result<Output> {
-    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("DARTER_")) {
-        command.env_remove(name);
-    }
+    without_own_environment(&mut command);
     process::run("darter status", command, Duration::from_secs(30)).await
 }
 

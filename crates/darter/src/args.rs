@@ -17,6 +17,7 @@ use darter_core::units::Seconds;
     darter config default > darter.toml             every key, with what it means\n  \
     darter status                                   how this node is: images, registries, swarm, GPUs\n  \
     darter prewarm registry.example/team/app:v1     bring an image here before it is asked for\n  \
+    darter gpu clear 3                              that GPU was reset: its errors stand no more\n  \
     darter uninstall                                put hosts.toml files back as they were"
 )]
 pub(crate) struct Args {
@@ -26,7 +27,7 @@ pub(crate) struct Args {
 
 #[derive(Subcommand)]
 pub(crate) enum Command {
-    /// Mirror registries for this node's containerd.
+    /// Mirror registries for this node's containerd, share blobs with other nodes, watch the GPUs.
     ///
     /// Stops on SIGTERM or Ctrl-C: withdraws hosts.toml, lets bodies finish for 10 s, then cuts them
     /// short, and containerd goes on at the origin.
@@ -91,6 +92,9 @@ pub(crate) enum Command {
     /// What nodes need to be in one swarm.
     #[command(subcommand)]
     Swarm(SwarmCommand),
+    /// What only an operator knows of this node's GPUs.
+    #[command(subcommand)]
+    Gpu(GpuCommand),
     /// Tell which GPUs a model fits, before a node is paid for, and how a pod asks for them.
     ///
     /// Weights and KV cache against what NVML says of each GPU of EC2, for 1, 2, 4 and 8 of them. What the
@@ -121,6 +125,32 @@ pub(crate) enum SwarmCommand {
         darter agent --set swarm.key_file=/etc/darter/swarm.key --set swarm.dns=darter.kube-system.svc\n  \
         darter swarm key | kubectl create secret generic darter-swarm --from-file=swarm.key=/dev/stdin")]
     Key,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum GpuCommand {
+    /// Tell the agent that GPUs were reset or mended: errors (XIDs) that stood against them stand no more.
+    ///
+    /// Without this such an error makes the node not ready until the next boot. Counters go on, and the next
+    /// error stands again. Only over the agent's unix socket.
+    #[command(after_help = "Examples:\n  \
+        nvidia-smi --gpu-reset -i 3 && darter gpu clear 3\n  \
+        darter gpu clear GPU-4a2b6f10-0000-4000-8000-000000000200\n  \
+        darter gpu clear                               all GPUs of this node")]
+    Clear(Wiping),
+}
+
+/// Which errors of GPUs stand no more.
+#[derive(clap::Args)]
+pub(crate) struct Wiping {
+    /// One GPU, by index, UUID or PCI address; without it all of them.
+    #[arg(value_name = "GPU")]
+    pub(crate) gpu: Option<String>,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) source: Source,
 }
 
 #[derive(Subcommand)]

@@ -5,6 +5,7 @@
 
 mod args;
 mod fit;
+mod gpu;
 mod plot;
 mod prewarm;
 mod show;
@@ -23,7 +24,7 @@ use darter_agent::{certs_d, config, log, swarm};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use args::{Args, Command, ConfigCommand, SimulateCommand, SwarmCommand};
+use args::{Args, Command, ConfigCommand, GpuCommand, SimulateCommand, SwarmCommand};
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// The commit, where the build knows it.
@@ -68,6 +69,7 @@ fn run(args: Args) -> Result<ExitCode> {
         Command::Swarm(SwarmCommand::Key) => show::print(&swarm::key::make().context("cannot get random bytes")?),
         Command::Simulate(SimulateCommand::Swarm(play)) => simulate::swarm(&play),
         Command::Fit(question) => fit::run(&question),
+        Command::Gpu(GpuCommand::Clear(order)) => runtime()?.block_on(gpu::clear(order)),
         Command::Prewarm(order) => runtime()?.block_on(prewarm::run(order)),
     }
 }

@@ -2,12 +2,16 @@
 
 use std::fs::OpenOptions;
 use std::io::Write as _;
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use darter_tests::agent::Agent;
+use darter_tests::agent::{Agent, darter};
+use darter_tests::net::Place;
 use darter_tests::nvml::Mock;
+use darter_tests::process;
 use darter_tests::stage::eventually;
 use darter_tests::tools::can_run;
+use http::Method;
 
 use crate::{NEEDS, becomes};
 
@@ -96,4 +100,70 @@ async fn the_kernels_log_tells_of_a_gpu_while_nvml_is_dead() -> Result<()> {
     assert_eq!(metrics.sum("darter_gpu_xid_errors_total", &[]), 1.0);
     ensure!(agent.log().contains("xid=48"), "{}", agent.log());
     Ok(())
+}
+
+/// `darter gpu clear` with these arguments, to this agent.
+async fn clear(agent: &Agent, arguments: &[&str]) -> Result<(Option<i32>, String)> {
+    let mut command = darter(&Place::Host)?;
+    command.args(["gpu", "clear"]).args(arguments).arg("--config").arg(agent.dir().join("darter.toml"));
+    let output = process::run("darter gpu clear", command, Duration::from_secs(20)).await?;
+    Ok((output.status.code(), output.stdout + &output.stderr))
+}
+
+#[tokio::test]
+async fn an_error_of_a_gpu_that_was_reset_stands_no_more_once_the_operator_says_so() -> Result<()> {
+    if !can_run("an_error_of_a_gpu_that_was_reset_stands_no_more_once_the_operator_says_so", &NEEDS) {
+        return Ok(());
+    }
+    let mock = Mock::fixture("xid-79")?;
+    let mut agent = Agent::start(mock.options(1)?).await?;
+    becomes(&agent, "NotReady", "FatalXid(79)").await?;
+    // Not by whoever reaches the port, and of no GPU that is not here.
+    let tcp = format!("http://{}/v1/gpus/clear", agent.admin_address());
+    assert_eq!(agent.client().call(Method::POST, &tcp, &[]).await?.status, 403);
+    let (code, said) = clear(&agent, &["GPU-of-another-node"]).await?;
+    ensure!(code == Some(1) && said.contains("this node has no GPU GPU-of-another-node"), "{said}");
+    becomes(&agent, "NotReady", "FatalXid(79)").await?;
+    let (code, said) = clear(&agent, &["0"]).await?;
+    ensure!(code == Some(0) && said.contains("cleared XID 79 of the GPU at 0000:1b:00"), "{said}");
+    becomes(&agent, "Ready", "").await?;
+    let (code, said) = clear(&agent, &[]).await?;
+    ensure!(code == Some(0) && said.contains("nothing to do"), "{said}");
+    // It happened all the same, and whoever starts again knows that it is over.
+    assert_eq!(agent.metrics().await?.sum("darter_gpu_xid_errors_total", &[("xid", "79")]), 1.0);
+    mock.set("base = 'h200-idle'")?;
+    agent.kill().await?;
+    agent.start_again().await?;
+    becomes(&agent, "Ready", "").await?;
+    // The next one stands again.
+    mock.set("base = 'h200-idle'\n[[events]]\nid = 2\ngpu = 0\ndata = 48\n")?;
+    becomes(&agent, "NotReady", "FatalXid(48)").await?;
+    agent.stop().await?;
+    let (code, said) = clear(&agent, &[]).await?;
+    ensure!(code == Some(1) && said.contains("no agent answers at"), "{said}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_gpu_that_goes_while_no_agent_runs_is_missed_by_the_next_one() -> Result<()> {
+    if !can_run("a_gpu_that_goes_while_no_agent_runs_is_missed_by_the_next_one", &NEEDS) {
+        return Ok(());
+    }
+    let two = "base = 'h200-idle'\ncount = 2\n[gpus.1]\nuuid = 'GPU-4a2b6f10-0000-4000-8000-000000000201'\n";
+    let mock = Mock::new(two)?;
+    let mut agent = Agent::start(mock.options(2)?).await?;
+    becomes(&agent, "Ready", "").await?;
+    let learned = agent.dir().join("data/gpus.json");
+    eventually("it has learned that there are two", async || {
+        Ok(std::fs::read_to_string(&learned).is_ok_and(|text| text.contains("\"gpus\": 2")))
+    })
+    .await?;
+    agent.kill().await?;
+    // Neither the bus nor the driver has it any more.
+    let host = mock.host(0)?;
+    std::fs::remove_dir_all(host.join("sys/bus/pci/devices/0000:01:00.0"))?;
+    std::fs::remove_file(host.join("dev/nvidia1"))?;
+    mock.set("base = 'h200-idle'")?;
+    agent.start_again().await?;
+    becomes(&agent, "NotReady", "GpuCountMismatch").await
 }

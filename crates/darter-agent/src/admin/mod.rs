@@ -1,6 +1,6 @@
 //! What operators, Prometheus and the kubelet ask: `/metrics`, `/healthz`, `/readyz`, `/v1/status`.
 //!
-//! Read only on TCP. What changes state (prewarm, unpin, uninstall) is answered on the unix socket alone,
+//! Read only on TCP. What changes state (prewarm, unpin, uninstall, errors of GPUs) is answered on the unix socket alone,
 //! which only its owner can open.
 
 mod advice;
@@ -34,7 +34,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use crate::certs_d::Uninstaller;
-use crate::gpu::Judgement;
+use crate::gpu::{Clear, ClearError, Judgement};
 use crate::log::chain;
 use crate::metrics::Metrics;
 use crate::prewarm::{Event, Prewarm};
@@ -218,7 +218,8 @@ impl Answers {
             (&Method::POST, "/v1/prewarm") if door == Door::Unix => self.prewarm(request).await,
             (&Method::POST, "/v1/unpin") if door == Door::Unix => self.unpin(request).await,
             (&Method::POST, "/v1/uninstall") if door == Door::Unix => self.uninstall().await,
-            (_, "/v1/prewarm" | "/v1/unpin" | "/v1/uninstall") => text(
+            (&Method::POST, "/v1/gpus/clear") if door == Door::Unix => self.clear(request).await,
+            (_, "/v1/prewarm" | "/v1/unpin" | "/v1/uninstall" | "/v1/gpus/clear") => text(
                 StatusCode::FORBIDDEN,
                 "text/plain",
                 "what changes state is answered on the unix socket only, to POST\n".to_owned(),
@@ -273,6 +274,23 @@ impl Answers {
                 response(StatusCode::OK, EVENTS, Full::new(line(&event)).boxed())
             }
             Err(refused) => *refused,
+        }
+    }
+
+    /// One JSON object a line, for each error that stands no more.
+    async fn clear(&self, request: Request<Incoming>) -> Response<Body> {
+        let order: Clear = match read(request).await {
+            Ok(order) => order,
+            Err(refused) => return *refused,
+        };
+        match self.watched.gpus.clear(&order) {
+            Ok(cleared) => {
+                let lines: String =
+                    cleared.iter().filter_map(|one| Some(serde_json::to_string(one).ok()? + "\n")).collect();
+                text(StatusCode::OK, EVENTS, lines)
+            }
+            Err(error @ ClearError::Unknown(_)) => text(StatusCode::NOT_FOUND, "text/plain", format!("{error}\n")),
+            Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, "text/plain", format!("{}\n", chain(&error))),
         }
     }
 

@@ -150,8 +150,7 @@ impl View {
         let gpus = now.snapshot.gpus.iter().filter(|gpu| !gpu.is_lost);
         let known: Vec<_> = gpus
             .map(|gpu| {
-                let pci = gpu.identity.pci_bus_id.as_deref().and_then(|id| id.parse().ok());
-                let xid = pci.and_then(|pci| self.0.xids.last(pci));
+                let xid = gpu.identity.pci().and_then(|pci| self.0.xids.last(pci));
                 let reading = Reading { fast: now.young(&gpu.fast, fast), slow: now.young(&gpu.slow, slow), xid };
                 let owner = pods.as_ref().and_then(|pods| {
                     // As dcgm-exporter: the last of those who share it. Who has a part has not its power and heat.

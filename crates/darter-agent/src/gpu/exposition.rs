@@ -357,10 +357,9 @@ fn allocations(page: &mut Page<'_>, gpus: &[Shown<'_>], pods: &Pods) -> Result<(
 
 /// Errors that the driver reported.
 fn reported(page: &mut Page<'_>, gpus: &[Shown<'_>], xids: &Xids) -> Result<(), Error> {
-    let counts = gpus.iter().filter_map(|shown| {
-        let pci = shown.gpu.identity.pci_bus_id.as_deref()?.parse().ok()?;
-        Some((shown.gpu.identity.uuid.as_str(), xids.counts(pci)))
-    });
+    let counts = gpus
+        .iter()
+        .filter_map(|shown| Some((shown.gpu.identity.uuid.as_str(), xids.counts(shown.gpu.identity.pci()?))));
     let counts: Vec<(&str, Vec<Count>)> = counts.collect();
     let all = counts.iter().flat_map(|(uuid, counts)| counts.iter().map(move |count| (*uuid, count)));
     let series = all.map(|(uuid, count)| (vec![("uuid", uuid), ("xid", count.xid.as_str())], count.times));

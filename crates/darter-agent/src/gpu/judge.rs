@@ -10,6 +10,7 @@ use darter_core::gpu::readiness::{self, Nvml, Observation, Policy, Readiness, St
 use serde::Serialize;
 
 use super::host::Host;
+use super::learned::Learned;
 use super::sample::{Driver, Fast, Gpu, Slow};
 use super::{Now, View};
 use crate::config;
@@ -41,6 +42,7 @@ pub(super) struct Judge {
     readiness: Readiness,
     gpus: BTreeMap<String, Watched>,
     policy: idle::Policy,
+    learned: Learned,
 }
 
 struct Watched {
@@ -51,7 +53,7 @@ struct Watched {
 }
 
 impl Judge {
-    pub(super) fn new(view: View, settings: &config::Gpu) -> Self {
+    pub(super) fn new(view: View, settings: &config::Gpu, learned: Learned) -> Self {
         // The kubelet started this agent, if there is one.
         let is_with_kubelet = settings.pod_resources.as_ref().is_some_and(|socket| socket.exists());
         let wants_device_plugin = settings.device_plugin && is_with_kubelet;
@@ -62,9 +64,10 @@ impl Judge {
         Self {
             view,
             began: Instant::now(),
-            readiness: Readiness::new(policy, None),
+            readiness: Readiness::new(policy, learned.gpus()),
             gpus: BTreeMap::new(),
             policy: idle,
+            learned,
         }
     }
 
@@ -74,6 +77,8 @@ impl Judge {
         let at = self.time(Instant::now());
         let verdict = self.readiness.poll(at, self.observation(&now, host));
         self.note(&now, at);
+        let floors = self.gpus.iter().map(|(uuid, gpu)| (uuid.clone(), gpu.idle.floor()));
+        self.learned.keep(self.readiness.learned_gpus(), floors);
         let idleness = self.gpus.iter_mut().map(|(uuid, gpu)| (uuid.clone(), gpu.idle.judge(at))).collect();
         Judgement { verdict, idleness, at }
     }
@@ -122,7 +127,7 @@ impl Judge {
         for gpu in now.snapshot.gpus.iter().filter(|gpu| !gpu.identity.uuid.is_empty()) {
             let policy = self.policy;
             let watched = self.gpus.entry(gpu.identity.uuid.clone()).or_insert_with(|| Watched {
-                idle: Idle::new(at, policy, idle::Floor::default()),
+                idle: Idle::new(at, policy, self.learned.floor(&gpu.identity.uuid)),
                 generation: versions.generation,
                 noted: None,
             });
@@ -151,7 +156,7 @@ fn observed(gpu: &Gpu, fast: Option<&Fast>, slow: Option<&Slow>) -> readiness::G
     let [_, _, _, thermal, brake] = fast.map(|fast| fast.clock_event_times).unwrap_or_default();
     readiness::Gpu {
         uuid: gpu.identity.uuid.clone(),
-        pci: gpu.identity.pci_bus_id.as_deref().and_then(|id| id.parse().ok()),
+        pci: gpu.identity.pci(),
         is_lost: Some(gpu.is_lost),
         recovery_action: fast.and_then(|fast| fast.recovery_action).and_then(|action| u32::try_from(action).ok()),
         row_remap_failed: slow.and_then(|slow| slow.remap_failed),

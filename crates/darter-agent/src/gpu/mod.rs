@@ -5,10 +5,12 @@
 //! age. No driver and no GPU are normal states. Not here: what follows from a reading (`darter_core::gpu`).
 
 mod calls;
+mod clear;
 mod dcgm;
 mod exposition;
 mod host;
 mod judge;
+mod learned;
 mod library;
 mod mig;
 mod pods;
@@ -28,10 +30,12 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use self::calls::InCall;
+pub use self::clear::{Clear, ClearError, Cleared};
 use self::exposition::Exposition;
 use self::host::Host;
 use self::judge::Judge;
 pub use self::judge::Judgement;
+use self::learned::Learned;
 use self::pods::Kubelet;
 pub use self::pods::{Allocation, Pods};
 pub use self::sample::{Driver, Fast, Gpu, Identity, MigDevice, Slow, Snapshot};
@@ -68,6 +72,8 @@ struct Shared {
     judgement: Mutex<Option<Arc<Judgement>>>,
     xids: Xids,
     kubelet: Kubelet,
+    /// Where what is learned is kept.
+    data: PathBuf,
 }
 
 /// How the GPUs are looked at, for whoever wants to know.
@@ -92,7 +98,8 @@ impl Gpus {
         let xids = Xids::open(settings, data);
         let (settings, kubelet) = (settings.clone(), Kubelet::default());
         let published = Notify::new();
-        Self { shared: Arc::new(Shared { settings, snapshot, published, call, judgement, xids, kubelet }), is_on }
+        let data = data.to_owned();
+        Self { shared: Arc::new(Shared { settings, snapshot, published, call, judgement, xids, kubelet, data }), is_on }
     }
 
     /// For readers.
@@ -133,7 +140,8 @@ impl Gpus {
 
     /// Judges each round, and says what changes: that NVML hangs, that GPUs are not ready any more.
     async fn watch(&self, orders: SyncSender<Stop>, ended: &mut oneshot::Receiver<()>, stop: CancellationToken) {
-        let mut judge = Judge::new(self.view(), &self.shared.settings);
+        let mut judge =
+            Judge::new(self.view(), &self.shared.settings, Learned::open(&self.shared.data, &xids::boot_id()));
         let late = self.shared.settings.interval.0 * 2;
         let (mut hangs, mut has_ended) = (false, false);
         loop {

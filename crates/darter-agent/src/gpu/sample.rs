@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
+use darter_core::gpu::PciAddress;
+
 /// What was read last. Never changes; the next reading is another one.
 #[derive(Debug, Clone)]
 pub struct Snapshot {
@@ -102,6 +104,13 @@ pub struct MigDevice {
     pub multiprocessors: Option<u32>,
     /// Bytes of its GPU instance, which it may share with other compute instances: not to be added up.
     pub memory: Option<Memory>,
+}
+
+impl Identity {
+    /// Where it is on the bus.
+    pub fn pci(&self) -> Option<PciAddress> {
+        self.pci_bus_id.as_deref()?.parse().ok()
+    }
 }
 
 impl Gpu {

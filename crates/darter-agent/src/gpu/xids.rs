@@ -57,12 +57,12 @@ pub(super) struct Count {
 impl Xids {
     /// What an earlier agent stored in this boot.
     pub(super) fn open(settings: &config::Gpu, data: &Path) -> Self {
-        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        let boot = boot_id();
         let file = data.join("xids.json");
         let stored = fs::read(&file).ok().and_then(|text| serde_json::from_slice::<Record>(&text).ok());
         let record = match stored {
-            Some(stored) => Record::restore(stored, boot.trim()),
-            None => Record::new(boot.trim()),
+            Some(stored) => Record::restore(stored, &boot),
+            None => Record::new(boot),
         };
         let policy = settings.xids();
         let known = xid::catalogue().into_iter().map(|entry| entry.xid);
@@ -88,6 +88,26 @@ impl Xids {
         let new = self.file.with_extension("new");
         fs::write(&new, text)?;
         fs::rename(new, &self.file)
+    }
+
+    /// Whether a GPU had an error in this boot.
+    pub(super) fn knows(&self, pci: PciAddress) -> bool {
+        lock(&self.record).noted().iter().any(|noted| noted.pci == pci)
+    }
+
+    /// What came until now stands no more against a GPU, or against any. What did stand.
+    pub(super) fn clear(&self, pci: Option<PciAddress>) -> std::io::Result<Vec<Outstanding>> {
+        let stood = {
+            let mut record = lock(&self.record);
+            let mut stood = record.outstanding(&self.policy, |_| Facts::default());
+            stood.retain(|one| pci.is_none_or(|pci| one.pci == pci));
+            record.clear(since_boot(), pci);
+            stood
+        };
+        for Outstanding { pci, xid, .. } in &stood {
+            info!(%pci, xid, "the operator says that this GPU is well again");
+        }
+        self.store().map(|()| stood)
     }
 
     /// What stands against GPUs; nothing where nobody listens. `actions`: the recovery action of each.
@@ -193,6 +213,11 @@ fn registered<'n>(nvml: &'n Nvml, devices: &[Device<'n>]) -> Option<EventSet<'n>
         }
         return (silent.len() < devices.len()).then_some(set);
     }
+}
+
+/// The kernel's name of this boot; empty where it has none.
+pub(super) fn boot_id() -> String {
+    fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
 }
 
 /// The time since the boot, as the kernel's log has it.

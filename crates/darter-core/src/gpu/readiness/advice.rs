@@ -78,11 +78,14 @@ fn recover(action: RecoveryAction) -> String {
     .to_owned()
 }
 
-/// What the catalogue says to do at once. It stands until the boot, so a reset alone does not end it.
+/// What the catalogue says to do at once. Nobody hears of a reset, so a reset alone does not end it.
 fn fatal(xid: u32) -> String {
     match xid::entry(xid).map(|entry| entry.action) {
         Some(Action::ResetGpu) => {
-            format!("drain the node and reboot it: XID {xid} takes a reset of the GPU, and stands until the boot")
+            format!(
+                "drain the node and reboot it, as XID {xid} takes a reset of the GPU; or reset it (`nvidia-smi --gpu-reset \
+                 -i <GPU>`) and say so: `darter gpu clear <GPU>`"
+            )
         }
         Some(Action::RestartBm) => format!("drain the node and reboot the machine: XID {xid} takes that"),
         Some(Action::RestartVm) => format!("drain the node and restart the virtual machine: XID {xid} takes that"),
@@ -102,7 +105,7 @@ fn fatal(xid: u32) -> String {
 fn degraded(xid: u32) -> String {
     match xid::entry(xid).map(|entry| entry.action) {
         Some(Action::RestartApp) => format!("start the program again that had XID {xid}; the others are not concerned"),
-        Some(Action::Ignore) => format!("nothing at once; XID {xid} stands until the next boot"),
+        Some(Action::Ignore) => format!("nothing at once; XID {xid} stands until the next boot, or `darter gpu clear`"),
         _ => format!("NVIDIA's XID catalogue has a procedure for XID {xid}; it stands until the next boot"),
     }
 }
