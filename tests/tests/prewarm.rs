@@ -14,7 +14,7 @@ use darter_tests::net::Place;
 use darter_tests::process::{self, Output, Process};
 use darter_tests::scratch::Scratch;
 use darter_tests::stage::{MIB, Pair, REPOSITORY, Stage, TAG, bytes, eventually};
-use darter_tests::tools::{self, Need, Release, can_run};
+use darter_tests::tools::{Need, Release, can_run};
 use rustix::process::Signal;
 use serde_json::Value;
 
