@@ -64,6 +64,7 @@ pub struct Agent {
     sites: Arc<Sites>,
     store: Store,
     pulls: Pulls,
+    images: Images,
     mirror: Mirror,
     admin: Admin,
     certs_d: CertsD,
@@ -98,6 +99,7 @@ impl Agent {
         let handle = swarm.as_ref().map(SwarmPart::handle);
         let pulls = Pulls::new(&config, store.clone(), handle, metrics.clone(), pulling.clone());
         let images = Images::new(&config, store.clone(), pulls.clone(), metrics.clone(), pulling.clone());
+        images.recall().await;
         if let Some(swarm) = &swarm {
             swarm.answer_from(images.memory());
         }
@@ -117,7 +119,7 @@ impl Agent {
             swarm: swarm.as_ref().map(SwarmPart::standing),
             gpus: gpus.view(),
         };
-        let prewarm = Prewarm::new(&config, sites.clone(), images, store.clone());
+        let prewarm = Prewarm::new(&config, sites.clone(), images.clone(), store.clone());
         let orders = Orders { prewarm, uninstall: certs_d.uninstaller() };
         let admin = Admin::bind(config.admin.listen, &config.admin_socket(), metrics.clone(), watched, orders).await?;
         Ok(Self {
@@ -126,6 +128,7 @@ impl Agent {
             sites,
             store,
             pulls,
+            images,
             mirror,
             admin,
             certs_d,
@@ -140,7 +143,7 @@ impl Agent {
     /// Serves until `stop`, then drains. An agent of which one part ends early stops as a whole:
     /// half an agent would be worse than none, because containerd goes around none.
     pub async fn run(self, stop: CancellationToken) -> Result<(), AgentError> {
-        let Self { config, metrics, sites, store, pulls, mirror, admin, certs_d, swarm, gpus, .. } = self;
+        let Self { config, metrics, sites, store, pulls, images, mirror, admin, certs_d, swarm, gpus, .. } = self;
         let (serving, preflight, pulling) = (self.serving, self.preflight, self.pulling);
         let (files, serve, keep) = (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
         let seen = mirror.seen();
@@ -163,6 +166,7 @@ impl Agent {
         let (leave, share, shared) = (leaving.clone(), sharing.clone(), pulls.clone());
         let (notice, noticed) = watch::channel(None);
         let mut notices = Part::start("notices", notices.run(notice, files.clone()));
+        let mut memory = Part::start("memory", images.remember(keep.clone()));
         let mut gpus = Part::start("gpus", gpus.run(metrics, keep.clone()));
         let mut swarm = Part::start("swarm", async move {
             match swarm {
@@ -175,7 +179,7 @@ impl Agent {
                 info!("stopping: hosts.toml first, then the mirror");
                 Ok(())
             }
-            part = first_end([&mut hosts, &mut mirror, &mut admin, &mut store, &mut checks, &mut follow, &mut swarm, &mut notices, &mut gpus]) => {
+            part = first_end([&mut hosts, &mut mirror, &mut admin, &mut store, &mut checks, &mut follow, &mut swarm, &mut notices, &mut gpus, &mut memory]) => {
                 error!(part, "a part of the agent ended; stopping all of it");
                 Err(AgentError::Ended { part })
             }
@@ -195,7 +199,7 @@ impl Agent {
         // What it still gives to others is in the store.
         swarm.finish(swarm_stop).await;
         keep.cancel();
-        tokio::join!(admin.finish(DRAIN), store.finish(DRAIN), gpus.finish(DRAIN));
+        tokio::join!(admin.finish(DRAIN), store.finish(DRAIN), gpus.finish(DRAIN), memory.finish(DRAIN));
         info!("stopped");
         outcome
     }

@@ -10,6 +10,7 @@ pub mod agent;
 pub mod certs_d;
 pub mod config;
 pub mod containerd;
+mod files;
 pub mod going;
 pub mod gpu;
 pub mod head;

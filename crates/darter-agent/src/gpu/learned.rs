@@ -12,6 +12,7 @@ use darter_core::gpu::idle::Floor;
 use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 
+use crate::files;
 use crate::log::chain;
 
 /// How often the file is written at most: a floor sinks a little at a time.
@@ -80,9 +81,7 @@ impl Learned {
     }
 
     fn store(&self) -> std::io::Result<()> {
-        let new = self.file.with_extension("new");
-        fs::write(&new, serde_json::to_vec_pretty(&self.known)?)?;
-        fs::rename(new, &self.file)
+        files::replace(&self.file, &serde_json::to_vec_pretty(&self.known)?)
     }
 }
 

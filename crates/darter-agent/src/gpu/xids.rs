@@ -25,6 +25,7 @@ use tracing::{debug, info, warn};
 
 use super::lock;
 use crate::config;
+use crate::files;
 use crate::log::chain;
 
 /// How long one wait for an event takes at most: the end of a session waits for it.
@@ -85,9 +86,7 @@ impl Xids {
 
     fn store(&self) -> std::io::Result<()> {
         let text = serde_json::to_vec_pretty(&*lock(&self.record))?;
-        let new = self.file.with_extension("new");
-        fs::write(&new, text)?;
-        fs::rename(new, &self.file)
+        files::replace(&self.file, &text)
     }
 
     /// Whether a GPU had an error in this boot.

@@ -280,13 +280,18 @@ impl Gate {
 
     /// Notes what a manifest refers to that the registry itself has in the asker's repository.
     pub(super) fn saw_manifest(&self, asker: &Asker, digest: Digest, manifest: &Manifest) {
+        self.saw_manifest_in(&asker.place(), digest, manifest);
+    }
+
+    /// The same for a repository that nobody asks for now.
+    pub(super) fn saw_manifest_in(&self, place: &Place, digest: Digest, manifest: &Manifest) {
         let references: Vec<_> = match manifest {
             Manifest::Image { .. } => manifest.references().iter().map(|d| (d.digest, d.size)).collect(),
             // A registry need not check what an index names (sparse indexes are legal), so whoever can
             // push one could name the manifest of somebody else's image. Each is proved by itself.
             Manifest::Index { .. } => Vec::new(),
         };
-        self.proofs().saw_manifest(Instant::now(), &asker.place(), digest, &references);
+        self.proofs().saw_manifest(Instant::now(), place, digest, &references);
     }
 
     /// Notes that members of the swarm agree that the asker's repository has this.

@@ -2,7 +2,7 @@
 //!
 //! `access` says with which credential and whether its proof holds, `loan` what may be read where the
 //! registry cannot say so, `tags` what a tag means now, `members` what the swarm says of that, `prefetch`
-//! what is fetched ahead, `handover` what is left to the origin for a while, `refusal` why nothing is given.
+//! what is fetched ahead, `kept` what the next agent knows of all that, `handover` what is left to the origin for a while, `refusal` why nothing is given.
 //! Blobs come from the store, from containerd's content store or by a pull; manifests are small and come whole,
 //! from the registry or (`others`) from the other nodes.
 //! Proofs come from the registry itself; bytes that one opened may come from the hosts before it.
@@ -11,6 +11,7 @@
 mod access;
 mod away;
 mod handover;
+mod kept;
 mod loan;
 mod members;
 mod others;
@@ -42,6 +43,7 @@ use crate::swarm::handle::Wish;
 use access::{Gate, Grant};
 use handover::HandedOver;
 pub use handover::Share;
+use kept::Keeper;
 use loan::may_borrow;
 use members::Members;
 pub use members::Memory;
@@ -113,6 +115,7 @@ struct Inner {
     others: Others,
     prefetch: Prefetch,
     handed_over: HandedOver,
+    keeper: Keeper,
     keeping: Arc<Semaphore>,
     /// Manifests that are being fetched.
     fetching: Turns<(CredentialKey, Place, Digest)>,
@@ -131,6 +134,7 @@ impl Images {
             pulls,
             tags: Tags::new(config.mirror.tag_ttl.0, metrics),
             prefetch,
+            keeper: Keeper::new(config),
             handed_over: HandedOver::new(config.mirror.handover.0),
             keeping: Arc::new(Semaphore::new(KEEPING_MAX)),
             fetching: Turns::default(),

@@ -10,9 +10,10 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use darter_core::access::{CredentialKey, Place};
+use darter_core::access::{CredentialKey, Owner, Place};
 use darter_core::stale::{Discord, Seen};
-use darter_core::{Digest, Reference, Tag};
+use darter_core::{Digest, Reference, Registry, Repository, Tag};
+use serde::{Deserialize, Serialize};
 use tracing::warn;
 
 use super::access::Gate;
@@ -49,6 +50,17 @@ enum Teller {
     Members,
     /// A host before the registry, while that was away.
     Host,
+}
+
+/// A tag, as it is kept for the next agent.
+#[derive(Debug, Clone, Deserialize, Serialize)]
+pub(super) struct KeptTag {
+    owner: Owner,
+    pub(super) registry: Registry,
+    repository: Repository,
+    tag: Tag,
+    digest: String,
+    age_ms: u64,
 }
 
 impl Known {
@@ -120,6 +132,44 @@ impl Tags {
                 gate.members.forget(asker, tag, credential);
                 Err(refusal)
             }
+        }
+    }
+
+    /// What the registry said of tags, for the next agent. `owner` tells whose credential one is; none: a pull's
+    /// own. What is being asked for at this moment is not among it.
+    pub(super) fn keep(&self, now: Instant, owner: impl Fn(CredentialKey) -> Option<Owner>) -> Vec<KeptTag> {
+        let slots = self.slots();
+        let of = |((key, place, tag), (slot, _)): (&Key, &(Slot, Instant))| {
+            let Place { registry, repository } = place.clone();
+            let known = slot.try_lock().ok()?.filter(|known| known.by == Teller::Registry)?;
+            let age = now.saturating_duration_since(known.at).as_millis();
+            Some(KeptTag {
+                owner: owner(*key)?,
+                registry,
+                repository,
+                tag: tag.clone(),
+                digest: known.digest.to_string(),
+                age_ms: u64::try_from(age).unwrap_or(u64::MAX),
+            })
+        };
+        slots.iter().filter_map(of).collect()
+    }
+
+    /// Takes what an agent kept `elapsed` ago. Nothing becomes younger by it.
+    pub(super) fn restore(
+        &self,
+        now: Instant,
+        elapsed: Duration,
+        kept: Vec<KeptTag>,
+        key: impl Fn(Owner) -> CredentialKey,
+    ) {
+        let mut slots = self.slots();
+        for KeptTag { owner, registry, repository, tag, digest, age_ms } in kept.into_iter().take(TAGS_MAX) {
+            let age = Duration::from_millis(age_ms).saturating_add(elapsed);
+            let (Ok(digest), Some(at)) = (digest.parse(), now.checked_sub(age)) else { continue };
+            let known = Known { digest, at, by: Teller::Registry };
+            let slot = Arc::new(tokio::sync::Mutex::new(Some(known)));
+            slots.entry((key(owner), Place { registry, repository }, tag)).or_insert((slot, now));
         }
     }
 

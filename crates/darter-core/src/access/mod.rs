@@ -7,11 +7,15 @@
 //! registry's return.
 //! Not here: how either is got (a HEAD or GET at an origin, by `darter_agent::images::access`).
 
+mod kept;
+
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use crate::digest::Digest;
 use crate::names::{Registry, Repository};
+
+pub use kept::{Kept, KeptPlace, KeptProof, MANIFESTS_MAX, Owner};
 
 /// A credential, told apart from others without holding it: the agent gives a hash.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -68,6 +72,7 @@ pub struct Proofs {
     /// Apart from what repositories hold, too: with the registry's return it counts for nothing.
     words: BTreeMap<(Place, Digest), Word>,
     places: BTreeMap<Place, Content>,
+    changes: u64,
 }
 
 /// What members of the swarm say of a digest in a repository whose registry is away.
@@ -93,8 +98,8 @@ struct Content {
     /// When the registry itself was last heard of it, if it was: what is kept here may be used while it is
     /// away.
     told: Option<Instant>,
-    /// A manifest that was seen last: what a later proof asks the origin for.
-    manifest: Option<Digest>,
+    /// Manifests that were seen, the last one last: it is what a later proof asks the origin for.
+    manifests: Vec<Digest>,
     /// Sizes in bytes where a manifest told them.
     digests: BTreeMap<Digest, Option<u64>>,
 }
@@ -108,7 +113,13 @@ impl Proofs {
             loans: BTreeMap::new(),
             words: BTreeMap::new(),
             places: BTreeMap::new(),
+            changes: 0,
         }
+    }
+
+    /// Another number whenever there is something else to keep for the next agent.
+    pub const fn changes(&self) -> u64 {
+        self.changes
     }
 
     /// How good the proof of `credential` for `place` is at `now`.
@@ -122,12 +133,14 @@ impl Proofs {
 
     /// The origin let `credential` read `place` at `now`.
     pub fn prove(&mut self, now: Instant, credential: CredentialKey, place: &Place) {
+        self.changes += 1;
         self.proved.insert((credential, place.clone()), now);
         keep_newest(&mut self.proved, self.limits.proofs);
     }
 
     /// The origin refused `credential` for `place`: what was proved before no longer counts.
     pub fn refuse(&mut self, credential: CredentialKey, place: &Place) {
+        self.changes += 1;
         self.proved.remove(&(credential, place.clone()));
         self.loans.retain(|(key, lent, _), _| !(*key == credential && lent == place));
     }
@@ -192,7 +205,10 @@ impl Proofs {
         let references: Vec<_> = references.iter().map(|(digest, size)| (*digest, Some(*size))).collect();
         self.note(now, place, &references);
         if let Some(content) = self.places.get_mut(place) {
-            content.manifest = Some(manifest);
+            content.manifests.retain(|known| *known != manifest);
+            content.manifests.push(manifest);
+            let excess = content.manifests.len().saturating_sub(MANIFESTS_MAX);
+            content.manifests.drain(..excess);
         }
     }
 
@@ -205,17 +221,18 @@ impl Proofs {
     }
 
     fn note(&mut self, now: Instant, place: &Place, digests: &[(Digest, Option<u64>)]) {
+        self.changes += 1;
         if !self.places.contains_key(place) && self.places.len() >= self.limits.places {
             let idlest = self.places.iter().min_by_key(|(_, content)| content.used).map(|(place, _)| place.clone());
             idlest.map(|place| self.places.remove(&place));
         }
-        let new = || Content { used: now, told: None, manifest: None, digests: BTreeMap::new() };
+        let new = || Content { used: now, told: None, manifests: Vec::new(), digests: BTreeMap::new() };
         let content = self.places.entry(place.clone()).or_insert_with(new);
         content.used = now;
         if content.digests.len() + digests.len() > self.limits.digests {
             // Begin again rather than keep a history: what is still in use is seen again at once.
             content.digests.clear();
-            content.manifest = None;
+            content.manifests.clear();
         }
         for (digest, size) in digests.iter().take(self.limits.digests) {
             let known = content.digests.entry(*digest).or_insert(*size);
@@ -236,7 +253,7 @@ impl Proofs {
 
     /// A manifest of `place` that a proof can ask the origin for.
     pub fn witness(&self, place: &Place) -> Option<Digest> {
-        self.places.get(place).and_then(|content| content.manifest)
+        self.places.get(place).and_then(|content| content.manifests.last().copied())
     }
 }
 
@@ -254,7 +271,7 @@ mod tests {
 
     use super::*;
 
-    const LIMITS: Limits = Limits {
+    pub(super) const LIMITS: Limits = Limits {
         fresh: Duration::from_secs(900),
         stale: Duration::from_secs(43_200),
         loan: Duration::from_secs(60),
@@ -265,11 +282,11 @@ mod tests {
         digests: 8,
     };
 
-    fn place(name: &str) -> Place {
+    pub(super) fn place(name: &str) -> Place {
         Place { registry: "reg.example".parse().unwrap(), repository: name.parse().unwrap() }
     }
 
-    fn digest(name: &str) -> Digest {
+    pub(super) fn digest(name: &str) -> Digest {
         Digest::of(name.as_bytes())
     }
 

@@ -1,0 +1,190 @@
+//! What was proved and seen, kept for the next agent of this boot: one that is started again while a registry is
+//! away gives what the one before it gave.
+//!
+//! Proofs of the node's own credential and of none are kept, and tags under them, with their age; what a pull
+//! proved with a credential of its own is not. What is configured otherwise by then counts for nothing, and so
+//! does what was kept before a reboot, when no clock tells how old it is.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use darter_core::access::{CredentialKey, Kept, Owner, Place};
+use darter_core::manifest::{MANIFEST_MAX_BYTES, Manifest};
+use darter_core::{Digest, Registry};
+use rustix::time::{ClockId, clock_gettime};
+use serde::{Deserialize, Serialize};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::Images;
+use super::tags::KeptTag;
+use crate::config::Config;
+use crate::files;
+use crate::log::chain;
+use crate::origin::Credential;
+
+/// How often what changed is written, at the most.
+const EVERY: Duration = Duration::from_secs(30);
+/// Bytes of the file: as many proofs, repositories and tags as an agent remembers, with long names.
+const BYTES_MAX: u64 = 16 << 20;
+/// Manifests that are read again at a start: those of the images that a node has room for. A thousand take a
+/// second of a slow disk.
+const READ_MAX: usize = 1024;
+
+/// The file in the data directory, and what it says when it counts.
+pub(super) struct Keeper {
+    file: PathBuf,
+    boot_id: String,
+    /// By registry: another configuration may be another credential.
+    configured: BTreeMap<Registry, String>,
+}
+
+/// What is in the file.
+#[derive(Debug, Default, Deserialize, Serialize)]
+struct Content {
+    boot_id: String,
+    /// Milliseconds since the boot, when it was written.
+    written_ms: u64,
+    configured: BTreeMap<Registry, String>,
+    #[serde(flatten)]
+    kept: Kept,
+    tags: Vec<KeptTag>,
+}
+
+impl Keeper {
+    pub(super) fn new(config: &Config) -> Self {
+        let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        let configured = config.registries.iter().map(|registry| {
+            let text = serde_json::to_string(registry).unwrap_or_default();
+            (registry.name.clone(), Digest::of(text.as_bytes()).to_string())
+        });
+        Self {
+            file: config.data_dir().join("proofs.json"),
+            boot_id: boot_id.trim().to_owned(),
+            configured: configured.collect(),
+        }
+    }
+
+    /// What the agent before this one kept, as far as it counts, and how long ago.
+    async fn read(&self) -> Option<(Content, Duration)> {
+        let bytes = match files::read(&self.file, BYTES_MAX).await {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
+            Err(error) => {
+                self.complain(&error);
+                return None;
+            }
+        };
+        let mut content = match serde_json::from_slice::<Content>(&bytes) {
+            Ok(content) => content,
+            Err(error) => {
+                self.complain(&error);
+                return None;
+            }
+        };
+        let elapsed = since_boot().checked_sub(Duration::from_millis(content.written_ms))?;
+        if content.boot_id != self.boot_id || self.boot_id.is_empty() {
+            return None;
+        }
+        let same: BTreeSet<_> = self
+            .configured
+            .iter()
+            .filter(|(registry, config)| content.configured.get(*registry) == Some(*config))
+            .map(|(registry, _)| registry)
+            .collect();
+        content.kept.proofs.retain(|proof| same.contains(&proof.registry));
+        content.kept.places.retain(|place| same.contains(&place.registry));
+        content.tags.retain(|tag| same.contains(&tag.registry));
+        Some((content, elapsed))
+    }
+
+    fn complain(&self, error: &(dyn std::error::Error + 'static)) {
+        info!(file = %self.file.display(), error = %chain(error),
+            "what was proved before this start cannot be read: registries are asked again");
+    }
+
+    async fn write(&self, kept: Kept, tags: Vec<KeptTag>) -> io::Result<()> {
+        let written_ms = u64::try_from(since_boot().as_millis()).unwrap_or(u64::MAX);
+        let (boot_id, configured) = (self.boot_id.clone(), self.configured.clone());
+        let content = Content { boot_id, written_ms, configured, kept, tags };
+        let file = self.file.clone();
+        let write = move || files::replace(&file, &serde_json::to_vec(&content)?);
+        tokio::task::spawn_blocking(write).await?
+    }
+}
+
+/// Also while the machine sleeps, unlike `Instant`.
+fn since_boot() -> Duration {
+    let now = clock_gettime(ClockId::Boottime);
+    let part = Duration::from_nanos(u64::try_from(now.tv_nsec).unwrap_or(0));
+    Duration::from_secs(u64::try_from(now.tv_sec).unwrap_or(0)) + part
+}
+
+/// Whose credential it was; none: a pull's own.
+fn owner(key: CredentialKey) -> Option<Owner> {
+    [Owner::Anybody, Owner::Node].into_iter().find(|owner| own(*owner) == key)
+}
+
+fn own(owner: Owner) -> CredentialKey {
+    match owner {
+        Owner::Anybody => Credential::Anonymous.key(),
+        Owner::Node => Credential::Node.key(),
+    }
+}
+
+impl Images {
+    /// Takes what the agent before this one kept. To be done before the first request.
+    pub async fn recall(&self) {
+        let Some((content, elapsed)) = self.0.keeper.read().await else { return };
+        let now = Instant::now();
+        let manifests = self.0.gate.proofs().restore(now, elapsed, &content.kept, own);
+        let (proofs, tags) = (content.kept.proofs.len(), content.tags.len());
+        self.0.tags.restore(now, elapsed, content.tags, own);
+        let from = manifests.len().saturating_sub(READ_MAX);
+        for (place, digest) in &manifests[from..] {
+            self.read_again(place, digest).await;
+        }
+        info!(proofs, tags, manifests = manifests.len(), "what was proved before this start is known still");
+    }
+
+    /// A manifest that is not here any more, or not what it is called, opens nothing but itself.
+    async fn read_again(&self, place: &Place, digest: &Digest) {
+        let Some(blob) = self.0.store.look_up(digest).await.filter(|blob| blob.size() <= MANIFEST_MAX_BYTES) else {
+            return;
+        };
+        let Ok(content) = blob.read_all().await else { return };
+        if Digest::of(&content) != *digest {
+            return;
+        }
+        if let Ok(manifest) = Manifest::parse(&content) {
+            self.0.gate.saw_manifest_in(place, *digest, &manifest);
+        }
+    }
+
+    /// Keeps for the next agent what changes, until `stop` and then once more. Never ends before.
+    pub async fn remember(self, stop: CancellationToken) {
+        let mut written = 0;
+        let mut fails = false;
+        loop {
+            let stops = stop.run_until_cancelled(tokio::time::sleep(EVERY)).await.is_none();
+            let changes = self.0.gate.proofs().changes();
+            if changes != written {
+                let now = Instant::now();
+                let kept = self.0.gate.proofs().keep(now, owner);
+                let done = self.0.keeper.write(kept, self.0.tags.keep(now, owner)).await;
+                match &done {
+                    Ok(()) => written = changes,
+                    Err(error) if !fails => warn!(file = %self.0.keeper.file.display(), error = %chain(error),
+                        "what was proved is not kept: after a restart registries are asked again"),
+                    Err(_) => {}
+                }
+                fails = done.is_err();
+            }
+            if stops {
+                return;
+            }
+        }
+    }
+}
