@@ -52,6 +52,21 @@ on_each_release! {
         Ok(())
     }
 
+    a_tag_and_a_manifest_that_hang_before_headers_are_answered_404_in_time(release) {
+        // [2] The same for what is no blob: the question for the tag, then that for the manifest itself.
+        for kind in [Kind::ManifestHead, Kind::Manifest] {
+            let mut stage = Stage::new(release, &[MIB]).await?;
+            stage.start(stage.options("public").set("mirror.answer_within", "500ms")).await?;
+            stage.ecr.inject(Rule::on(kind), Fault::Delay(Duration::MAX));
+            stage.pull().await?;
+            let late = stage.metric("darter_mirror_refusals_total", &[("reason", "late")]).await?;
+            assert!(late >= 1.0, "{kind:?}: {late}\n{}", stage.story());
+            let asked = stage.ecr.log().iter().filter(|seen| seen.agent.starts_with("containerd/")).count();
+            assert!(asked > 0, "{kind:?}: containerd did not go on at the registry\n{}", stage.story());
+        }
+        Ok(())
+    }
+
     a_body_that_stalls_is_cut_and_containerd_reads_only_the_rest(release) {
         // [3] [6] Half of the layer comes, then silence: longer than the mirror's patience.
         let mut stage = Stage::new(release, &[12 * MIB]).await?;
