@@ -13,7 +13,7 @@ export DARTER_NOT_RUN ?= $(CARGO_TARGET_DIR)/not-run.txt
 TEST_LOG := $(CARGO_TARGET_DIR)/test.log
 export DARTER_REVISION ?= $(shell git rev-parse --short HEAD 2>/dev/null || echo unknown)
 
-.PHONY: help needs-root demo test test-long check fuzz bench bench-mirror bench-swarm bench-sim bench-gpu tools control-plane build clean
+.PHONY: help needs-root demo test test-long check fuzz bench bench-mirror bench-swarm bench-sim bench-gpu test-gpu tools control-plane build clean
 
 help: ## Say what there is
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 24
@@ -43,6 +43,10 @@ test: control-plane ## Every test, against real containerd and registries, and a
 	@echo "== testing"
 	cargo test --locked --workspace --no-fail-fast | tee "$(TEST_LOG)" || { scripts/test-summary "$(TEST_LOG)" FAILED; exit 1; }
 	@scripts/test-summary "$(TEST_LOG)"
+
+test-gpu: tools ## What this machine's own GPUs say against what the fixtures of the mock say (DARTER_NVML_PATH)
+	cargo build --locked -p darter
+	cargo run --locked -p darter-tests --bin test-gpu
 
 test-long: test ## The same with many more random cases
 	PROPTEST_CASES=20000 cargo test --locked --release -p darter-core -p darter-agent

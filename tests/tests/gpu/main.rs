@@ -5,6 +5,7 @@
 mod dashboards;
 mod errors;
 mod pods;
+mod real;
 mod scrapes;
 
 use anyhow::{Context as _, Result};
