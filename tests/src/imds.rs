@@ -1,13 +1,13 @@
 //! A fake of EC2's instance metadata service, version 2: region, account and role credentials of a
-//! node that does not exist.
+//! node that does not exist, and what is about to happen to it.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Result;
 use http::Method;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::net::Place;
 use crate::wire::{Reply, Request, Server, Service};
@@ -26,6 +26,9 @@ struct Metadata {
     region: String,
     credentials: AtomicU64,
     is_taken_back: AtomicBool,
+    is_recommended: AtomicBool,
+    /// The events of `events/maintenance/scheduled`.
+    scheduled: Mutex<Value>,
 }
 
 impl Imds {
@@ -36,6 +39,8 @@ impl Imds {
             region: region.to_owned(),
             credentials: AtomicU64::new(0),
             is_taken_back: AtomicBool::new(false),
+            is_recommended: AtomicBool::new(false),
+            scheduled: Mutex::new(json!([])),
         });
         Ok(Self { server: Server::start(place, None, service.clone())?, service })
     }
@@ -60,6 +65,20 @@ impl Imds {
         self.service.is_taken_back.store(is_taken_back, Ordering::Relaxed);
     }
 
+    /// EC2 recommends to leave the spot instance, or does not.
+    pub fn recommend(&self, is_recommended: bool) {
+        self.service.is_recommended.store(is_recommended, Ordering::Relaxed);
+    }
+
+    /// EC2 plans a stop of the instance, which is in this state: `active`, `completed`, `canceled`.
+    pub fn plan(&self, state: &str) {
+        let event = json!({
+            "NotBefore": "21 Jan 2026 09:00:43 GMT", "NotAfter": "21 Jan 2026 09:17:23 GMT", "Code": "instance-stop",
+            "Description": "a test", "EventId": "instance-event-0d59937288b749b32", "State": state,
+        });
+        *self.service.scheduled.lock().unwrap_or_else(PoisonError::into_inner) = json!([event]);
+    }
+
     /// Refuses connections, as it looks from a pod when the hop limit is 1.
     pub async fn down(&mut self) {
         self.server.down().await;
@@ -81,6 +100,13 @@ impl Service for Metadata {
             "/latest/meta-data/spot/instance-action" if self.is_taken_back.load(Ordering::Relaxed) => {
                 let notice = json!({ "action": "terminate", "time": "2026-01-01T00:02:00Z" });
                 Reply::text(200, "application/json", notice.to_string())
+            }
+            "/latest/meta-data/events/recommendations/rebalance" if self.is_recommended.load(Ordering::Relaxed) => {
+                Reply::text(200, "application/json", json!({ "noticeTime": "2026-01-01T00:00:00Z" }).to_string())
+            }
+            "/latest/meta-data/events/maintenance/scheduled" => {
+                let events = self.scheduled.lock().unwrap_or_else(PoisonError::into_inner).to_string();
+                Reply::text(200, "application/json", events)
             }
             path if path == roles => Reply::text(200, "text/plain", ROLE),
             path if path == format!("{roles}/{ROLE}") => self.credentials(),

@@ -24,6 +24,20 @@ async fn a_spot_node_hands_over_at_its_notice_and_may_then_go_without_a_word() -
     if !can_run(test, &[Need::Containerd(Release::V2), Need::Darter]) {
         return Ok(());
     }
+    hands_over(|imds| imds.take_back(true), "spot_notice").await
+}
+
+#[tokio::test]
+async fn a_spot_node_that_may_be_taken_back_hands_over_while_there_is_time() -> Result<()> {
+    let test = "a_spot_node_that_may_be_taken_back_hands_over_while_there_is_time";
+    if !can_run(test, &[Need::Containerd(Release::V2), Need::Darter]) {
+        return Ok(());
+    }
+    hands_over(|imds| imds.recommend(true), "rebalance_recommendation").await
+}
+
+/// EC2 announces something for this reason, and what only that node has is with others before it goes.
+async fn hands_over(announce: impl Fn(&Imds), reason: &str) -> Result<()> {
     // Its port is not known before the network is there.
     let endpoint = std::sync::Arc::new(std::sync::OnceLock::<String>::new());
     let known = endpoint.clone();
@@ -48,19 +62,19 @@ async fn a_spot_node_hands_over_at_its_notice_and_may_then_go_without_a_word() -
     client.resolve(REPOSITORY, &pushed.tag).await?;
     client.resolve(REPOSITORY, &pushed.image.child()?.to_string()).await?;
     swarm.copies(&pushed).ensure_exactly(1)?;
-    imds.take_back(true);
+    announce(&imds);
     let going = swarm.node(spot).running_agent().context("no agent")?;
     eventually("its blobs are with others", async || Ok(going.log().contains("others have what only this node had")))
         .await
         .with_context(|| swarm.story(spot))?;
-    ensure!(is_going(going, "spot_notice").await?, "{}", swarm.story(spot));
+    ensure!(is_going(going, reason).await?, "{}", swarm.story(spot));
     // Who does not answer takes nothing back.
     imds.down().await;
     eventually("it misses the metadata service", async || {
         Ok(going.metrics().await?.sum("darter_spot_notice_errors_total", &[]) > 0.0)
     })
     .await?;
-    ensure!(is_going(going, "spot_notice").await?, "{}", swarm.story(spot));
+    ensure!(is_going(going, reason).await?, "{}", swarm.story(spot));
     ensure!(going.log().contains("cannot ask for a spot interruption notice"), "{}", swarm.story(spot));
     swarm.kill_agent(spot)?;
     // The registry gives nothing from here on.
@@ -69,6 +83,47 @@ async fn a_spot_node_hands_over_at_its_notice_and_may_then_go_without_a_word() -
     let pulled = swarm.node(0).containerd().cri().pull(&by_digest, None).await;
     pulled.with_context(|| format!("{}\n--- the node that went\n{}", swarm.story(0), swarm.story(spot)))?;
     swarm.copies(&pushed).ensure_exactly(1)
+}
+
+#[tokio::test]
+async fn a_node_without_a_swarm_says_what_ec2_announces_and_takes_it_back() -> Result<()> {
+    if !can_run("a_node_without_a_swarm_says_what_ec2_announces_and_takes_it_back", &[Need::Darter]) {
+        return Ok(());
+    }
+    let imds = Imds::start(&Place::Host, "123456789012", "us-east-1")?;
+    let agent = Agent::start(Options::new(&Place::Host).set("aws.imds_endpoint", imds.url())).await?;
+    let says = async |wanted: [bool; 3]| {
+        let reasons = ["spot_notice", "rebalance_recommendation", "scheduled_event"];
+        let is_so = async || {
+            let mut told = [false; 3];
+            for (told, reason) in told.iter_mut().zip(reasons) {
+                *told = is_going(&agent, reason).await?;
+            }
+            Ok(told == wanted)
+        };
+        eventually(&format!("{wanted:?} of {reasons:?}"), is_so).await.with_context(|| agent.log())
+    };
+    // What is over is no news.
+    imds.plan("completed");
+    says([false; 3]).await?;
+    imds.plan("active");
+    says([false, false, true]).await?;
+    imds.recommend(true);
+    says([false, true, true]).await?;
+    imds.take_back(true);
+    says([true, true, true]).await?;
+    imds.take_back(false);
+    imds.recommend(false);
+    imds.plan("canceled");
+    says([false; 3]).await?;
+    let once = ["EC2 takes this spot instance back", "EC2 recommends to move off", "EC2 plans maintenance"];
+    for text in once {
+        ensure!(agent.log().matches(text).count() == 1, "{text}\n{}", agent.log());
+    }
+    let metrics = agent.metrics().await?;
+    let errors = ["darter_spot_notice_errors_total", "darter_notice_errors_total"].map(|name| metrics.sum(name, &[]));
+    assert_eq!(errors, [0.0; 2]);
+    Ok(())
 }
 
 /// A Node with these taints.
@@ -102,7 +157,7 @@ async fn a_node_that_karpenter_disrupts_hears_of_it_and_of_the_end_of_it() -> Re
     let rules = json!([{ "apiGroups": [""], "resources": ["nodes"], "resourceNames": ["gpu-1"],
         "verbs": ["get", "list", "watch"] }]);
     plane.allow_everywhere("gpu", "darter", &rules).await?;
-    eventually("it watches", async || Ok(says("watching the taints of this node"))).await?;
+    eventually("it watches", async || Ok(says("watching this node"))).await?;
     ensure!(!is_going(&agent, "taint").await?, "another taint means nothing");
     for taint in ["karpenter.sh/disrupted", "ToBeDeletedByClusterAutoscaler"] {
         plane.apply(&node(&["nvidia.com/gpu", taint])).await?;

@@ -22,9 +22,10 @@ use crate::imds;
 use crate::log::chain;
 use crate::metrics::Metrics;
 use crate::mirror::{BindError, Mirror};
+use crate::node::{Around, OwnNode};
 use crate::origin::{OriginError, Shared};
 use crate::parts::{Part, first_end};
-use crate::prewarm::Prewarm;
+use crate::prewarm::{Prewarm, Warm};
 use crate::pulls::Pulls;
 use crate::self_test::SelfTest;
 use crate::sites::Sites;
@@ -70,6 +71,8 @@ pub struct Agent {
     certs_d: CertsD,
     swarm: Option<SwarmPart>,
     gpus: Gpus,
+    node: OwnNode,
+    warm: Warm,
     /// Why the self-test fails, for people, and whether it passes, for hosts.toml.
     serving: watch::Sender<Result<(), String>>,
     preflight: watch::Sender<certs_d::Preflight>,
@@ -82,7 +85,8 @@ impl Agent {
     pub async fn bind(mut config: Config, version: &str, revision: &str) -> Result<Self, AgentError> {
         raise_file_limit();
         let mut metrics = Metrics::new(version, revision);
-        let gpus = Gpus::new(&config.gpu, &config.data_dir());
+        let node = OwnNode::new(&config.kubernetes);
+        let gpus = Gpus::new(&config.gpu, &config.data_dir(), node.view());
         metrics.show(gpus.exposition());
         let metrics = Arc::new(metrics);
         discover(&mut config).await;
@@ -107,7 +111,7 @@ impl Agent {
         let serving = watch::Sender::new(Err("the self-test has not run yet".to_owned()));
         let preflight = watch::Sender::new(preflight);
         let address = mirror.address().unwrap_or(config.mirror.listen);
-        let about = About { node: node(&config), version: version.to_owned(), mirror: address };
+        let about = About { node: name(&config), version: version.to_owned(), mirror: address };
         let watched = Watched {
             about,
             serving: serving.subscribe(),
@@ -118,8 +122,10 @@ impl Agent {
             seen: mirror.seen(),
             swarm: swarm.as_ref().map(SwarmPart::standing),
             gpus: gpus.view(),
+            node: node.view(),
         };
         let prewarm = Prewarm::new(&config, sites.clone(), images.clone(), store.clone());
+        let warm = Warm::new(prewarm.clone(), config.prewarm.images.clone(), config.kubernetes.startup_deadline.0);
         let orders = Orders { prewarm, uninstall: certs_d.uninstaller() };
         let admin = Admin::bind(config.admin.listen, &config.admin_socket(), metrics.clone(), watched, orders).await?;
         Ok(Self {
@@ -134,6 +140,8 @@ impl Agent {
             certs_d,
             swarm,
             gpus,
+            node,
+            warm,
             serving,
             preflight,
             pulling,
@@ -143,7 +151,9 @@ impl Agent {
     /// Serves until `stop`, then drains. An agent of which one part ends early stops as a whole:
     /// half an agent would be worse than none, because containerd goes around none.
     pub async fn run(self, stop: CancellationToken) -> Result<(), AgentError> {
-        let Self { config, metrics, sites, store, pulls, images, mirror, admin, certs_d, swarm, gpus, .. } = self;
+        let Self {
+            config, metrics, sites, store, pulls, images, mirror, admin, certs_d, swarm, gpus, node, warm, ..
+        } = self;
         let (serving, preflight, pulling) = (self.serving, self.preflight, self.pulling);
         let (files, serve, keep) = (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
         let seen = mirror.seen();
@@ -153,7 +163,8 @@ impl Agent {
         info!(mirror = %address, admin = %config.admin.listen, data = %config.data_dir().display(),
             registries = config.registries.len(), "darter agent is up");
         let (passing, passes) = watch::channel(false);
-        let notices = Notices::new(&config, metrics.clone());
+        let notices = Notices::new(&config, node.view(), metrics.clone());
+        let (around, in_place) = (around(&config, &gpus, &serving, &certs_d, &warm), certs_d.states());
         let mut follow = Part::start("origins", sites.follow(certs_d.others(), files.clone()));
         let mut hosts = Part::start("hosts.toml", certs_d.run(passes, files.clone()));
         let mut mirror = Part::start("mirror", mirror.run(serve.clone()));
@@ -167,7 +178,10 @@ impl Agent {
         let (notice, noticed) = watch::channel(None);
         let mut notices = Part::start("notices", notices.run(notice, files.clone()));
         let mut memory = Part::start("memory", images.remember(keep.clone()));
-        let mut gpus = Part::start("gpus", gpus.run(metrics, keep.clone()));
+        let mut gpus = Part::start("gpus", gpus.run(metrics.clone(), keep.clone()));
+        let mut node = Part::start("node", node.run(around, metrics.clone(), files.clone()));
+        let warming = files.clone();
+        let mut warm = Part::start("warm images", async move { warm.run(in_place, &metrics, warming).await });
         let mut swarm = Part::start("swarm", async move {
             match swarm {
                 Some(swarm) => swarm.run(shared, noticed, leave, share).await,
@@ -179,7 +193,7 @@ impl Agent {
                 info!("stopping: hosts.toml first, then the mirror");
                 Ok(())
             }
-            part = first_end([&mut hosts, &mut mirror, &mut admin, &mut store, &mut checks, &mut follow, &mut swarm, &mut notices, &mut gpus, &mut memory]) => {
+            part = first_end([&mut hosts, &mut mirror, &mut admin, &mut store, &mut checks, &mut follow, &mut swarm, &mut notices, &mut gpus, &mut node, &mut warm, &mut memory]) => {
                 error!(part, "a part of the agent ended; stopping all of it");
                 Err(AgentError::Ended { part })
             }
@@ -189,6 +203,7 @@ impl Agent {
         // hosts.toml goes before the mirror does.
         files.cancel();
         tokio::join!(hosts.finish(DRAIN), checks.finish(DRAIN), follow.finish(DRAIN), notices.finish(DRAIN));
+        tokio::join!(node.finish(DRAIN), warm.finish(DRAIN));
         serve.cancel();
         mirror.finish(drain).await;
         pulling.cancel();
@@ -205,8 +220,25 @@ impl Agent {
     }
 }
 
+/// What a startup taint waits for.
+fn around(
+    config: &Config,
+    gpus: &Gpus,
+    serving: &watch::Sender<Result<(), String>>,
+    certs_d: &CertsD,
+    warm: &Warm,
+) -> Around {
+    Around {
+        gpus: gpus.view(),
+        serving: serving.subscribe(),
+        hosts: certs_d.states(),
+        registries: config.registries.len(),
+        missing_images: warm.missing(),
+    }
+}
+
 /// This node's name: Kubernetes', where it was told.
-fn node(config: &Config) -> String {
+fn name(config: &Config) -> String {
     let host = || rustix::system::uname().nodename().to_string_lossy().into_owned();
     config.kubernetes.node.clone().unwrap_or_else(host)
 }

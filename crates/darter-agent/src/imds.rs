@@ -1,6 +1,6 @@
 //! Who this node is to AWS: account and region, from the instance metadata service (`IMDSv2`).
 //!
-//! And whether EC2 is about to take it away (`spot_notice`).
+//! And what EC2 is about to do with it (`notices`): take it back, maybe, or maintain it.
 //!
 //! Asked at start. Off EC2 nobody answers, and that must not hold up the start: one second in all.
 //! On EC2, as the firmware tells, it is asked again for a while: a node that boots with a hundred
@@ -16,6 +16,7 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use tracing::debug;
 
 use crate::config;
@@ -30,7 +31,7 @@ const AGAIN_AFTER: Duration = Duration::from_millis(500);
 const EXPECTED_FOR: Duration = Duration::from_secs(5);
 /// What the firmware of an EC2 instance calls its maker.
 const SYS_VENDOR: &str = "/sys/class/dmi/id/sys_vendor";
-/// The token is used once, for the request after it.
+/// The token is used for the requests right after it.
 const TOKEN_SECONDS: &str = "60";
 /// The document has about 500 bytes, a token 56.
 const ANSWER_MAX_BYTES: usize = 64 * 1024;
@@ -52,6 +53,39 @@ pub struct SpotNotice {
     pub action: String,
     /// When, in UTC.
     pub time: String,
+}
+
+/// EC2's advice to move elsewhere: it is likelier than before to take the spot instance back.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Rebalance {
+    /// Since when, in UTC.
+    #[serde(rename = "noticeTime")]
+    pub time: String,
+}
+
+/// Maintenance that EC2 plans, days ahead.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Scheduled {
+    /// Such as `instance-stop`, `instance-retirement` or `system-reboot`.
+    pub code: String,
+    /// Not before this, in UTC.
+    #[serde(default)]
+    pub not_before: String,
+    /// `active`, or over: `completed`, `canceled`.
+    #[serde(default)]
+    pub state: String,
+}
+
+/// What EC2 is about to do with this node; each is asked for by itself, and none hides another.
+#[derive(Debug)]
+pub struct Notices {
+    /// It takes the spot instance back.
+    pub spot: Result<Option<SpotNotice>, ImdsError>,
+    /// It may.
+    pub rebalance: Result<Option<Rebalance>, ImdsError>,
+    /// Maintenance that is still to come.
+    pub scheduled: Result<Vec<Scheduled>, ImdsError>,
 }
 
 /// Why there is no answer.
@@ -96,7 +130,7 @@ pub async fn identity(aws: &config::Aws) -> Result<Identity, ImdsError> {
 async fn asked_for(endpoint: &str, period: Duration) -> Result<Identity, ImdsError> {
     let until = Instant::now() + period;
     loop {
-        match tokio::time::timeout(PATIENCE, ask(endpoint)).await.unwrap_or(Err(ImdsError::TimedOut)) {
+        match within(ask(endpoint)).await {
             Err(error) if error.may_pass() && Instant::now() + AGAIN_AFTER < until => {
                 debug!(error = %chain(&error), "the instance metadata service is asked again");
                 tokio::time::sleep(AGAIN_AFTER).await;
@@ -106,16 +140,36 @@ async fn asked_for(endpoint: &str, period: Duration) -> Result<Identity, ImdsErr
     }
 }
 
-/// Whether this node is about to be taken away; nothing while it is not.
-pub async fn spot_notice(aws: &config::Aws) -> Result<Option<SpotNotice>, ImdsError> {
+/// What EC2 is about to do with this node.
+///
+/// # Errors
+/// There is no token, and so nothing was asked for.
+pub async fn notices(aws: &config::Aws) -> Result<Notices, ImdsError> {
     let endpoint = aws.imds_endpoint.as_deref().unwrap_or(ENDPOINT).trim_end_matches('/');
-    let asked = tokio::time::timeout(PATIENCE, get(endpoint, "/latest/meta-data/spot/instance-action"));
-    match asked.await.unwrap_or(Err(ImdsError::TimedOut)) {
+    let session = within(Session::open(endpoint)).await?;
+    // At once: none waits for another that gets no answer.
+    let (spot, rebalance, scheduled) = tokio::join!(
+        announced(&session, "/latest/meta-data/spot/instance-action"),
+        announced(&session, "/latest/meta-data/events/recommendations/rebalance"),
+        announced::<Vec<Scheduled>>(&session, "/latest/meta-data/events/maintenance/scheduled"),
+    );
+    let is_to_come = |event: &Scheduled| event.state == "active";
+    let scheduled = scheduled.map(|events| events.unwrap_or_default().into_iter().filter(is_to_come).collect());
+    Ok(Notices { spot, rebalance, scheduled })
+}
+
+/// What is there; nothing where nothing is announced.
+async fn announced<T: DeserializeOwned>(session: &Session<'_>, path: &str) -> Result<Option<T>, ImdsError> {
+    match within(session.get(path)).await {
         Ok(notice) => serde_json::from_slice(&notice).map(Some).map_err(|_| ImdsError::Unreadable),
         // That is how it says so.
         Err(ImdsError::Status(StatusCode::NOT_FOUND)) => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+async fn within<T>(asked: impl Future<Output = Result<T, ImdsError>>) -> Result<T, ImdsError> {
+    tokio::time::timeout(PATIENCE, asked).await.unwrap_or(Err(ImdsError::TimedOut))
 }
 
 /// Whether the service has to be there, as the firmware tells.
@@ -124,26 +178,39 @@ pub fn is_ec2() -> bool {
 }
 
 async fn ask(endpoint: &str) -> Result<Identity, ImdsError> {
-    let document = get(endpoint, "/latest/dynamic/instance-identity/document").await?;
+    let document = Session::open(endpoint).await?.get("/latest/dynamic/instance-identity/document").await?;
     serde_json::from_slice(&document).map_err(|_| ImdsError::Unreadable)
 }
 
-/// What the service has at a path. It wants a token first.
-async fn get(endpoint: &str, path: &str) -> Result<Bytes, ImdsError> {
-    let client = Client::builder(TokioExecutor::new()).build_http();
-    let token = Request::builder()
-        .method(Method::PUT)
-        .uri(format!("{endpoint}/latest/api/token"))
-        .header("x-aws-ec2-metadata-token-ttl-seconds", TOKEN_SECONDS)
-        .body(Empty::new())
-        .map_err(ImdsError::Url)?;
-    let token = send(&client, token).await?;
-    let document = Request::builder()
-        .uri(format!("{endpoint}{path}"))
-        .header("x-aws-ec2-metadata-token", &*token)
-        .body(Empty::new())
-        .map_err(|_| ImdsError::Unreadable)?;
-    send(&client, document).await
+/// Who has a token, and may ask.
+struct Session<'a> {
+    endpoint: &'a str,
+    client: Client<HttpConnector, Empty<Bytes>>,
+    token: Bytes,
+}
+
+impl<'a> Session<'a> {
+    async fn open(endpoint: &'a str) -> Result<Self, ImdsError> {
+        let client = Client::builder(TokioExecutor::new()).build_http();
+        let request = Request::builder()
+            .method(Method::PUT)
+            .uri(format!("{endpoint}/latest/api/token"))
+            .header("x-aws-ec2-metadata-token-ttl-seconds", TOKEN_SECONDS)
+            .body(Empty::new())
+            .map_err(ImdsError::Url)?;
+        let token = send(&client, request).await?;
+        Ok(Self { endpoint, client, token })
+    }
+
+    /// What the service has at a path.
+    async fn get(&self, path: &str) -> Result<Bytes, ImdsError> {
+        let document = Request::builder()
+            .uri(format!("{}{path}", self.endpoint))
+            .header("x-aws-ec2-metadata-token", &*self.token)
+            .body(Empty::new())
+            .map_err(|_| ImdsError::Unreadable)?;
+        send(&self.client, document).await
+    }
 }
 
 async fn send(

@@ -1,5 +1,5 @@
-//! How this node watches something at a Kubernetes API server: with which credential, how patiently, and
-//! what is said when it does not work. Not here: what is watched there, and what follows from it.
+//! How this node watches something at a Kubernetes API server, or asks it: with which credential, how patiently,
+//! and what is said when it does not work. Not here: what is watched there, and what follows from it.
 
 use std::fmt::Debug;
 use std::path::Path;
@@ -108,9 +108,9 @@ where
 }
 
 /// A client that has asked nobody anything yet.
-struct Connected {
-    client: Client,
-    namespace: String,
+pub(crate) struct Connected {
+    pub(crate) client: Client,
+    pub(crate) namespace: String,
     /// A watch was accepted.
     heard: Arc<Notify>,
 }
@@ -119,7 +119,7 @@ struct Connected {
 ///
 /// # Errors
 /// Why there are none, for people.
-async fn connect(kubeconfig: Option<&Path>) -> Result<Connected, String> {
+pub(crate) async fn connect(kubeconfig: Option<&Path>) -> Result<Connected, String> {
     let mut config = match kubeconfig {
         Some(path) => read(path).await?,
         None => Config::incluster().map_err(|error| {
@@ -195,14 +195,19 @@ fn trouble(error: &watcher::Error, rights: &str) -> Option<(&'static str, String
         watcher::Error::WatchError(status) => refused(status, rights),
         watcher::Error::InitialListFailed(error)
         | watcher::Error::WatchStartFailed(error)
-        | watcher::Error::WatchFailed(error) => match error {
-            kube::Error::Api(status) => refused(status, rights),
-            kube::Error::Auth(_) => Some(("credentials", chain(error).to_string())),
-            kube::Error::Service(error) => Some(("unreachable", chain(error.as_ref()).to_string())),
-            kube::Error::HyperError(_) | kube::Error::ReadEvents(_) => Some(("unreachable", chain(error).to_string())),
-            _ => Some(("answer", chain(error).to_string())),
-        },
+        | watcher::Error::WatchFailed(error) => refusal(error, rights),
         watcher::Error::NoResourceVersion => Some(("answer", error.to_string())),
+    }
+}
+
+/// The same of a question.
+pub(crate) fn refusal(error: &kube::Error, rights: &str) -> Option<(&'static str, String)> {
+    match error {
+        kube::Error::Api(status) => refused(status, rights),
+        kube::Error::Auth(_) => Some(("credentials", chain(error).to_string())),
+        kube::Error::Service(error) => Some(("unreachable", chain(error.as_ref()).to_string())),
+        kube::Error::HyperError(_) | kube::Error::ReadEvents(_) => Some(("unreachable", chain(error).to_string())),
+        _ => Some(("answer", chain(error).to_string())),
     }
 }
 
@@ -213,6 +218,9 @@ fn refused(status: &Status, rights: &str) -> Option<(&'static str, String)> {
         410 => None,
         401 => Some(("unauthorized", format!("the API server does not accept the token or certificate: {message}"))),
         403 => Some(("forbidden", format!("this service account needs {rights}: {message}"))),
+        404 => Some(("not_found", message.clone())),
+        409 | 422 => Some(("conflict", message.clone())),
+        429 => Some(("throttled", format!("the API server has too much to do: {message}"))),
         code => Some(("answer", format!("{code}: {message}"))),
     }
 }
@@ -242,13 +250,13 @@ impl<'a> Teller<'a> {
     }
 
     /// It works. Whether that is news.
-    fn works(&mut self) -> bool {
+    pub(crate) fn works(&mut self) -> bool {
         self.since = None;
         std::mem::replace(&mut self.said, Said::Works) != Said::Works
     }
 
     /// It does not, for a reason: a word for the metric, and a sentence.
-    fn fails(&mut self, reason: &'static str, text: &str) {
+    pub(crate) fn fails(&mut self, reason: &'static str, text: &str) {
         self.errors.get_or_create(&ReasonLabels { reason }).inc();
         self.since.get_or_insert_with(Instant::now);
         if std::mem::replace(&mut self.said, Said::Fails(reason)) != Said::Fails(reason) {
@@ -289,6 +297,10 @@ mod tests {
         let (reason, text) = told(403).unwrap();
         assert!(reason == "forbidden" && text.contains("needs a Role for nodes"), "{text}");
         assert_eq!(told(401).unwrap().0, "unauthorized");
+        assert_eq!(
+            [404, 409, 422, 429].map(|code| told(code).unwrap().0),
+            ["not_found", "conflict", "conflict", "throttled"]
+        );
         assert_eq!(told(500), Some(("answer", "500: says the server".to_owned())));
     }
 }

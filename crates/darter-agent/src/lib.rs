@@ -20,6 +20,7 @@ mod kubernetes;
 pub mod log;
 pub mod metrics;
 pub mod mirror;
+pub mod node;
 pub mod origin;
 pub mod parts;
 pub mod prewarm;

@@ -169,6 +169,17 @@ pub struct Metrics {
     pub node_watch_errors: Family<ReasonLabels, Counter>,
     /// Failed questions for a spot interruption notice.
     pub spot_notice_errors: Counter,
+    /// Failed questions for what else the metadata service may announce.
+    pub notice_errors: Family<ReasonLabels, Counter>,
+    pub node_write_errors: Family<ReasonLabels, Counter>,
+    /// Absent until the node is known; so are the next two.
+    pub startup_taint: Family<NoLabels, Gauge>,
+    pub startup_overdue: Family<NoLabels, Gauge>,
+    pub startup_waits: Family<CheckLabels, Gauge>,
+    pub startup_failed_open: Family<CheckLabels, Counter>,
+    /// Absent until the taint was removed.
+    pub startup_seconds: Family<NoLabels, FloatGauge>,
+    pub warm_images_missing: Gauge,
     pub nvml_errors: Family<NvmlErrorLabels, Counter>,
     /// How often NVML was started.
     pub nvml_init: Counter,
@@ -308,12 +319,44 @@ impl Metrics {
             node_watch_errors: metric!(
                 Family::default(),
                 "node_watch_errors",
-                "Failed tries to watch the taints of this node"
+                "Failed tries to watch this node at the API server"
             ),
             spot_notice_errors: metric!(
                 Counter::default(),
                 "spot_notice_errors",
                 "Failed questions for a spot interruption notice"
+            ),
+            notice_errors: metric!(
+                Family::default(),
+                "notice_errors",
+                "Failed questions for what the metadata service may announce besides spot interruptions"
+            ),
+            node_write_errors: metric!(
+                Family::default(),
+                "node_write_errors",
+                "Failed tries to write this node's condition, taint or Events at the API server"
+            ),
+            startup_taint: metric!(Family::default(), "startup_taint", "1 while this node has its startup taint"),
+            startup_overdue: metric!(
+                Family::default(),
+                "startup_overdue",
+                "1 while this node has its startup taint past the deadline: its GPUs are not ready"
+            ),
+            startup_waits: metric!(Family::default(), "startup_waits", "1 for what the startup taint waits for"),
+            startup_failed_open: metric!(
+                Family::default(),
+                "startup_failed_open",
+                "What was missing when a startup taint was removed at its deadline"
+            ),
+            startup_seconds: metric!(
+                Family::default(),
+                "startup_seconds",
+                "The node's age when this agent removed its startup taint"
+            ),
+            warm_images_missing: metric!(
+                Gauge::default(),
+                "warm_images_missing",
+                "Images that are to be on this node (prewarm.images) and are not"
             ),
             nvml_errors: metric!(
                 Family::default(),

@@ -23,6 +23,7 @@ pub mod ready;
 #[cfg(feature = "simulate")]
 pub mod simulate;
 pub mod stale;
+pub mod startup;
 pub mod status;
 pub mod swarm;
 pub mod units;

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::gpu::{idle, readiness};
 use crate::ready;
+use crate::startup::Part;
 
 /// All that is said.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,6 +31,57 @@ pub struct Status {
     pub registries: Vec<Registry>,
     /// The GPUs.
     pub gpus: Gpus,
+    /// What the API server has of the node; none where it is not asked (`kubernetes.node`).
+    #[serde(default)]
+    pub kubernetes: Option<Kubernetes>,
+}
+
+/// The node as Kubernetes has it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Kubernetes {
+    /// The API server was heard, and has such a node.
+    pub is_known: bool,
+    /// The node's condition `darter.dev/GpuReady`, if it has one.
+    pub gpu_ready: Option<Condition>,
+    /// How its startup taint stands.
+    pub startup_taint: StartupTaint,
+}
+
+/// A condition.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Condition {
+    /// `True`, `False` or `Unknown`.
+    pub status: String,
+    /// One word.
+    pub reason: String,
+}
+
+/// A startup taint.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "snake_case")]
+pub enum StartupTaint {
+    /// Nobody looks, or nobody knows yet.
+    Unknown,
+    /// There is none.
+    Absent,
+    /// It is there.
+    Stays {
+        /// What is missing.
+        waits_for: Vec<Part>,
+        /// The deadline is over.
+        is_late: bool,
+        /// The node's age when that was concluded.
+        age_seconds: u64,
+        /// When all but GPUs is not waited for any longer.
+        deadline_seconds: u64,
+    },
+    /// This agent removed it.
+    Removed {
+        /// The node's age then.
+        after_seconds: u64,
+        /// What was missing all the same.
+        failed_open: Vec<Part>,
+    },
 }
 
 /// One check of `/readyz`.
@@ -329,6 +381,7 @@ mod tests {
                 hung: None,
                 gpus: vec![gpu(0, "GPU-b"), gpu(3, "GPU-a")],
             },
+            kubernetes: None,
         };
         let told = |problem: &Problem| {
             let Problem { what, state, reason, advice } = problem;

@@ -46,6 +46,8 @@ pub struct Watched {
     pub swarm: Option<watch::Receiver<Standing>>,
     /// What the GPUs say.
     pub gpus: View,
+    /// What the API server says of the node.
+    pub node: crate::node::View,
 }
 
 impl Watched {

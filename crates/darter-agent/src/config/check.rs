@@ -6,6 +6,8 @@ use std::time::Duration;
 use darter_core::units::{Seconds, Share};
 
 use super::gpu::check_gpu;
+use super::kubernetes::check_kubernetes;
+use super::prewarm::check_prewarm;
 use super::registries::check_registries;
 use super::{Aws, Config, Mirror, Origin, Scope, Space, Swarm};
 use crate::origin::is_url;
@@ -75,10 +77,8 @@ pub(super) fn check(config: &Config) -> Result<(), Fault> {
     check_outside(origin, aws)?;
     check_swarm(config)?;
     check_gpu(&config.gpu)?;
-    let asks = config.kubernetes.node.is_some() || config.swarm.service.is_some();
-    require(asks || config.kubernetes.kubeconfig.is_none(), "kubernetes.kubeconfig", || {
-        "has no meaning without kubernetes.node or swarm.service: nothing is asked of an API server".to_owned()
-    })?;
+    check_kubernetes(config)?;
+    check_prewarm(&config.prewarm)?;
     check_registries(config)?;
     if let Some(default) = &mirror.default_registry {
         let known = config.registries.iter().any(|registry| &registry.name == default);

@@ -8,6 +8,7 @@ mod check;
 mod gpu;
 mod kubernetes;
 mod layers;
+mod prewarm;
 mod registries;
 #[cfg(test)]
 mod tests;
@@ -25,6 +26,7 @@ use crate::swarm::discovery::{ServiceName, ServicePort};
 pub use gpu::{DcgmNames, Gpu, GpuMode};
 pub use kubernetes::Kubernetes;
 pub use layers::{ConfigError, Layers};
+pub use prewarm::Prewarm;
 
 /// The commented default configuration: what `darter config default` prints.
 pub const DEFAULT: &str = include_str!("default.toml");
@@ -46,6 +48,7 @@ pub struct Config {
     pub seed: Seed,
     pub going: Going,
     pub kubernetes: Kubernetes,
+    pub prewarm: Prewarm,
     pub gpu: Gpu,
     pub aws: Aws,
     #[serde(default, rename = "registry", skip_serializing_if = "Vec::is_empty")]

@@ -50,6 +50,25 @@ fn pins_that_would_take_the_store_or_never_end_are_refused() {
 }
 
 #[test]
+fn what_a_new_node_waits_for_has_a_key_a_bound_and_names() {
+    let error = refused("[kubernetes]\nstartup_taint = \"darter.dev/not-ready:NoSchedule\"\n");
+    assert!(error.starts_with("darter.toml:2: kubernetes.startup_taint: must be the key"), "{error}");
+    for key in ["/a", "a/", "-a", "a b", "a/b/c"] {
+        let error = refused(&format!("[kubernetes]\nstartup_taint = \"{key}\"\n"));
+        assert!(error.starts_with("darter.toml:2: kubernetes.startup_taint"), "{error}");
+    }
+    assert!(file("[kubernetes]\nstartup_taint = \"\"\n").unwrap().kubernetes.startup_taint.is_none());
+    assert!(file("[kubernetes]\nstartup_taint = \"not-ready_2.x\"\n").is_ok());
+    let error = refused("[kubernetes]\nstartup_deadline = \"0s\"\n");
+    assert!(error.contains("kubernetes.startup_deadline: must be from 1s to 1h"), "{error}");
+    let error = refused("[prewarm]\nimages = [\"registry.example/a:b\", \"no registry\"]\n");
+    assert!(error.starts_with("darter.toml:2: prewarm.images") && error.contains("no registry"), "{error}");
+    let many: Vec<_> = (0..65).map(|number| format!("\"registry.example/a:v{number}\"")).collect();
+    let error = refused(&format!("[prewarm]\nimages = [{}]\n", many.join(", ")));
+    assert!(error.contains("prewarm.images: must be at most 64"), "{error}");
+}
+
+#[test]
 fn a_wrong_unit_or_type_is_named_with_its_line() {
     let error = refused("[mirror]\nprefetch_layers = 2\nstall = \"8\"\n");
     assert!(error.starts_with("darter.toml:3: ") && error.contains("stall") && error.contains("unit"), "{error}");

@@ -378,7 +378,8 @@ fn verdicts(page: &mut Page<'_>, judgement: &Judgement, gpus: &[Shown<'_>]) -> R
         return Ok(());
     }
     let is_ready = |state: State| f64::from(u8::from(state <= State::Degraded));
-    let reason = verdict.first().map_or("", |finding| finding.reason.word());
+    let first = verdict.first().filter(|finding| finding.state > State::Ready);
+    let reason = first.map_or("", |finding| finding.reason.word());
     page.gauge(
         "node_gpu_ready",
         "1 if the GPUs of this node can be given work; the first reason if not, or why somebody should look",

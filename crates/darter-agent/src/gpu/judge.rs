@@ -55,7 +55,8 @@ struct Watched {
 impl Judge {
     pub(super) fn new(view: View, settings: &config::Gpu, learned: Learned) -> Self {
         // The kubelet started this agent, if there is one.
-        let is_with_kubelet = settings.pod_resources.as_ref().is_some_and(|socket| socket.exists());
+        let has_socket = settings.pod_resources.as_ref().is_some_and(|socket| socket.exists());
+        let is_with_kubelet = has_socket || view.0.node.is_watched();
         let wants_device_plugin = settings.device_plugin && is_with_kubelet;
         let policy = Policy { expected_gpus: settings.expected(), wants_device_plugin, ..Policy::default() };
         let gap = settings.interval.0 * 3;
@@ -103,6 +104,8 @@ impl Judge {
             }
         };
         let count = gpus.as_ref().and_then(|gpus| u32::try_from(gpus.len()).ok());
+        let counted = if now.snapshot.driver == Driver::NoGpus { Some(0) } else { count };
+        let node = self.view.0.node.facts();
         let known = gpus.iter().flatten();
         let actions = known.filter_map(|gpu: &readiness::Gpu| Some((gpu.pci?, gpu.recovery_action?))).collect();
         Observation {
@@ -113,9 +116,12 @@ impl Judge {
             control_node: host.control_node,
             device_nodes: host.device_nodes,
             nvml,
-            nvml_count: if now.snapshot.driver == Driver::NoGpus { Some(0) } else { count },
+            nvml_count: counted,
             plugin_expected: count.filter(|_| now.snapshot.gpus.iter().all(|gpu| !gpu.is_mig())),
             gpus,
+            should_have_gpus: node.as_ref().and_then(|node| node.has_gpus.then_some(true)),
+            allocatable: node.as_ref().and_then(|node| node.allocatable),
+            gfd_labels: node.zip(counted).map(|(node, gpus)| node.labelled_gpus == Some(gpus)),
             ..Observation::default()
         }
     }

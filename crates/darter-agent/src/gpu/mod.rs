@@ -25,7 +25,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use darter_core::ready::Check;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
@@ -42,6 +42,7 @@ pub use self::sample::{Driver, Fast, Gpu, Identity, MigDevice, Slow, Snapshot};
 use self::xids::Xids;
 use crate::config;
 use crate::metrics::Metrics;
+use crate::node;
 
 /// A call that takes longer than the longest of these is taken for hung: three of the short intervals, and
 /// this. Degrading GPUs answer after tens of seconds under load, and come back.
@@ -69,11 +70,13 @@ struct Shared {
     /// The call that runs now.
     call: Mutex<Option<InCall>>,
     /// What was concluded last; nothing before the first look.
-    judgement: Mutex<Option<Arc<Judgement>>>,
+    judgement: watch::Sender<Option<Arc<Judgement>>>,
     xids: Xids,
     kubelet: Kubelet,
     /// Where what is learned is kept.
     data: PathBuf,
+    /// What the API server says of the node.
+    node: node::View,
 }
 
 /// How the GPUs are looked at, for whoever wants to know.
@@ -91,15 +94,18 @@ pub struct Now {
 
 impl Gpus {
     /// Asks nothing yet.
-    pub fn new(settings: &config::Gpu, data: &Path) -> Self {
+    pub fn new(settings: &config::Gpu, data: &Path, node: node::View) -> Self {
         let is_on = settings.mode == config::GpuMode::Auto;
         let (snapshot, call) = (Mutex::new(Arc::new(Snapshot::new(is_on))), Mutex::new(None));
-        let judgement = Mutex::new(None);
+        let judgement = watch::Sender::new(None);
         let xids = Xids::open(settings, data);
         let (settings, kubelet) = (settings.clone(), Kubelet::default());
         let published = Notify::new();
         let data = data.to_owned();
-        Self { shared: Arc::new(Shared { settings, snapshot, published, call, judgement, xids, kubelet, data }), is_on }
+        Self {
+            shared: Arc::new(Shared { settings, snapshot, published, call, judgement, xids, kubelet, data, node }),
+            is_on,
+        }
     }
 
     /// For readers.
@@ -193,7 +199,7 @@ impl Gpus {
         // A directory of /sys or /dev may wait for a driver, as NVML does.
         let Ok(host) = tokio::task::spawn_blocking(move || Host::look(&root)).await else { return };
         let judgement = Arc::new(judge.look(host));
-        let before = lock(&self.shared.judgement).replace(judgement.clone());
+        let before = self.shared.judgement.send_replace(Some(judgement.clone()));
         if before.is_none_or(|before| before.verdict != judgement.verdict) {
             let (_, reason) = judge::check(&judgement);
             info!(state = judgement.verdict.state.as_str(), reason, "the GPUs of this node");
@@ -232,7 +238,17 @@ impl View {
 
     /// What is concluded of the GPUs; nothing before the first look, and where nobody looks.
     pub fn judgement(&self) -> Option<Arc<Judgement>> {
-        lock(&self.0.judgement).clone()
+        self.0.judgement.borrow().clone()
+    }
+
+    /// The same, for whoever waits for the next.
+    pub fn judgements(&self) -> watch::Receiver<Option<Arc<Judgement>>> {
+        self.0.judgement.subscribe()
+    }
+
+    /// Nobody looks at them: `gpu.mode`.
+    pub fn is_off(&self) -> bool {
+        self.0.settings.mode == config::GpuMode::Off
     }
 
     /// How that stands among the checks of `/readyz`.
@@ -285,7 +301,9 @@ mod tests {
     #[test]
     fn a_thread_that_brings_no_round_any_more_hangs_though_no_call_does() {
         let data = tempfile::tempdir().unwrap();
-        let gpus = Gpus::new(&config::Config::embedded().gpu, data.path());
+        let config = config::Config::embedded();
+        let node = node::OwnNode::new(&config.kubernetes).view();
+        let gpus = Gpus::new(&config.gpu, data.path(), node);
         let view = gpus.view();
         let hung_after = |age: Duration| {
             let ended = Instant::now().checked_sub(age).unwrap();

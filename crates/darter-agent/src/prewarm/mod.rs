@@ -8,6 +8,7 @@
 mod cri;
 mod login;
 mod pin;
+mod warm;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -30,6 +31,7 @@ use crate::store::{Blob, PIN_MAX, PinError, Store};
 
 pub use login::Login;
 pub use pin::{Pin, Release};
+pub use warm::Warm;
 
 /// Events that may wait for a slow reader; past it the work waits too.
 const EVENTS_MAX: usize = 64;

@@ -2,7 +2,10 @@
 
 use darter_core::gpu::{idle, readiness};
 use darter_core::ready::State;
-use darter_core::status::{Check, Gpu, Gpus, Hung, Mirror, Reason, Registry, Status, Store, Swarm, Xid};
+use darter_core::startup::Part;
+use darter_core::status::{
+    Check, Condition, Gpu, Gpus, Hung, Kubernetes, Mirror, Reason, Registry, StartupTaint, Status, Store, Swarm, Xid,
+};
 
 use super::authority;
 use super::text::{self, Style};
@@ -75,6 +78,7 @@ fn healthy() -> Status {
             hung: None,
             gpus: vec![gpu(0, idle::State::Busy, None), gpu(1, idle::State::LoadedIdle, Some(7384))],
         },
+        kubernetes: None,
     }
 }
 
@@ -205,4 +209,30 @@ fn an_address_is_taken_as_people_write_it() {
         let error = authority(url).unwrap_err().to_string();
         assert!(error.contains(&format!("--admin `{url}` is not http://<host>:<port>")), "{error}");
     }
+}
+
+#[test]
+fn what_kubernetes_has_of_the_node_is_one_line() {
+    let line = |is_known: bool, condition: Option<(&str, &str)>, startup_taint: StartupTaint| {
+        let condition = condition.map(|(status, reason)| Condition { status: status.into(), reason: reason.into() });
+        let kubernetes = Some(Kubernetes { is_known, gpu_ready: condition, startup_taint });
+        let text = text::status(&Status { kubernetes, ..healthy() }, Style::default());
+        let lines: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("kubernetes")).collect();
+        assert_eq!(lines.len(), 1, "{text}");
+        lines[0].trim().to_owned()
+    };
+    let stays = |is_late, waits_for| StartupTaint::Stays { waits_for, is_late, age_seconds: 42, deadline_seconds: 300 };
+    let removed = |failed_open| StartupTaint::Removed { after_seconds: 42, failed_open };
+    let ready = Some(("True", "GpusReady"));
+    let unheard = "the API server was not heard, or has no such node: the agent's log says why";
+    assert_eq!(line(false, None, StartupTaint::Unknown), unheard);
+    assert_eq!(line(true, None, StartupTaint::Absent), "no condition GpuReady; no startup taint");
+    assert_eq!(line(true, ready, StartupTaint::Unknown), "GpuReady True (GpusReady)");
+    let waits = "GpuReady True (GpusReady); startup taint stays for hosts_toml, images (42 s of 5 min)";
+    assert_eq!(line(true, ready, stays(false, vec![Part::HostsToml, Part::Images])), waits);
+    let late = "GpuReady False (GpuLost); STARTUP TAINT STAYS past its deadline of 5 min for gpu";
+    assert_eq!(line(true, Some(("False", "GpuLost")), stays(true, vec![Part::Gpu])), late);
+    let open = "no condition GpuReady; startup taint removed after 42 s, without images";
+    assert_eq!(line(true, None, removed(vec![Part::Images])), open);
+    assert_eq!(line(true, ready, removed(vec![])), "GpuReady True (GpusReady); startup taint removed after 42 s");
 }

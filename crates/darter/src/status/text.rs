@@ -2,7 +2,8 @@
 
 use darter_core::gpu::idle;
 use darter_core::ready::State;
-use darter_core::status::{Check, Gpu, Gpus, Problem, Registry, Status, Store};
+use darter_core::startup::Part;
+use darter_core::status::{Check, Gpu, Gpus, Kubernetes, Problem, Registry, StartupTaint, Status, Store};
 
 /// For whom. The default is for programs: no colours, and nothing is cut.
 #[derive(Debug, Clone, Copy, Default)]
@@ -29,6 +30,9 @@ pub(super) fn status(status: &Status, style: Style) -> String {
         text.push_str(&of_check(check, status, style));
     }
     text.push_str(&of_errors(&status.gpus));
+    if let Some(kubernetes) = &status.kubernetes {
+        text.push_str(&row("kubernetes", "", &of_kubernetes(kubernetes)));
+    }
     if !status.gpus.gpus.is_empty() {
         text.push('\n');
         text.push_str(&table(&status.gpus.gpus, style));
@@ -139,6 +143,37 @@ fn of_errors(gpus: &Gpus) -> String {
         text.push_str(&row("note", "", &format!("{}: {}: {}", gpus.called(&note.gpus), note.reason, note.advice)));
     }
     text
+}
+
+/// The node as the API server has it.
+fn of_kubernetes(kubernetes: &Kubernetes) -> String {
+    if !kubernetes.is_known {
+        return "the API server was not heard, or has no such node: the agent's log says why".to_owned();
+    }
+    let condition = kubernetes.gpu_ready.as_ref();
+    let condition = condition.map_or_else(
+        || "no condition GpuReady".to_owned(),
+        |condition| format!("GpuReady {} ({})", condition.status, condition.reason),
+    );
+    let parts = |parts: &[Part]| parts.iter().map(|part| part.as_str()).collect::<Vec<_>>().join(", ");
+    let taint = match &kubernetes.startup_taint {
+        StartupTaint::Unknown => return condition,
+        StartupTaint::Absent => "no startup taint".to_owned(),
+        StartupTaint::Stays { waits_for, is_late: false, age_seconds, deadline_seconds } => {
+            let (age, deadline) = (time(*age_seconds), time(*deadline_seconds));
+            format!("startup taint stays for {} ({age} of {deadline})", parts(waits_for))
+        }
+        StartupTaint::Stays { waits_for, deadline_seconds, .. } => {
+            format!("STARTUP TAINT STAYS past its deadline of {} for {}", time(*deadline_seconds), parts(waits_for))
+        }
+        StartupTaint::Removed { after_seconds, failed_open } if failed_open.is_empty() => {
+            format!("startup taint removed after {}", time(*after_seconds))
+        }
+        StartupTaint::Removed { after_seconds, failed_open } => {
+            format!("startup taint removed after {}, without {}", time(*after_seconds), parts(failed_open))
+        }
+    };
+    format!("{condition}; {taint}")
 }
 
 /// Columns of the table; the last is what a narrow terminal cuts.

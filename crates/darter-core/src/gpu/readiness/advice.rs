@@ -54,7 +54,10 @@ impl Reason {
             Self::DevicePluginNotObserved => {
                 "wait for the kubelet's word; if this stays, see that its socket is mounted"
             }
-            Self::AllocatableZero => "`kubectl describe node` shows it; look at this node's pod of the device plugin",
+            Self::AllocatableZero => {
+                "`kubectl describe node` shows it; look at this node's pod of the device plugin, which has to \
+                 tolerate the startup taint (kubernetes.startup_taint)"
+            }
             Self::GfdLabelsMissing => "nothing, unless you schedule by the labels of GPU feature discovery",
             Self::CudaSmokeFailed => {
                 "run `nvidia-smi` and a CUDA program on the node; if that fails too, drain the node and reboot it"

@@ -153,7 +153,7 @@ impl Readiness {
             fault.is_raised && fault.good < POLLS_TO_RECOVER
         });
         // Until it has stayed, what comes late only keeps a node from becoming ready.
-        let was_ready = self.state < State::Unknown;
+        let was_ready = matches!(self.state, State::Ready | State::Degraded);
         let meanwhile = if was_ready { State::Ready } else { State::Unknown };
         findings.extend(self.faults.values().map(|fault| {
             let state = if fault.is_raised { fault.finding.state } else { fault.finding.state.min(meanwhile) };

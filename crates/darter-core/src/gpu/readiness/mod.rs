@@ -7,6 +7,7 @@
 
 mod advice;
 mod checks;
+pub mod condition;
 mod machine;
 mod observation;
 mod reason;

@@ -228,6 +228,21 @@ fn hardware_faults_count_at_once_and_recovery_takes_two_polls() {
 }
 
 #[test]
+fn a_node_that_turns_out_to_be_a_gpu_node_is_not_ready_before_its_driver_is_seen() {
+    let bare = |should_have_gpus| Observation {
+        pci_functions: Some(0),
+        driver_version_file: Some(false),
+        should_have_gpus,
+        ..Observation::default()
+    };
+    let mut node = Node::new();
+    assert!(node.poll(bare(None)).starts_with("NotApplicable"));
+    let polls: Vec<_> = (0..3).map(|_| node.poll(bare(Some(true)))).collect();
+    assert!(polls[..2].iter().all(|said| said.starts_with("Unknown")), "{polls:?}");
+    assert!(polls[2].starts_with("NotReady"), "{polls:?}");
+}
+
+#[test]
 fn what_comes_late_counts_after_three_polls() {
     for (late, reason) in [
         (with(|o| o.driver_version_file = Some(false)), "DriverNotLoaded"),

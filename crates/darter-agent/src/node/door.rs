@@ -1,0 +1,107 @@
+//! How the API server is asked to change something of this node: patiently, and said once when it does not work.
+
+use std::path::Path;
+use std::time::Duration;
+
+use kube::Client;
+use kube::runtime::watcher::DefaultBackoff;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use tracing::info;
+
+use crate::kubernetes::{Teller, connect, refusal};
+use crate::metrics::ReasonLabels;
+
+/// Where the pauses end that the backoff has: it never says so.
+const PAUSE_MAX: Duration = Duration::from_secs(30);
+
+/// One kind of question, asked again and again.
+pub(super) struct Door<'a> {
+    kubeconfig: Option<&'a Path>,
+    client: Option<Client>,
+    /// What is asked for, for people.
+    what: &'static str,
+    /// What the service account has to be allowed for it.
+    rights: &'static str,
+    teller: Teller<'a>,
+    fails: bool,
+    pauses: DefaultBackoff,
+}
+
+/// Why it was not done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Failed {
+    /// Something was changed by somebody else meanwhile.
+    Conflict,
+    /// Something else, which has been told.
+    Otherwise,
+}
+
+impl<'a> Door<'a> {
+    pub(super) fn new(
+        kubeconfig: Option<&'a Path>,
+        what: &'static str,
+        rights: &'static str,
+        errors: &'a Family<ReasonLabels, Counter>,
+    ) -> Self {
+        let teller = Teller::new(format!("cannot {what}; it is tried again"), errors);
+        Self { kubeconfig, client: None, what, rights, teller, fails: false, pauses: DefaultBackoff::default() }
+    }
+
+    /// Asks once.
+    pub(super) async fn ask<T, F>(&mut self, question: impl FnOnce(Client) -> F) -> Result<T, Failed>
+    where
+        F: Future<Output = kube::Result<T>>,
+    {
+        let client = match self.client.take() {
+            Some(client) => client,
+            None => match connect(self.kubeconfig).await {
+                Ok(connected) => connected.client,
+                Err(reason) => return Err(self.fail("credentials", &reason)),
+            },
+        };
+        match question(client.clone()).await {
+            Ok(answer) => {
+                self.client = Some(client);
+                self.teller.works();
+                self.pauses = DefaultBackoff::default();
+                if std::mem::take(&mut self.fails) {
+                    info!("it works again: {}", self.what);
+                }
+                Ok(answer)
+            }
+            Err(error) => {
+                let refused = refusal(&error, self.rights);
+                let (reason, text) = refused.unwrap_or_else(|| ("answer", error.to_string()));
+                // Others may be a token or an address that has changed: credentials are read anew.
+                if matches!(reason, "conflict" | "forbidden" | "not_found" | "throttled") {
+                    self.client = Some(client);
+                }
+                match reason {
+                    "conflict" => Err(Failed::Conflict),
+                    "not_found" => {
+                        let hint = "is kubernetes.node this node's name in Kubernetes (spec.nodeName)?";
+                        Err(self.fail(reason, &format!("{text}; {hint}")))
+                    }
+                    reason => Err(self.fail(reason, &text)),
+                }
+            }
+        }
+    }
+
+    /// What somebody else changes again and again is trouble too.
+    pub(super) fn lost(&mut self) {
+        self.fail("conflict", "somebody else changes it at the same time, again and again");
+    }
+
+    fn fail(&mut self, reason: &'static str, text: &str) -> Failed {
+        self.fails = true;
+        self.teller.fails(reason, text);
+        Failed::Otherwise
+    }
+
+    /// Between two tries: longer each time, and not for all nodes at the same moment.
+    pub(super) async fn pause(&mut self) {
+        tokio::time::sleep(self.pauses.next().unwrap_or(PAUSE_MAX)).await;
+    }
+}
