@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use darter_tests::agent::{Agent, Options};
 use darter_tests::net::Place;
+use darter_tests::stage::eventually;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -181,5 +182,8 @@ async fn more_connections_than_allowed_wait_and_are_served_in_turn() -> Result<(
         held.push(TcpStream::connect(agent.mirror()).await?);
     }
     // The first four are idle and end after client_timeout; then there is room for this one.
-    still_serves(&agent).await
+    still_serves(&agent).await?;
+    ensure!(agent.log().contains("mirror.max_connections"), "{}", agent.log());
+    let full = async || Ok(agent.metrics().await?.sum("darter_mirror_full_total", &[]) > 0.0);
+    eventually("it is counted", full).await
 }

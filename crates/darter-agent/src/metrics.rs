@@ -136,6 +136,7 @@ pub struct Metrics {
     pub mirror_refusals: Family<RegistryReasonLabels, Counter>,
     pub mirror_connections: Gauge,
     pub mirror_rejected: Family<ReasonLabels, Counter>,
+    pub mirror_full: Counter,
     pub pulls: Family<PullLabels, Counter>,
     pub origin_requests: Family<OriginLabels, Counter>,
     pub origin_bytes: Family<RegistryLabels, Counter>,
@@ -233,6 +234,11 @@ impl Metrics {
             ),
             mirror_connections: metric!(Gauge::default(), "mirror_connections", "Open client connections"),
             mirror_rejected: metric!(Family::default(), "mirror_rejected", "Connections ended for what the client did"),
+            mirror_full: metric!(
+                Counter::default(),
+                "mirror_full",
+                "Times that no connection more was taken (mirror.max_connections)"
+            ),
             pulls: metric!(Family::default(), "pulls", "Blobs brought to this node, by how it ended"),
             origin_requests: metric!(Family::default(), "origin_requests", "Requests to origins; code 0 is no answer"),
             origin_bytes: metric!(Family::default(), "origin_bytes", "Body bytes read from origins"),

@@ -17,6 +17,7 @@ mod members;
 mod others;
 mod prefetch;
 mod refusal;
+mod room;
 mod tags;
 mod turns;
 
@@ -34,7 +35,7 @@ use tracing::{debug, warn};
 use crate::config::Config;
 use crate::log::chain;
 use crate::metrics::{Metrics, Source};
-use crate::origin::{Credential, Fetched, Whom};
+use crate::origin::{Credential, Fetched, Passed, Whom};
 use crate::pulls::{Joined, Pulls, Purpose, Wanted, Whence};
 use crate::sites::Site;
 use crate::store::{Blob, Doubt, Store};
@@ -50,6 +51,8 @@ pub use members::Memory;
 use others::{Asked, Others};
 use prefetch::Prefetch;
 pub use refusal::{NotHere, Refusal};
+use room::Room;
+pub use room::Taken;
 use tags::Tags;
 use turns::Turns;
 
@@ -75,6 +78,10 @@ pub struct ManifestFound {
     pub content: Bytes,
     /// Where they came from.
     pub source: Source,
+    /// The same bytes in the store, if they are there.
+    pub kept: Option<Blob>,
+    /// What the bytes take of the room for such things; to be held as long as they are.
+    pub room: Option<Taken>,
 }
 
 /// A blob, as it is served.
@@ -117,6 +124,7 @@ struct Inner {
     handed_over: HandedOver,
     keeper: Keeper,
     keeping: Arc<Semaphore>,
+    room: Room,
     /// Manifests that are being fetched.
     fetching: Turns<(CredentialKey, Place, Digest)>,
 }
@@ -137,6 +145,7 @@ impl Images {
             keeper: Keeper::new(config),
             handed_over: HandedOver::new(config.mirror.handover.0),
             keeping: Arc::new(Semaphore::new(KEEPING_MAX)),
+            room: Room::new(),
             fetching: Turns::default(),
         }))
     }
@@ -151,7 +160,10 @@ impl Images {
     pub async fn manifest(&self, asker: &Asker, reference: &Reference, ahead: bool) -> Result<ManifestFound, Refusal> {
         let credential = self.0.gate.credential(asker)?;
         let found = self.manifest_with(asker, reference, &credential).await;
-        let found = self.0.gate.or_challenge(asker, found)?;
+        let mut found = self.0.gate.or_challenge(asker, found)?;
+        if found.room.is_none() {
+            found.room = Some(self.0.room.take(found.content.len() as u64).await);
+        }
         if ahead {
             self.0.prefetch.start(self, asker, credential, &found);
         }
@@ -191,6 +203,7 @@ impl Images {
             return Ok(None);
         }
         let grant = self.0.gate.prove_manifest(asker, digest, credential).await?;
+        let room = Some(self.0.room.take(blob.size()).await);
         let content = match blob.read_all().await {
             Ok(content) if Digest::of(&content) == digest => content,
             Ok(_) => {
@@ -207,7 +220,7 @@ impl Images {
         let Ok(manifest) = Manifest::parse(&content) else { return Ok(None) };
         self.note(asker, digest, &manifest, &grant);
         let media_type = manifest.media_type().to_owned();
-        Ok(Some(ManifestFound { digest, media_type, content, source: Source::Cache }))
+        Ok(Some(ManifestFound { digest, media_type, content, source: Source::Cache, kept: Some(blob), room }))
     }
 
     /// The manifest from another node, or from its origins. From the registry itself it is a proof of
@@ -240,7 +253,7 @@ impl Images {
             // An artifact of a kind we do not know: served, and not kept.
             Err(error) => debug!(%digest, error = %chain(&error), "passing a manifest on unread"),
         }
-        Ok(ManifestFound { digest, media_type, content, source: Source::Origin })
+        Ok(ManifestFound { digest, media_type, content, source: Source::Origin, kept: None, room: None })
     }
 
     /// Notes what a manifest says that the asker's repository has.
@@ -388,7 +401,7 @@ impl Images {
     }
 
     /// Tags and referrers: the registry's own answer, or where it is away that of a host before it.
-    pub async fn pass(&self, asker: &Asker, path_and_query: &str) -> Result<crate::origin::Passed, Refusal> {
+    pub async fn pass(&self, asker: &Asker, path_and_query: &str) -> Result<(Passed, Taken), Refusal> {
         let credential = self.0.gate.credential(asker)?;
         let (origin, may_borrow) = (asker.site.origin(), may_borrow(asker, &credential));
         let question = origin.pass(path_and_query, &credential);
@@ -398,7 +411,9 @@ impl Images {
             }
             passed => passed,
         };
-        self.0.gate.or_challenge(asker, passed.map_err(Refusal::from))
+        let passed = self.0.gate.or_challenge(asker, passed.map_err(Refusal::from))?;
+        let room = self.0.room.take(passed.content.len() as u64).await;
+        Ok((passed, room))
     }
 
     /// Whether a stored blob may have rotted, now that somebody is to get it.

@@ -165,7 +165,7 @@ impl Images {
         self.note(asker, digest, &manifest, &grant);
         let media_type = manifest.media_type().to_owned();
         self.keep(digest, content.clone(), Some(wish)).await;
-        Asked::Found(ManifestFound { digest, media_type, content, source: Source::Peer })
+        Asked::Found(ManifestFound { digest, media_type, content, source: Source::Peer, kept: None, room: None })
     }
 }
 

@@ -7,7 +7,7 @@ use darter_core::oci::OciError;
 use darter_core::range::Span;
 use darter_core::{Digest, Registry};
 
-use crate::images::Share;
+use crate::images::{Share, Taken};
 use crate::metrics::Source;
 use crate::pulls::Reader;
 use crate::store::{Blob, Doubt};
@@ -25,14 +25,16 @@ pub(super) struct Answer {
     pub(super) refused: Option<&'static str>,
     /// Who asked for which blob: a failure in mid-body is handed over under that name.
     pub(super) share: Option<Share>,
+    /// What a body in memory takes of the room for such bodies.
+    room: Option<Taken>,
 }
 
 /// The body of an answer. Its length is always known: containerd needs it to see a short body.
 #[derive(Debug)]
 pub(super) enum Body {
-    /// In memory: manifests, errors.
+    /// In memory: small manifests, lists, errors.
     Bytes(Bytes),
-    /// A part of a file that will not change: complete blobs. One that is in doubt is looked at first.
+    /// A part of a file that will not change: complete blobs, large manifests. One that is in doubt is looked at first.
     File(Blob, Span, Option<Doubt>),
     /// A blob that is still being fetched, from its first byte to its last.
     Trail(Reader),
@@ -55,7 +57,7 @@ impl Body {
 impl Answer {
     /// An answer with a body.
     pub(super) fn new(status: u16, source: Source, body: Body) -> Self {
-        Self { status, headers: String::new(), body, source, refused: None, share: None }
+        Self { status, headers: String::new(), body, source, refused: None, share: None, room: None }
     }
 
     /// The answer to an error, in the distribution API's form.
@@ -85,6 +87,12 @@ impl Answer {
         self
     }
 
+    /// The same answer, whose body takes this room until it is out.
+    pub(super) fn taking(mut self, room: Option<Taken>) -> Self {
+        self.room = room;
+        self
+    }
+
     /// The same answer, to this question for a blob.
     pub(super) fn to(mut self, share: Share) -> Self {
         self.share = Some(share);
@@ -110,6 +118,7 @@ impl Answer {
     /// The same answer without its body but with its length, for a HEAD.
     pub(super) fn without_body(mut self) -> Self {
         self.body = Body::Absent(self.body.len());
+        self.room = None;
         self
     }
 

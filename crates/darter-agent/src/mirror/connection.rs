@@ -33,7 +33,7 @@ enum End {
     Done,
     /// Something was wrong with what the client did; the word is for the metrics.
     Rejected(&'static str),
-    /// A body was cut short.
+    /// A body was cut short, by us or by a client that left.
     Cut,
 }
 
@@ -75,7 +75,7 @@ pub(super) async fn serve(socket: TcpStream, routes: &Routes, stop: &Cancellatio
         match Box::pin(answer(&socket, &head, stopping, closing, routes, cut)).await {
             Ok(()) if closing => break End::Done,
             Ok(()) => {}
-            Err(()) => break End::Cut,
+            Err(end) => break end,
         }
     };
     if let End::Rejected(reason) = end {
@@ -127,7 +127,7 @@ async fn read_head(socket: &TcpStream, buffer: &mut Vec<u8>, patience: Duration)
     }
 }
 
-/// Answers one request. `Err`: the body was cut short and the connection must end.
+/// Answers one request. `Err`: the body was cut short, and so the connection must end.
 async fn answer(
     socket: &TcpStream,
     head: &Head,
@@ -135,7 +135,7 @@ async fn answer(
     closing: bool,
     routes: &Routes,
     cut: &CancellationToken,
-) -> Result<(), ()> {
+) -> Result<(), End> {
     let (counted, answer) = routes.answer(head, stopping).await;
     let mut answer = if head.method == Method::Head { answer.without_body() } else { answer };
     let patience = routes.patience();
@@ -150,17 +150,22 @@ async fn answer(
             routes.given(&counted, &answer, &sent);
             Ok(())
         }
-        Err(error @ (SendError::Client(_) | SendError::Slow(_))) => {
+        Err(error @ SendError::Client(_)) => {
             // Ordinary: containerd closes each chunk of a parallel fetch early.
             debug!(target = %head.target, sent = sent.bytes, error = %chain(&error), "client went away");
-            Err(())
+            Err(End::Cut)
+        }
+        Err(error @ SendError::Slow(_)) => {
+            info!(target = %head.target, sent = sent.bytes, of = answer.body.len(), error = %chain(&error),
+                "ended the connection of a client that does not read");
+            Err(End::Rejected("slow_client"))
         }
         Err(error) => {
             let digest = answer.share.as_ref().map(|share| share.digest);
             info!(?digest, sent = sent.bytes, of = answer.body.len(), error = %chain(&error),
                 "cut a body short; containerd goes on at the origin");
             routes.handed_over(answer.share.as_ref(), &error);
-            Err(())
+            Err(End::Cut)
         }
     }
 }
@@ -175,8 +180,8 @@ async fn write(
     let head = answer.head(closing);
     match &mut answer.body {
         Body::Bytes(body) => {
-            let whole = [head.as_bytes(), body].concat();
-            send::bytes(socket, &whole, false, patience).await?;
+            send::bytes(socket, head.as_bytes(), !body.is_empty(), patience).await?;
+            send::bytes(socket, body, false, patience).await?;
             sent.add(body.len() as u64);
             Ok(())
         }

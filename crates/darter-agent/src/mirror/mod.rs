@@ -15,7 +15,7 @@ pub(crate) mod send;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -34,6 +34,9 @@ pub use seen::Seen;
 /// containerd opens a new connection for each blob, and a node starts many pods at once: a full
 /// queue would cost each of them a dial timeout.
 const BACKLOG: u32 = 4096;
+
+/// How often it is said that there is no place left: every connection that waits is counted.
+const FULL_TOLD_EVERY: Duration = Duration::from_secs(60);
 
 /// After an error of accept (out of file descriptors, mostly) there is nothing to do but wait.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -97,6 +100,7 @@ impl Mirror {
         let Self { listener, routes, metrics, max_connections, drain } = self;
         let places = Arc::new(Semaphore::new(max_connections));
         let (connections, cut) = (TaskTracker::new(), CancellationToken::new());
+        let mut crowd = Crowd { metrics: metrics.clone(), told: None };
         let serve = |(place, socket): (OwnedSemaphorePermit, TcpStream)| {
             let (routes, stop, cut, metrics) = (routes.clone(), stop.clone(), cut.clone(), metrics.clone());
             metrics.mirror_connections.inc();
@@ -106,7 +110,7 @@ impl Mirror {
                 drop(place);
             });
         };
-        while let Some(accepted) = stop.run_until_cancelled(accept(&listener, &places)).await {
+        while let Some(accepted) = stop.run_until_cancelled(accept(&listener, &places, &mut crowd)).await {
             serve(accepted);
         }
         connections.close();
@@ -121,7 +125,7 @@ impl Mirror {
                 routes.chunks().quiet().await;
             };
             tokio::select! {
-                accepted = accept(&listener, &places) => serve(accepted),
+                accepted = accept(&listener, &places, &mut crowd) => serve(accepted),
                 () = over => return,
                 () = &mut grace => break,
             }
@@ -135,8 +139,31 @@ impl Mirror {
     }
 }
 
+/// Says that there is no place left, and counts it.
+struct Crowd {
+    metrics: Arc<Metrics>,
+    told: Option<Instant>,
+}
+
+impl Crowd {
+    fn is_full(&mut self) {
+        self.metrics.mirror_full.inc();
+        if self.told.is_none_or(|at| at.elapsed() >= FULL_TOLD_EVERY) {
+            self.told = Some(Instant::now());
+            warn!("as many connections as there may be (mirror.max_connections): new ones wait until one ends");
+        }
+    }
+}
+
 /// The next connection, with its place among them.
-async fn accept(listener: &TcpListener, places: &Arc<Semaphore>) -> (OwnedSemaphorePermit, TcpStream) {
+async fn accept(
+    listener: &TcpListener,
+    places: &Arc<Semaphore>,
+    crowd: &mut Crowd,
+) -> (OwnedSemaphorePermit, TcpStream) {
+    if places.available_permits() == 0 {
+        crowd.is_full();
+    }
     loop {
         // Without a place a connection waits in the kernel's queue, where containerd waits for it at
         // most as long as for a dial.

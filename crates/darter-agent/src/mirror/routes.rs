@@ -27,6 +27,9 @@ use crate::pulls::PullError;
 use crate::sites::{Site, Sites};
 
 /// What blobs are called: nothing that a client acts on, and never to be unpacked on the way.
+/// A manifest up to this is sent from memory: a socket takes it at once. A larger one goes out of its file.
+const IN_MEMORY_MAX: u64 = 16 * 1024;
+
 const OCTET_STREAM: &str = "application/octet-stream";
 
 /// containerd 2.3 and later give a host up that sends no headers for 30 s.
@@ -188,23 +191,29 @@ impl Routes {
         // containerd HEADs a tag even when it has the image (AlwaysPull); only a GET says that the
         // layers will follow.
         let ahead = head.method == Method::Get;
-        let ManifestFound { digest, media_type, content, source } =
+        let ManifestFound { digest, media_type, content, source, kept, room } =
             self.images.manifest(asker, reference, ahead).await?;
         if matches_etag(head.if_none_match.as_deref(), &digest) {
             let answer = Answer::new(304, source, Body::Bytes(Bytes::new()));
             return Ok(answer.content(digest, &media_type));
         }
         let size = content.len() as u64;
-        let answer = match self.wanted_span(head, &digest, size) {
-            Wanted::Everything => Answer::new(200, source, Body::Bytes(content)),
-            Wanted::Part(span) => {
-                let (start, end) = (usize::try_from(span.start), usize::try_from(span.end));
-                let (Ok(start), Ok(end)) = (start, end) else { return Ok(unsatisfiable(size)) };
-                partial(source, Body::Bytes(content.slice(start..end)), span, size)
+        // A client that does not read must not keep megabytes here.
+        let file = kept.filter(|_| size > IN_MEMORY_MAX);
+        let body = |span: Span| match &file {
+            Some(blob) => Some(Body::File(blob.clone(), span, None)),
+            None => {
+                let (start, end) = (usize::try_from(span.start).ok()?, usize::try_from(span.end).ok()?);
+                Some(Body::Bytes(content.slice(start..end)))
             }
-            Wanted::Nothing => return Ok(unsatisfiable(size)),
         };
-        Ok(answer.content(digest, &media_type))
+        let room = room.filter(|_| file.is_none());
+        let answer = match self.wanted_span(head, &digest, size) {
+            Wanted::Everything => body(Span { start: 0, end: size }).map(|body| Answer::new(200, source, body)),
+            Wanted::Part(span) => body(span).map(|body| partial(source, body, span, size)),
+            Wanted::Nothing => None,
+        };
+        Ok(answer.map_or_else(|| unsatisfiable(size), |answer| answer.content(digest, &media_type)).taking(room))
     }
 
     async fn blob(&self, head: &Head, asker: &Asker, digest: Digest) -> Result<Answer, Refusal> {
@@ -271,8 +280,8 @@ impl Routes {
     /// Tags and referrers are the origin's to tell; a 404 of its own is passed on too.
     async fn pass(&self, asker: &Asker, path: String, query: &str) -> Result<Answer, Refusal> {
         let path = if query.is_empty() { path } else { format!("{path}?{query}") };
-        let passed = self.images.pass(asker, &path).await?;
-        let mut answer = Answer::new(passed.status, Source::Origin, Body::Bytes(passed.content));
+        let (passed, room) = self.images.pass(asker, &path).await?;
+        let mut answer = Answer::new(passed.status, Source::Origin, Body::Bytes(passed.content)).taking(Some(room));
         for (name, value) in &passed.headers {
             answer = answer.header(name, value);
         }
