@@ -26,6 +26,7 @@ use crate::origin::{OriginError, Shared};
 use crate::parts::{Part, first_end};
 use crate::prewarm::Prewarm;
 use crate::pulls::Pulls;
+use crate::report::{self, Reporter};
 use crate::self_test::SelfTest;
 use crate::sites::Sites;
 use crate::store::{Checkup, Store};
@@ -69,6 +70,7 @@ pub struct Agent {
     certs_d: CertsD,
     swarm: Option<SwarmPart>,
     gpus: Gpus,
+    reporter: Reporter,
     /// Why the self-test fails, for people, and whether it passes, for hosts.toml.
     serving: watch::Sender<Result<(), String>>,
     preflight: watch::Sender<certs_d::Preflight>,
@@ -106,6 +108,7 @@ impl Agent {
         let preflight = watch::Sender::new(preflight);
         let address = mirror.address().unwrap_or(config.mirror.listen);
         let about = About { node: node(&config), version: version.to_owned(), mirror: address };
+        let (reported, report) = report::standing(&config);
         let watched = Watched {
             about,
             serving: serving.subscribe(),
@@ -116,8 +119,11 @@ impl Agent {
             seen: mirror.seen(),
             swarm: swarm.as_ref().map(SwarmPart::standing),
             gpus: gpus.view(),
+            report,
         };
-        let prewarm = Prewarm::new(&config, sites.clone(), images, store.clone());
+        let prewarm = Prewarm::new(&config, sites.clone(), images.clone(), store.clone());
+        let carries_out = (pulls.clone(), images, prewarm.clone());
+        let reporter = Reporter::new(&config, watched.clone(), carries_out, metrics.clone(), reported);
         let orders = Orders { prewarm, uninstall: certs_d.uninstaller() };
         let admin = Admin::bind(config.admin.listen, &config.admin_socket(), metrics.clone(), watched, orders).await?;
         Ok(Self {
@@ -131,6 +137,7 @@ impl Agent {
             certs_d,
             swarm,
             gpus,
+            reporter,
             serving,
             preflight,
             pulling,
@@ -140,7 +147,7 @@ impl Agent {
     /// Serves until `stop`, then drains. An agent of which one part ends early stops as a whole:
     /// half an agent would be worse than none, because containerd goes around none.
     pub async fn run(self, stop: CancellationToken) -> Result<(), AgentError> {
-        let Self { config, metrics, sites, store, pulls, mirror, admin, certs_d, swarm, gpus, .. } = self;
+        let Self { config, metrics, sites, store, pulls, mirror, admin, certs_d, swarm, gpus, reporter, .. } = self;
         let (serving, preflight, pulling) = (self.serving, self.preflight, self.pulling);
         let (files, serve, keep) = (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
         let seen = mirror.seen();
@@ -162,6 +169,7 @@ impl Agent {
         let (leaving, sharing) = (CancellationToken::new(), CancellationToken::new());
         let (leave, share, shared) = (leaving.clone(), sharing.clone(), pulls.clone());
         let (notice, noticed) = watch::channel(None);
+        let mut reporter = Part::start("report", reporter.run(noticed.clone(), keep.clone()));
         let mut notices = Part::start("notices", notices.run(notice, files.clone()));
         let mut gpus = Part::start("gpus", gpus.run(metrics, keep.clone()));
         let mut swarm = Part::start("swarm", async move {
@@ -175,7 +183,7 @@ impl Agent {
                 info!("stopping: hosts.toml first, then the mirror");
                 Ok(())
             }
-            part = first_end([&mut hosts, &mut mirror, &mut admin, &mut store, &mut checks, &mut follow, &mut swarm, &mut notices, &mut gpus]) => {
+            part = first_end([&mut hosts, &mut mirror, &mut admin, &mut store, &mut checks, &mut follow, &mut swarm, &mut notices, &mut gpus, &mut reporter]) => {
                 error!(part, "a part of the agent ended; stopping all of it");
                 Err(AgentError::Ended { part })
             }
@@ -195,7 +203,7 @@ impl Agent {
         // What it still gives to others is in the store.
         swarm.finish(swarm_stop).await;
         keep.cancel();
-        tokio::join!(admin.finish(DRAIN), store.finish(DRAIN), gpus.finish(DRAIN));
+        tokio::join!(admin.finish(DRAIN), store.finish(DRAIN), gpus.finish(DRAIN), reporter.finish(DRAIN));
         info!("stopped");
         outcome
     }

@@ -108,9 +108,9 @@ where
 }
 
 /// A client that has asked nobody anything yet.
-struct Connected {
-    client: Client,
-    namespace: String,
+pub(crate) struct Connected {
+    pub(crate) client: Client,
+    pub(crate) namespace: String,
     /// A watch was accepted.
     heard: Arc<Notify>,
 }
@@ -119,7 +119,7 @@ struct Connected {
 ///
 /// # Errors
 /// Why there are none, for people.
-async fn connect(kubeconfig: Option<&Path>) -> Result<Connected, String> {
+pub(crate) async fn connect(kubeconfig: Option<&Path>) -> Result<Connected, String> {
     let mut config = match kubeconfig {
         Some(path) => read(path).await?,
         None => Config::incluster().map_err(|error| {

@@ -5,6 +5,7 @@
 
 /// What agents say to the scaler, and it to them: `proto/darter/v1/report.proto`.
 #[rustfmt::skip]
+#[allow(unused_qualifications, clippy::pedantic, clippy::use_self, reason = "generated, and not for people")]
 pub mod report;
 /// What agents say to each other: `proto/darter/v1/swarm.proto`.
 #[rustfmt::skip]

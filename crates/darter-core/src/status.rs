@@ -30,6 +30,21 @@ pub struct Status {
     pub registries: Vec<Registry>,
     /// The GPUs.
     pub gpus: Gpus,
+    /// Whether the scaler hears this node; none without a scaler.
+    pub report: Option<Report>,
+}
+
+/// What is told the scaler.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Report {
+    /// Where it listens.
+    pub scaler: String,
+    /// For how long it has been connected; none while it is not.
+    pub connected_seconds: Option<u64>,
+    /// Age of the last report that it took.
+    pub accepted_seconds: Option<u64>,
+    /// Why the last connection did not come about or ended; none once a report was taken since.
+    pub error: Option<String>,
 }
 
 /// One check of `/readyz`.
@@ -329,6 +344,7 @@ mod tests {
                 hung: None,
                 gpus: vec![gpu(0, "GPU-b"), gpu(3, "GPU-a")],
             },
+            report: None,
         };
         let told = |problem: &Problem| {
             let Problem { what, state, reason, advice } = problem;

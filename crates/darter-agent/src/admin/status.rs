@@ -35,6 +35,7 @@ impl Watched {
             }),
             registries: hosts.iter().map(|(registry, state)| of_registry(registry.as_str(), state)).collect(),
             gpus: of_gpus(&self.gpus),
+            report: self.report.as_ref().map(|report| report.borrow().status()),
         }
     }
 }

@@ -7,7 +7,8 @@ use darter_core::units::{Seconds, Share};
 
 use super::gpu::check_gpu;
 use super::registries::check_registries;
-use super::{Aws, Config, Mirror, Origin, Scope, Space, Swarm};
+use super::report::check_report;
+use super::{Aws, Config, Kubernetes, Mirror, Origin, Scope, Space, Swarm};
 use crate::origin::is_url;
 use crate::store::PIN_MAX;
 use crate::swarm::discovery::has_port;
@@ -75,9 +76,12 @@ pub(super) fn check(config: &Config) -> Result<(), Fault> {
     check_outside(origin, aws)?;
     check_swarm(config)?;
     check_gpu(&config.gpu)?;
-    let asks = config.kubernetes.node.is_some() || config.swarm.service.is_some();
-    require(asks || config.kubernetes.kubeconfig.is_none(), "kubernetes.kubeconfig", || {
-        "has no meaning without kubernetes.node or swarm.service: nothing is asked of an API server".to_owned()
+    check_report(&config.report)?;
+    let Kubernetes { node, kubeconfig, pod } = &config.kubernetes;
+    let asks = node.is_some() || pod.is_some() || config.swarm.service.is_some();
+    require(asks || kubeconfig.is_none(), "kubernetes.kubeconfig", || {
+        "has no meaning without kubernetes.node, kubernetes.pod or swarm.service: nothing is asked of an API server"
+            .to_owned()
     })?;
     check_registries(config)?;
     if let Some(default) = &mirror.default_registry {

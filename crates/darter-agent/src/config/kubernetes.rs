@@ -15,4 +15,6 @@ pub struct Kubernetes {
     pub node: Option<String>,
     #[serde(with = "optional")]
     pub kubeconfig: Option<PathBuf>,
+    #[serde(with = "optional")]
+    pub pod: Option<String>,
 }

@@ -9,6 +9,7 @@ mod gpu;
 mod kubernetes;
 mod layers;
 mod registries;
+mod report;
 #[cfg(test)]
 mod tests;
 
@@ -25,6 +26,7 @@ use crate::swarm::discovery::{ServiceName, ServicePort};
 pub use gpu::{DcgmNames, Gpu, GpuMode};
 pub use kubernetes::Kubernetes;
 pub use layers::{ConfigError, Layers};
+pub use report::{Report, ScalerUrl};
 
 /// The commented default configuration: what `darter config default` prints.
 pub const DEFAULT: &str = include_str!("default.toml");
@@ -47,6 +49,7 @@ pub struct Config {
     pub going: Going,
     pub kubernetes: Kubernetes,
     pub gpu: Gpu,
+    pub report: Report,
     pub aws: Aws,
     #[serde(default, rename = "registry", skip_serializing_if = "Vec::is_empty")]
     pub registries: Vec<RegistryConfig>,
@@ -466,7 +469,8 @@ mod optional {
         darter_core::units::Rate,
         super::PlatformName,
         super::ServiceName,
-        super::ServicePort
+        super::ServicePort,
+        super::ScalerUrl
     );
 
     pub(super) fn deserialize<'de, T: Text, D: Deserializer<'de>>(input: D) -> Result<Option<T>, D::Error> {

@@ -46,8 +46,8 @@ pub struct Notices {
 impl Notices {
     /// As configured. Nobody is asked yet.
     pub fn new(config: &Config, metrics: Arc<Metrics>) -> Self {
-        // Without a swarm nobody takes over what this node has.
-        let is_of_use = config.swarm.key_file.is_some();
+        // Who takes over what this node has, and who counts on it.
+        let is_of_use = config.swarm.key_file.is_some() || config.report.scaler.is_some();
         let asks = is_of_use && config.going.spot_notice == SpotNotice::Auto;
         let spot = asks && (config.aws.imds_endpoint.is_some() || imds::is_ec2());
         let node = config.kubernetes.node.clone().filter(|_| is_of_use).map(|name| NodeWatch {

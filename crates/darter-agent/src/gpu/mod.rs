@@ -22,7 +22,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use darter_core::ready::Check;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
@@ -65,6 +65,8 @@ struct Shared {
     call: Mutex<Option<InCall>>,
     /// What was concluded last; nothing before the first look.
     judgement: Mutex<Option<Arc<Judgement>>>,
+    /// Another judgement is there.
+    judged: watch::Sender<()>,
     xids: Xids,
     kubelet: Kubelet,
 }
@@ -90,8 +92,9 @@ impl Gpus {
         let judgement = Mutex::new(None);
         let xids = Xids::open(settings, data);
         let (settings, kubelet) = (settings.clone(), Kubelet::default());
-        let published = Notify::new();
-        Self { shared: Arc::new(Shared { settings, snapshot, published, call, judgement, xids, kubelet }), is_on }
+        let (published, judged) = (Notify::new(), watch::Sender::new(()));
+        let shared = Shared { settings, snapshot, published, call, judgement, judged, xids, kubelet };
+        Self { shared: Arc::new(shared), is_on }
     }
 
     /// For readers.
@@ -185,6 +188,7 @@ impl Gpus {
         let Ok(host) = tokio::task::spawn_blocking(move || Host::look(&root)).await else { return };
         let judgement = Arc::new(judge.look(host));
         let before = lock(&self.shared.judgement).replace(judgement.clone());
+        self.shared.judged.send_replace(());
         if before.is_none_or(|before| before.verdict != judgement.verdict) {
             let (_, reason) = judge::check(&judgement);
             info!(state = judgement.verdict.state.as_str(), reason, "the GPUs of this node");
@@ -224,6 +228,11 @@ impl View {
     /// What is concluded of the GPUs; nothing before the first look, and where nobody looks.
     pub fn judgement(&self) -> Option<Arc<Judgement>> {
         lock(&self.0.judgement).clone()
+    }
+
+    /// Hears of each judgement.
+    pub fn judged(&self) -> watch::Receiver<()> {
+        self.0.judged.subscribe()
     }
 
     /// How that stands among the checks of `/readyz`.

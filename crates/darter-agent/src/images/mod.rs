@@ -2,7 +2,7 @@
 //!
 //! `access` says with which credential and whether its proof holds, `loan` what may be read where the
 //! registry cannot say so, `tags` what a tag means now, `members` what the swarm says of that, `prefetch`
-//! what is fetched ahead, `handover` what is left to the origin for a while, `refusal` why nothing is given.
+//! what is fetched ahead, `handover` what is left to the origin for a while, `refusal` why nothing is given, `catalogue` which images are known.
 //! Blobs come from the store, from containerd's content store or by a pull; manifests are small and come whole,
 //! from the registry or (`others`) from the other nodes.
 //! Proofs come from the registry itself; bytes that one opened may come from the hosts before it.
@@ -10,6 +10,7 @@
 
 mod access;
 mod away;
+mod catalogue;
 mod handover;
 mod loan;
 mod members;
@@ -40,6 +41,7 @@ use crate::store::{Blob, Doubt, Store};
 use crate::swarm::handle::Wish;
 
 use access::{Gate, Grant};
+pub use catalogue::{Catalogue, KnownImage};
 use handover::HandedOver;
 pub use handover::Share;
 use loan::may_borrow;
@@ -112,6 +114,7 @@ struct Inner {
     tags: Tags,
     others: Others,
     prefetch: Prefetch,
+    catalogue: Catalogue,
     handed_over: HandedOver,
     keeping: Arc<Semaphore>,
     /// Manifests that are being fetched.
@@ -131,6 +134,7 @@ impl Images {
             pulls,
             tags: Tags::new(config.mirror.tag_ttl.0, metrics),
             prefetch,
+            catalogue: Catalogue::new(config.platform()),
             handed_over: HandedOver::new(config.mirror.handover.0),
             keeping: Arc::new(Semaphore::new(KEEPING_MAX)),
             fetching: Turns::default(),
@@ -142,12 +146,18 @@ impl Images {
         self.0.gate.members.memory()
     }
 
+    /// The images that this node knows.
+    pub fn catalogue(&self) -> Catalogue {
+        self.0.catalogue.clone()
+    }
+
     /// The manifest that `reference` means to this asker. With `ahead`, the layers of the image
     /// start to come.
     pub async fn manifest(&self, asker: &Asker, reference: &Reference, ahead: bool) -> Result<ManifestFound, Refusal> {
         let credential = self.0.gate.credential(asker)?;
         let found = self.manifest_with(asker, reference, &credential).await;
         let found = self.0.gate.or_challenge(asker, found)?;
+        self.0.catalogue.gave(asker, reference, &found);
         if ahead {
             self.0.prefetch.start(self, asker, credential, &found);
         }

@@ -75,6 +75,7 @@ fn healthy() -> Status {
             hung: None,
             gpus: vec![gpu(0, idle::State::Busy, None), gpu(1, idle::State::LoadedIdle, Some(7384))],
         },
+        report: None,
     }
 }
 
