@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use darter_api::report::{CheckState, GpuState};
+use darter_api::report::{CheckState, GoingReason, GpuState};
 use darter_core::status::Status;
 use darter_tests::agent::{Agent, Options};
+use darter_tests::imds::Imds;
 use darter_tests::net::Place;
 use darter_tests::reports::Ear;
 use darter_tests::scratch::Scratch;
@@ -261,5 +262,24 @@ async fn without_a_scaler_nobody_is_connected_to() -> Result<()> {
     let (ear, agent) = plain().await?;
     ear.next(0).await?;
     ensure!(agent.metrics().await?.sum("darter_reports_total", &[]) > 0.0);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_node_that_is_about_to_go_says_so_at_once_without_a_swarm_too() -> Result<()> {
+    if !can_run("a_node_that_is_about_to_go_says_so_at_once_without_a_swarm_too", &[Need::Darter]) {
+        return Ok(());
+    }
+    let (ear, imds) = (Ear::start(&Place::Host, None).await?, Imds::start(&Place::Host, "123456789012", "us-east-1")?);
+    let _agent = Agent::start(plain_options(&ear).set("aws.imds_endpoint", imds.url())).await?;
+    let first = ear.next(0).await?;
+    ensure!(first.report.going.is_none());
+    imds.take_back(true);
+    let going = ear.hears(0, "it goes", |heard| heard.report.going.is_some()).await?.report.going.unwrap_or_default();
+    assert_eq!(going.reason(), GoingReason::SpotNotice);
+    ensure!(going.since_ms < 5_000, "{going:?}");
+    let after = ear.heard().len();
+    imds.take_back(false);
+    ear.hears(after, "it stays", |heard| heard.report.going.is_none()).await?;
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use darter_core::gpu::{idle, readiness};
 use darter_core::ready::State;
-use darter_core::status::{Check, Gpu, Gpus, Hung, Mirror, Reason, Registry, Status, Store, Swarm, Xid};
+use darter_core::status::{Check, Gpu, Gpus, Hung, Mirror, Reason, Registry, Report, Status, Store, Swarm, Xid};
 
 use super::authority;
 use super::text::{self, Style};
@@ -206,4 +206,20 @@ fn an_address_is_taken_as_people_write_it() {
         let error = authority(url).unwrap_err().to_string();
         assert!(error.contains(&format!("--admin `{url}` is not http://<host>:<port>")), "{error}");
     }
+}
+
+#[test]
+fn whether_the_scaler_hears_the_node_has_a_line_of_its_own() {
+    let line = |report: Report| {
+        let text = text::status(&Status { report: Some(report), ..healthy() }, Style::default());
+        assert!(text.starts_with("ready: all 6 checks pass"), "nothing on the node waits for a scaler: {text}");
+        text.lines().find(|line| line.starts_with("report")).unwrap().to_owned()
+    };
+    let scaler = || "https://s.example:4010".to_owned();
+    let hears = Report { scaler: scaler(), connected_seconds: Some(90), accepted_seconds: Some(3), error: None };
+    assert_eq!(line(hears), "report      ok        https://s.example:4010, it took the last report 3 s ago");
+    let error = Some("connection refused".to_owned());
+    let away = Report { scaler: scaler(), connected_seconds: None, accepted_seconds: None, error };
+    let told = "https://s.example:4010 does not hear this node; it took no report yet; connection refused";
+    assert_eq!(line(away), format!("report      degraded  {told}"));
 }
