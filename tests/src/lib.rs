@@ -10,7 +10,7 @@
 //! - whence: [`registry`] (docker-registry), [`nginx`], [`fake_ecr`], [`imds`], both on [`wire`]
 //! - for whom nodes are members of a cluster: [`kubernetes`]
 //! - by whom: [`containerd`] with [`cri`], [`emulator`], [`conformance`]
-//! - on which GPUs: [`nvml`]
+//! - on which GPUs: [`nvml`]; and who hears how they are: [`reports`]
 //! - through what: [`agent`]; over what: [`proxy`]; all of it together: [`stage`], and many nodes at
 //!   once: [`cluster`]
 //! - and what is made from a description: [`proto`]
@@ -35,6 +35,7 @@ pub mod prometheus;
 pub mod proto;
 pub mod proxy;
 pub mod registry;
+pub mod reports;
 pub mod scratch;
 pub mod stage;
 pub mod tls;

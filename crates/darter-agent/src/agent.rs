@@ -27,6 +27,7 @@ use crate::origin::{OriginError, Shared};
 use crate::parts::{Part, first_end};
 use crate::prewarm::{Prewarm, Warm};
 use crate::pulls::Pulls;
+use crate::report::{self, Reporter};
 use crate::self_test::SelfTest;
 use crate::sites::Sites;
 use crate::store::{Checkup, Store};
@@ -73,6 +74,7 @@ pub struct Agent {
     gpus: Gpus,
     node: OwnNode,
     warm: Warm,
+    reporter: Reporter,
     /// Why the self-test fails, for people, and whether it passes, for hosts.toml.
     serving: watch::Sender<Result<(), String>>,
     preflight: watch::Sender<certs_d::Preflight>,
@@ -112,6 +114,7 @@ impl Agent {
         let preflight = watch::Sender::new(preflight);
         let address = mirror.address().unwrap_or(config.mirror.listen);
         let about = About { node: name(&config), version: version.to_owned(), mirror: address };
+        let (reported, report) = report::standing(&config);
         let watched = Watched {
             about,
             serving: serving.subscribe(),
@@ -123,9 +126,12 @@ impl Agent {
             swarm: swarm.as_ref().map(SwarmPart::standing),
             gpus: gpus.view(),
             node: node.view(),
+            report,
         };
         let prewarm = Prewarm::new(&config, sites.clone(), images.clone(), store.clone());
         let warm = Warm::new(prewarm.clone(), config.prewarm.images.clone(), config.kubernetes.startup_deadline.0);
+        let carries_out = (pulls.clone(), images.clone(), prewarm.clone());
+        let reporter = Reporter::new(&config, watched.clone(), carries_out, metrics.clone(), reported);
         let orders = Orders { prewarm, uninstall: certs_d.uninstaller() };
         let admin = Admin::bind(config.admin.listen, &config.admin_socket(), metrics.clone(), watched, orders).await?;
         Ok(Self {
@@ -142,6 +148,7 @@ impl Agent {
             gpus,
             node,
             warm,
+            reporter,
             serving,
             preflight,
             pulling,
@@ -152,7 +159,21 @@ impl Agent {
     /// half an agent would be worse than none, because containerd goes around none.
     pub async fn run(self, stop: CancellationToken) -> Result<(), AgentError> {
         let Self {
-            config, metrics, sites, store, pulls, images, mirror, admin, certs_d, swarm, gpus, node, warm, ..
+            config,
+            metrics,
+            sites,
+            store,
+            pulls,
+            images,
+            mirror,
+            admin,
+            certs_d,
+            swarm,
+            gpus,
+            node,
+            warm,
+            reporter,
+            ..
         } = self;
         let (serving, preflight, pulling) = (self.serving, self.preflight, self.pulling);
         let (files, serve, keep) = (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
@@ -176,6 +197,7 @@ impl Agent {
         let (leaving, sharing) = (CancellationToken::new(), CancellationToken::new());
         let (leave, share, shared) = (leaving.clone(), sharing.clone(), pulls.clone());
         let (notice, noticed) = watch::channel(None);
+        let mut reporter = Part::start("report", reporter.run(noticed.clone(), keep.clone()));
         let mut notices = Part::start("notices", notices.run(notice, files.clone()));
         let mut memory = Part::start("memory", images.remember(keep.clone()));
         let mut gpus = Part::start("gpus", gpus.run(metrics.clone(), keep.clone()));
@@ -193,7 +215,7 @@ impl Agent {
                 info!("stopping: hosts.toml first, then the mirror");
                 Ok(())
             }
-            part = first_end([&mut hosts, &mut mirror, &mut admin, &mut store, &mut checks, &mut follow, &mut swarm, &mut notices, &mut gpus, &mut node, &mut warm, &mut memory]) => {
+            part = first_end([&mut hosts, &mut mirror, &mut admin, &mut store, &mut checks, &mut follow, &mut swarm, &mut notices, &mut gpus, &mut node, &mut warm, &mut memory, &mut reporter]) => {
                 error!(part, "a part of the agent ended; stopping all of it");
                 Err(AgentError::Ended { part })
             }
@@ -214,7 +236,13 @@ impl Agent {
         // What it still gives to others is in the store.
         swarm.finish(swarm_stop).await;
         keep.cancel();
-        tokio::join!(admin.finish(DRAIN), store.finish(DRAIN), gpus.finish(DRAIN), memory.finish(DRAIN));
+        tokio::join!(
+            admin.finish(DRAIN),
+            store.finish(DRAIN),
+            gpus.finish(DRAIN),
+            memory.finish(DRAIN),
+            reporter.finish(DRAIN)
+        );
         info!("stopped");
         outcome
     }

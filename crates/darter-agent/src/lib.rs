@@ -25,6 +25,7 @@ pub mod origin;
 pub mod parts;
 pub mod prewarm;
 pub mod pulls;
+pub mod report;
 pub mod self_test;
 pub mod sites;
 pub mod store;

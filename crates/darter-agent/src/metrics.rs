@@ -181,6 +181,17 @@ pub struct Metrics {
     /// Absent until the taint was removed.
     pub startup_seconds: Family<NoLabels, FloatGauge>,
     pub warm_images_missing: Gauge,
+    /// Absent without a scaler, as the two gauges below.
+    pub report_connected: Family<NoLabels, Gauge>,
+    pub report_accepted_seconds: Family<NoLabels, FloatGauge>,
+    pub report_protected: Family<NoLabels, Gauge>,
+    /// Reports sent.
+    pub reports: Counter,
+    pub reports_accepted: Counter,
+    pub report_errors: Family<ReasonLabels, Counter>,
+    /// Directives that asked for something.
+    pub report_directives: Counter,
+    pub report_refusals: Family<ReasonLabels, Counter>,
     pub nvml_errors: Family<NvmlErrorLabels, Counter>,
     /// How often NVML was started.
     pub nvml_init: Counter,
@@ -363,6 +374,42 @@ impl Metrics {
                 Gauge::default(),
                 "warm_images_missing",
                 "Images that are to be on this node (prewarm.images) and are not"
+            ),
+            report_connected: metric!(
+                Family::default(),
+                "report_connected",
+                "1 while the scaler is connected to hear how this node is"
+            ),
+            report_accepted_seconds: metric!(
+                Family::default(),
+                "report_accepted_seconds",
+                "Age of the last report that the scaler took"
+            ),
+            report_protected: metric!(
+                Family::default(),
+                "report_protected",
+                "1 while the scaler has this node protected from being taken away"
+            ),
+            reports: metric!(Counter::default(), "reports", "Reports sent to the scaler"),
+            reports_accepted: metric!(
+                Counter::default(),
+                "reports_accepted",
+                "Reports that the scaler said that it took, the last of each answer"
+            ),
+            report_errors: metric!(
+                Family::default(),
+                "report_errors",
+                "Connections to the scaler that did not come about or ended, by why"
+            ),
+            report_directives: metric!(
+                Counter::default(),
+                "report_directives",
+                "Directives of the scaler that asked for something"
+            ),
+            report_refusals: metric!(
+                Family::default(),
+                "report_refusals",
+                "What the scaler asked for and was not done, by why"
             ),
             nvml_errors: metric!(
                 Family::default(),

@@ -34,6 +34,9 @@ pub struct Status {
     /// What the API server has of the node; none where it is not asked (`kubernetes.node`).
     #[serde(default)]
     pub kubernetes: Option<Kubernetes>,
+    /// Whether the scaler hears this node; none without a scaler.
+    #[serde(default)]
+    pub report: Option<Report>,
 }
 
 /// The node as Kubernetes has it.
@@ -82,6 +85,19 @@ pub enum StartupTaint {
         /// What was missing all the same.
         failed_open: Vec<Part>,
     },
+}
+
+/// What is told the scaler.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Report {
+    /// Where it listens.
+    pub scaler: String,
+    /// For how long it has been connected; none while it is not.
+    pub connected_seconds: Option<u64>,
+    /// Age of the last report that it took.
+    pub accepted_seconds: Option<u64>,
+    /// Why the last connection did not come about or ended; none once a report was taken since.
+    pub error: Option<String>,
 }
 
 /// One check of `/readyz`.
@@ -382,6 +398,7 @@ mod tests {
                 gpus: vec![gpu(0, "GPU-b"), gpu(3, "GPU-a")],
             },
             kubernetes: None,
+            report: None,
         };
         let told = |problem: &Problem| {
             let Problem { what, state, reason, advice } = problem;

@@ -48,6 +48,8 @@ pub struct Watched {
     pub gpus: View,
     /// What the API server says of the node.
     pub node: crate::node::View,
+    /// Whether the scaler hears this node; none without a scaler.
+    pub report: Option<watch::Receiver<crate::report::Standing>>,
 }
 
 impl Watched {
@@ -61,6 +63,9 @@ impl Watched {
         }
         if let Some(age) = self.seen.age() {
             metrics.containerd_seen_seconds.get_or_create(&[]).set(age.as_secs_f64());
+        }
+        if let Some(age) = self.report.as_ref().and_then(|report| report.borrow().accepted_age()) {
+            metrics.report_accepted_seconds.get_or_create(&[]).set(age.as_secs_f64());
         }
         readiness
     }

@@ -36,6 +36,7 @@ impl Watched {
             registries: hosts.iter().map(|(registry, state)| of_registry(registry.as_str(), state)).collect(),
             gpus: of_gpus(&self.gpus),
             kubernetes: self.node.status(),
+            report: self.report.as_ref().map(|report| report.borrow().status()),
         }
     }
 }

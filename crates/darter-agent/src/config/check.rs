@@ -9,6 +9,7 @@ use super::gpu::check_gpu;
 use super::kubernetes::check_kubernetes;
 use super::prewarm::check_prewarm;
 use super::registries::check_registries;
+use super::report::check_report;
 use super::{Aws, Config, Mirror, Origin, Scope, Space, Swarm};
 use crate::origin::is_url;
 use crate::store::PIN_MAX;
@@ -79,6 +80,7 @@ pub(super) fn check(config: &Config) -> Result<(), Fault> {
     check_gpu(&config.gpu)?;
     check_kubernetes(config)?;
     check_prewarm(&config.prewarm)?;
+    check_report(&config.report)?;
     check_registries(config)?;
     if let Some(default) = &mirror.default_registry {
         let known = config.registries.iter().any(|registry| &registry.name == default);

@@ -26,13 +26,16 @@ pub struct Kubernetes {
     #[serde(with = "optional")]
     pub startup_taint: Option<String>,
     pub startup_deadline: Seconds,
+    #[serde(with = "optional")]
+    pub pod: Option<String>,
 }
 
 pub(super) fn check_kubernetes(config: &Config) -> Result<(), Fault> {
     let settings = &config.kubernetes;
-    let asks = settings.node.is_some() || config.swarm.service.is_some();
+    let asks = settings.node.is_some() || settings.pod.is_some() || config.swarm.service.is_some();
     require(asks || settings.kubeconfig.is_none(), "kubernetes.kubeconfig", || {
-        "has no meaning without kubernetes.node or swarm.service: nothing is asked of an API server".to_owned()
+        "has no meaning without kubernetes.node, kubernetes.pod or swarm.service: nothing is asked of an API server"
+            .to_owned()
     })?;
     require(settings.startup_taint.as_deref().is_none_or(is_key), "kubernetes.startup_taint", || {
         "must be the key of a taint alone, such as darter.dev/not-ready; its effect is NoSchedule".to_owned()

@@ -305,7 +305,9 @@ mod partial {
         swarm: Option<Section<full::Swarm>>,
         seed: Option<Section<full::Seed>>,
         going: Option<Section<full::Going>>,
+        kubernetes: Option<Section<full::Kubernetes>>,
         gpu: Option<Section<full::Gpu>>,
+        report: Option<Section<full::Report>>,
         aws: Option<Section<full::Aws>>,
         registry: Option<Vec<full::RegistryConfig>>,
     }

@@ -10,6 +10,7 @@ mod kubernetes;
 mod layers;
 mod prewarm;
 mod registries;
+mod report;
 #[cfg(test)]
 mod tests;
 
@@ -27,6 +28,7 @@ pub use gpu::{DcgmNames, Gpu, GpuMode};
 pub use kubernetes::Kubernetes;
 pub use layers::{ConfigError, Layers};
 pub use prewarm::Prewarm;
+pub use report::{Report, ScalerUrl};
 
 /// The commented default configuration: what `darter config default` prints.
 pub const DEFAULT: &str = include_str!("default.toml");
@@ -50,6 +52,7 @@ pub struct Config {
     pub kubernetes: Kubernetes,
     pub prewarm: Prewarm,
     pub gpu: Gpu,
+    pub report: Report,
     pub aws: Aws,
     #[serde(default, rename = "registry", skip_serializing_if = "Vec::is_empty")]
     pub registries: Vec<RegistryConfig>,
@@ -469,7 +472,8 @@ mod optional {
         darter_core::units::Rate,
         super::PlatformName,
         super::ServiceName,
-        super::ServicePort
+        super::ServicePort,
+        super::ScalerUrl
     );
 
     pub(super) fn deserialize<'de, T: Text, D: Deserializer<'de>>(input: D) -> Result<Option<T>, D::Error> {

@@ -130,6 +130,41 @@ fn a_swarm_that_cannot_work_is_named_with_its_line() {
 }
 
 #[test]
+fn a_scaler_that_cannot_be_trusted_is_named_with_its_line() {
+    let error = refused("[report]\ninterval = \"5s\"\nscaler = \"http://10.0.0.1:4010\"\n");
+    assert!(error.starts_with("darter.toml:3: report.scaler: ") && error.contains("report.insecure = true"), "{error}");
+    assert!(file("[report]\nscaler = \"http://10.0.0.1:4010\"\ninsecure = true\n").is_ok());
+    assert!(file("[report]\nscaler = \"http://[::1]:4010\"\n").is_ok(), "loopback");
+    // A name may mean whatever somebody says it means.
+    let error = refused("[report]\nscaler = \"http://localhost:4010\"\n");
+    assert!(error.starts_with("darter.toml:2: report.scaler: "), "{error}");
+    let error = refused("[report]\nscaler = \"https://s.example:4010\"\n");
+    assert!(error.contains("report.ca: must name the certificates"), "{error}");
+    let ours = file("[report]\nscaler = \"https://s.example:4010\"\nca = \"/ca.pem\"\n").unwrap().report;
+    let scaler = ours.scaler.unwrap();
+    assert_eq!((scaler.to_string().as_str(), scaler.host()), ("https://s.example:4010", "s.example"));
+    for url in
+        ["s.example:4010", "https://s.example", "https://s.example:4010/x", "https://u@s.example:4010", "ftp://s:1"]
+    {
+        let error = refused(&format!("[report]\nscaler = \"{url}\"\n"));
+        assert!(error.starts_with("darter.toml:2: ") && error.contains("https://<host>:<port>"), "{error}");
+    }
+    for (line, wanted) in [
+        ("ca = \"/ca.pem\"", "report.scaler: must be set"),
+        ("insecure = true", "report.scaler: must be set"),
+        ("interval = \"500ms\"", "report.interval: must be from 1s to 1m"),
+        ("interval = \"61s\"", "report.interval: must be from 1s to 1m"),
+        ("protect_max = \"0s\"", "report.protect_max: must be from 1m"),
+        ("token_file = \"token\"", "report.token_file: must be an absolute path"),
+        ("scaler = \"http://127.0.0.1:1\"\nca = \"/ca.pem\"", "report.ca: has no meaning"),
+        ("scaler = \"http://127.0.0.1:1\"\nserver_name = \"x\"", "report.server_name: has no meaning"),
+    ] {
+        let error = refused(&format!("[report]\n{line}\n"));
+        assert!(error.contains(wanted), "{line}: {error}");
+    }
+}
+
+#[test]
 fn credentials_for_an_api_server_that_nobody_asks_are_a_mistake() {
     let error = refused("[swarm]\nkey_file = \"/k\"\n[kubernetes]\nkubeconfig = \"/c\"\n");
     assert!(error.starts_with("darter.toml:4: kubernetes.kubeconfig") && error.contains("swarm.service"), "{error}");

@@ -44,7 +44,7 @@ impl Reason {
     }
 
     /// Whether what only this node has goes to others because of it.
-    const fn hands_over(self) -> bool {
+    pub const fn hands_over(self) -> bool {
         !matches!(self, Self::Scheduled)
     }
 }
@@ -64,9 +64,9 @@ impl Told {
         slots.fold(false, |is_news, (_, slot)| is_news | (std::mem::replace(slot, is_told) != is_told))
     }
 
-    /// Why the node should hand over, if it should.
+    /// The most pressing one.
     fn pressing(self) -> Option<Reason> {
-        Reason::ALL.into_iter().find(|reason| self.has(*reason) && reason.hands_over())
+        Reason::ALL.into_iter().find(|reason| self.has(*reason))
     }
 }
 
@@ -86,7 +86,7 @@ impl Notices {
         Self { ec2: is_there.then(|| config.aws.clone()), node, metrics }
     }
 
-    /// Keeps `going` up to date until `stop`: why this node should hand over.
+    /// Keeps `going` up to date until `stop`: the most pressing reason, of those that there are.
     pub async fn run(self, going: watch::Sender<Option<Reason>>, stop: CancellationToken) {
         let (announced, told_by_ec2) = watch::channel(Told::default());
         let (taint, told_by_taint) = watch::channel(false);
@@ -133,7 +133,7 @@ mod tests {
     fn the_most_pressing_reason_counts_and_planned_maintenance_is_only_told() {
         let mut told = Told::default();
         assert!(told.set(Reason::Scheduled, true) && !told.set(Reason::Scheduled, true));
-        assert_eq!(told.pressing(), None);
+        assert_eq!(told.pressing().map(Reason::hands_over), Some(false));
         assert!(told.set(Reason::Rebalance, true));
         assert_eq!(told.pressing(), Some(Reason::Rebalance));
         told.set(Reason::SpotNotice, true);

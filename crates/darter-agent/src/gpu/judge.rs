@@ -2,7 +2,7 @@
 //! whether they do any.
 
 use std::collections::BTreeMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use darter_core::gpu::Time;
 use darter_core::gpu::idle::{self, Idle, Idleness};
@@ -26,12 +26,20 @@ pub struct Judgement {
     /// When; the times above are from there.
     #[serde(skip)]
     pub(super) at: Time,
+    /// The same, for its age.
+    #[serde(skip)]
+    pub(crate) made: Instant,
 }
 
 impl Judgement {
     /// For how long a GPU has done nothing, in seconds.
     pub(crate) fn idle_seconds(&self, idleness: &Idleness) -> f64 {
         idleness.idle_since.map_or(0.0, |since| self.at.since(since).as_secs_f64())
+    }
+
+    /// How long ago something was, of which the verdict says when.
+    pub(crate) fn ago(&self, since: Time) -> Duration {
+        self.at.since(since) + self.made.elapsed()
     }
 }
 
@@ -81,7 +89,7 @@ impl Judge {
         let floors = self.gpus.iter().map(|(uuid, gpu)| (uuid.clone(), gpu.idle.floor()));
         self.learned.keep(self.readiness.learned_gpus(), floors);
         let idleness = self.gpus.iter_mut().map(|(uuid, gpu)| (uuid.clone(), gpu.idle.judge(at))).collect();
-        Judgement { verdict, idleness, at }
+        Judgement { verdict, idleness, at, made: Instant::now() }
     }
 
     fn time(&self, at: Instant) -> Time {

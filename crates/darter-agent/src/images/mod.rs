@@ -2,7 +2,8 @@
 //!
 //! `access` says with which credential and whether its proof holds, `loan` what may be read where the
 //! registry cannot say so, `tags` what a tag means now, `members` what the swarm says of that, `prefetch`
-//! what is fetched ahead, `kept` what the next agent knows of all that, `handover` what is left to the origin for a while, `refusal` why nothing is given.
+//! what is fetched ahead, `kept` what the next agent knows of all that, `handover` what is left to the origin for
+//! a while, `refusal` why nothing is given, `room` how much is in memory, `catalogue` which images are known.
 //! Blobs come from the store, from containerd's content store or by a pull; manifests are small and come whole,
 //! from the registry or (`others`) from the other nodes.
 //! Proofs come from the registry itself; bytes that one opened may come from the hosts before it.
@@ -10,6 +11,7 @@
 
 mod access;
 mod away;
+mod catalogue;
 mod handover;
 mod kept;
 mod loan;
@@ -42,6 +44,7 @@ use crate::store::{Blob, Doubt, Store};
 use crate::swarm::handle::Wish;
 
 use access::{Gate, Grant};
+pub use catalogue::{Catalogue, KnownImage};
 use handover::HandedOver;
 pub use handover::Share;
 use kept::Keeper;
@@ -121,6 +124,7 @@ struct Inner {
     tags: Tags,
     others: Others,
     prefetch: Prefetch,
+    catalogue: Catalogue,
     handed_over: HandedOver,
     keeper: Keeper,
     keeping: Arc<Semaphore>,
@@ -143,6 +147,7 @@ impl Images {
             tags: Tags::new(config.mirror.tag_ttl.0, metrics),
             prefetch,
             keeper: Keeper::new(config),
+            catalogue: Catalogue::new(config.platform()),
             handed_over: HandedOver::new(config.mirror.handover.0),
             keeping: Arc::new(Semaphore::new(KEEPING_MAX)),
             room: Room::new(),
@@ -155,6 +160,11 @@ impl Images {
         self.0.gate.members.memory()
     }
 
+    /// The images that this node knows.
+    pub fn catalogue(&self) -> Catalogue {
+        self.0.catalogue.clone()
+    }
+
     /// The manifest that `reference` means to this asker. With `ahead`, the layers of the image
     /// start to come.
     pub async fn manifest(&self, asker: &Asker, reference: &Reference, ahead: bool) -> Result<ManifestFound, Refusal> {
@@ -164,6 +174,7 @@ impl Images {
         if found.room.is_none() {
             found.room = Some(self.0.room.take(found.content.len() as u64).await);
         }
+        self.0.catalogue.gave(asker, reference, &found);
         if ahead {
             self.0.prefetch.start(self, asker, credential, &found);
         }

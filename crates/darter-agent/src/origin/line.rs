@@ -70,7 +70,8 @@ impl Claim {
         (false, held, served, *turn, at)
     }
 
-    fn is_read(&self) -> bool {
+    /// Whether somebody reads it now.
+    pub fn is_read(&self) -> bool {
         self.0.readers.load(Ordering::Relaxed) > 0
     }
 }

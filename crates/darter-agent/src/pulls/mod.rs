@@ -3,7 +3,7 @@
 //! A `Pull` brings one blob here once. Whoever asks meanwhile joins it and trails its ingest; when
 //! nobody is left it stops, and what has arrived stays on disk for the next one. `fetch` does the
 //! fetching alone, `together` with the other nodes; `account` is what it took, and `reader` what a
-//! joiner gets; `provenance` tells where its bytes came from.
+//! joiner gets; `provenance` tells where its bytes came from, `standing` what is on its way.
 
 mod account;
 mod blame;
@@ -11,6 +11,7 @@ mod compare;
 mod fetch;
 mod provenance;
 mod reader;
+mod standing;
 mod target;
 mod together;
 mod wanted;
@@ -37,6 +38,7 @@ use account::Account;
 use fetch::Job;
 use provenance::Provenance;
 pub use reader::{Progress, Reader};
+pub use standing::OnItsWay;
 pub use wanted::{Purpose, Wanted, Whence};
 
 // containerd keeps 3 downloads in flight (max_concurrent_downloads) and a node starts few images
@@ -135,6 +137,8 @@ struct Inner {
     activity: Activity,
     /// Pulls that were ever begun.
     begun: AtomicU64,
+    /// One began or ended.
+    changes: watch::Sender<()>,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -150,6 +154,9 @@ struct Pull {
     activity: Activity,
     /// Its place at the connections of its registry.
     claim: Claim,
+    account: Arc<Account>,
+    /// Its size in bytes, where a manifest told it.
+    size: Option<u64>,
     /// Nobody came back: it is putting away what has arrived. Set under the lock of `running`.
     ending: AtomicBool,
 }
@@ -200,6 +207,7 @@ impl Pulls {
             running: Mutex::default(),
             activity: Activity::default(),
             begun: AtomicU64::new(0),
+            changes: watch::Sender::new(()),
             tasks: TaskTracker::new(),
             stop,
         }))
@@ -309,12 +317,15 @@ impl Pulls {
             provenance: Provenance::default(),
             readers: AtomicUsize::new(0),
             left: Notify::new(),
+            account: Arc::new(Account::new(activity.clone())),
+            size: wanted.size,
             activity,
             claim,
             ending: AtomicBool::new(false),
         });
         let interest = Interest::new(&pull, wanted.purpose);
         running.insert(digest, pull.clone());
+        self.0.changes.send_replace(());
         self.0.tasks.spawn(self.clone().run(pull, wanted.clone(), turn));
         Ok(Entered::Pull(interest))
     }
@@ -335,7 +346,7 @@ impl Pulls {
 
     async fn run(self, pull: Arc<Pull>, wanted: Wanted, turn: u64) {
         let started = Instant::now();
-        let account = Arc::new(Account::new(pull.activity.clone()));
+        let account = pull.account.clone();
         let mut leave = Leave { pulls: &self, pull: &pull, digest: wanted.digest, last: None };
         let ended = async {
             tokio::select! {
@@ -422,6 +433,7 @@ impl Drop for Leave<'_> {
     /// Once: whoever was woken may have put the next pull of the digest into the map.
     fn drop(&mut self) {
         lock(&self.pulls.0.running).remove(&self.digest);
+        self.pulls.0.changes.send_replace(());
         self.pull.state.send_replace(self.last.take().unwrap_or(State::Failed(PullError::Abandoned)));
     }
 }

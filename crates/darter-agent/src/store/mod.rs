@@ -7,7 +7,7 @@
 //! Code map: `disk` paths, lock and file calls; `record` what vouches for a piece; `journal` what
 //! was complete; `index` and `admit` what is here and who leaves; `pins` who stays; `tally` the hashes of an ingest; `ingest` and
 //! `writer` its two ends, `pieces` what other nodes get of it; `scan` the start; `upkeep` the background; `scrub` re-hashing
-//! and `doubt` when it is urgent; `checkup` whether the disk answers;
+//! and `doubt` when it is urgent; `holdings` what is here of an image; `checkup` whether the disk answers;
 //! `containerd` blobs that containerd keeps, for this node and for others; `warm` the page cache.
 //! Not here: who may read a blob, where it comes from.
 
@@ -17,6 +17,7 @@ mod checkup;
 mod containerd;
 mod disk;
 mod doubt;
+mod holdings;
 mod index;
 mod ingest;
 mod journal;
@@ -52,6 +53,7 @@ use tracing::{info, warn};
 pub use blob::Blob;
 pub use checkup::{Checkup, Unwell};
 pub use doubt::{Doubt, Rotten};
+pub use holdings::Holding;
 pub use ingest::{Ingest, IngestReader, Progress};
 pub use pieces::PieceHere;
 pub use pins::{PIN_MAX, PinError};

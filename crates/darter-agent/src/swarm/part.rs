@@ -182,7 +182,7 @@ impl SwarmPart {
         self.handle.0.witnesses.answer_from(memory);
     }
 
-    /// Until `stop`. While `going` has a reason, and from `leaving` on, what only this node has goes to
+    /// Until `stop`. While `going` has a reason to hand over, and from `leaving` on, what only this node has goes to
     /// others; after `stop` no upload begins, and those that run get a while to end. Only then the
     /// connections end: with them, others would break off what they fetch here.
     pub async fn run(
@@ -221,15 +221,15 @@ impl SwarmPart {
 /// A node that is told that it will go hands over at once; it serves on, and may stay after all.
 async fn heed(mut going: watch::Receiver<Option<Reason>>, swarm: &SwarmHandle, store: &Store) {
     loop {
-        let told = going.wait_for(Option::is_some).await.map(|reason| *reason);
+        let told = going.wait_for(|reason| hands_over(*reason)).await.map(|reason| *reason);
         // An error is that nobody tells any more.
         let Ok(reason) = told else { return std::future::pending().await };
         info!(?reason, "this node is about to go: what only it has goes to others");
         tokio::select! {
             () = swarm.leave(store.blobs_by_use()) => info!("others have what only this node had, as far as they take it"),
-            _ = going.wait_for(Option::is_none) => {}
+            _ = going.wait_for(|reason| !hands_over(*reason)) => {}
         }
-        if going.wait_for(Option::is_none).await.is_ok() {
+        if going.wait_for(|reason| !hands_over(*reason)).await.is_ok() {
             info!("this node stays after all");
             swarm.stay().await;
         }
@@ -277,6 +277,11 @@ fn service(config: &Config, directory: &Path, metrics: Arc<Metrics>) -> Option<S
         max: swarm.max_members,
         metrics,
     })
+}
+
+/// Whether what only this node has is to go to others.
+fn hands_over(going: Option<Reason>) -> bool {
+    going.is_some_and(Reason::hands_over)
 }
 
 /// A zone's number is a hash of its name, so that nodes agree on it without a word.

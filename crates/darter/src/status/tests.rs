@@ -4,7 +4,8 @@ use darter_core::gpu::{idle, readiness};
 use darter_core::ready::State;
 use darter_core::startup::Part;
 use darter_core::status::{
-    Check, Condition, Gpu, Gpus, Hung, Kubernetes, Mirror, Reason, Registry, StartupTaint, Status, Store, Swarm, Xid,
+    Check, Condition, Gpu, Gpus, Hung, Kubernetes, Mirror, Reason, Registry, Report, StartupTaint, Status, Store,
+    Swarm, Xid,
 };
 
 use super::authority;
@@ -79,6 +80,7 @@ fn healthy() -> Status {
             gpus: vec![gpu(0, idle::State::Busy, None), gpu(1, idle::State::LoadedIdle, Some(7384))],
         },
         kubernetes: None,
+        report: None,
     }
 }
 
@@ -235,4 +237,20 @@ fn what_kubernetes_has_of_the_node_is_one_line() {
     let open = "no condition GpuReady; startup taint removed after 42 s, without images";
     assert_eq!(line(true, None, removed(vec![Part::Images])), open);
     assert_eq!(line(true, ready, removed(vec![])), "GpuReady True (GpusReady); startup taint removed after 42 s");
+}
+
+#[test]
+fn whether_the_scaler_hears_the_node_has_a_line_of_its_own() {
+    let line = |report: Report| {
+        let text = text::status(&Status { report: Some(report), ..healthy() }, Style::default());
+        assert!(text.starts_with("ready: all 6 checks pass"), "nothing on the node waits for a scaler: {text}");
+        text.lines().find(|line| line.starts_with("report")).unwrap().to_owned()
+    };
+    let scaler = || "https://s.example:4010".to_owned();
+    let hears = Report { scaler: scaler(), connected_seconds: Some(90), accepted_seconds: Some(3), error: None };
+    assert_eq!(line(hears), "report      ok        https://s.example:4010, it took the last report 3 s ago");
+    let error = Some("connection refused".to_owned());
+    let away = Report { scaler: scaler(), connected_seconds: None, accepted_seconds: None, error };
+    let told = "https://s.example:4010 does not hear this node; it took no report yet; connection refused";
+    assert_eq!(line(away), format!("report      degraded  {told}"));
 }

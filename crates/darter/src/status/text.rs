@@ -3,7 +3,7 @@
 use darter_core::gpu::idle;
 use darter_core::ready::State;
 use darter_core::startup::Part;
-use darter_core::status::{Check, Gpu, Gpus, Kubernetes, Problem, Registry, StartupTaint, Status, Store};
+use darter_core::status::{Check, Gpu, Gpus, Kubernetes, Problem, Registry, Report, StartupTaint, Status, Store};
 
 /// For whom. The default is for programs: no colours, and nothing is cut.
 #[derive(Debug, Clone, Copy, Default)]
@@ -28,6 +28,9 @@ pub(super) fn status(status: &Status, style: Style) -> String {
     text.push_str(&row("agent", "", &node));
     for check in &status.checks {
         text.push_str(&of_check(check, status, style));
+    }
+    if let Some(report) = &status.report {
+        text.push_str(&of_report(report, style));
     }
     text.push_str(&of_errors(&status.gpus));
     if let Some(kubernetes) = &status.kubernetes {
@@ -130,6 +133,23 @@ fn of_gpus(gpus: &Gpus, reason: &str) -> String {
         text.push_str(&format!("; NVML has hung in {} for {}", hung.call, time(hung.seconds)));
     }
     text
+}
+
+/// Nothing on the node waits for a scaler, so this is no check of its own.
+fn of_report(report: &Report, style: Style) -> String {
+    let Report { scaler, connected_seconds, accepted_seconds, error } = report;
+    let taken = accepted_seconds.map_or_else(
+        || "it took no report yet".to_owned(),
+        |seconds| format!("it took the last report {} ago", time(seconds)),
+    );
+    let (state, mut text) = match connected_seconds {
+        Some(_) => (State::Ok, format!("{scaler}, {taken}")),
+        None => (State::Degraded, format!("{scaler} does not hear this node; {taken}")),
+    };
+    if let Some(error) = error {
+        text.push_str(&format!("; {error}"));
+    }
+    row("report", &style.paint(&format!("{:<STATE$}", word(state)), state), &text)
 }
 
 /// Errors that stand, and what is worth a word and no more.

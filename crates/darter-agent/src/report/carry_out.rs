@@ -1,0 +1,182 @@
+//! Carries out what waits at the desk: the lease on the own pod, and images one after the other.
+
+use std::collections::HashMap;
+use std::pin::pin;
+use std::time::{Duration, Instant};
+
+use darter_api::report::PrewarmState;
+use futures_util::StreamExt as _;
+
+use super::clip;
+use super::desk::{Desk, Held, LeaseOrder};
+use super::lease::{Lease, Wish};
+use super::pod::{Fault, OwnPod};
+use crate::prewarm::{Event, Order, Pin, Prewarm};
+
+/// Between two writes to the API server, whatever the scaler asks for.
+const REST: Duration = Duration::from_secs(1);
+/// Before a write that failed is tried again.
+const AGAIN: Duration = Duration::from_secs(5);
+/// Before a lease that is over is tried to be taken off again: it counts no more anyway.
+const TIDY_AGAIN: Duration = Duration::from_secs(60);
+/// An image that is not here by then does not come.
+const IMAGE_PATIENCE: Duration = Duration::from_secs(3600);
+
+/// Keeps the lease what it is asked to be. Never ends.
+pub(super) async fn leases(desk: &Desk, mut pod: OwnPod, protect_max: Duration) {
+    let mut keeper = Keeper { desk, lease: Lease::new(protect_max), is_written: true, order: None };
+    let mut wanted = desk.lease();
+    let mut again = None;
+    loop {
+        let due = again.or_else(|| keeper.lease.until(Instant::now()));
+        tokio::select! {
+            // The desk lives as long as this.
+            _ = wanted.changed() => keeper.order = wanted.borrow_and_update().clone(),
+            () = sleep_until(due) => {}
+        }
+        again = keeper.keep(&mut pod).await.map(|wait| Instant::now() + wait);
+        tokio::time::sleep(REST).await;
+    }
+}
+
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+struct Keeper<'a> {
+    desk: &'a Desk,
+    lease: Lease,
+    /// There may be an annotation of ours: an earlier life of the agent in the same pod may have left one.
+    is_written: bool,
+    /// What is still to be done.
+    order: Option<LeaseOrder>,
+}
+
+impl Keeper<'_> {
+    /// Does what is to be done now. When it is to be tried again, if it has to be.
+    async fn keep(&mut self, pod: &mut OwnPod) -> Option<Duration> {
+        match self.order.clone() {
+            Some(LeaseOrder::Protect { sequence, received, length, reason }) => {
+                let now = Instant::now();
+                let left = (received + length).saturating_duration_since(now);
+                match self.lease.wish(now, left) {
+                    _ if left.is_zero() => {
+                        self.order = None;
+                        return Some(Duration::ZERO);
+                    }
+                    Wish::Spent => {
+                        self.refused(sequence, "spent", "it had as much as report.protect_max in one row".to_owned())
+                    }
+                    Wish::Holds => self.holds(sequence, &reason, now),
+                    Wish::Write(until) => match pod.protect(until).await {
+                        Ok(()) => {
+                            self.is_written = true;
+                            self.lease.written(now, until);
+                            self.holds(sequence, &reason, now);
+                        }
+                        Err(fault) => return self.failed(sequence, fault),
+                    },
+                }
+                self.order = None;
+                None
+            }
+            Some(LeaseOrder::Release { sequence }) => match self.take_off(pod).await {
+                Ok(()) => {
+                    self.order = None;
+                    self.desk.holds(None);
+                    None
+                }
+                Err(fault) => self.failed(sequence, fault),
+            },
+            // A lease that ran out by itself.
+            None if self.lease.until(Instant::now()).is_none() => {
+                self.desk.holds(None);
+                self.take_off(pod).await.err().map(|_| TIDY_AGAIN)
+            }
+            None => None,
+        }
+    }
+
+    async fn take_off(&mut self, pod: &mut OwnPod) -> Result<(), Fault> {
+        if self.is_written {
+            pod.release().await?;
+            self.is_written = false;
+        }
+        self.lease.ended(Instant::now());
+        Ok(())
+    }
+
+    fn holds(&self, sequence: u64, reason: &str, now: Instant) {
+        let held = self.lease.until(now).map(|until| {
+            let (reason, most) = (reason.to_owned(), now + self.lease.most(now));
+            Held { until, reason, sequence, most }
+        });
+        self.desk.holds(held);
+    }
+
+    fn refused(&self, sequence: u64, reason: &'static str, detail: String) {
+        self.desk.lease_refused(sequence, reason, detail);
+    }
+
+    fn failed(&mut self, sequence: u64, fault: Fault) -> Option<Duration> {
+        let Fault { reason, detail, may_pass } = fault;
+        self.refused(sequence, reason, detail);
+        if may_pass {
+            return Some(AGAIN);
+        }
+        self.order = None;
+        None
+    }
+}
+
+/// Brings what is ordered, one image at a time. Never ends.
+pub(super) async fn images(desk: &Desk, prewarm: &Prewarm) {
+    loop {
+        while let Some(image) = desk.next_image() {
+            let bring = bring(desk, prewarm, &image);
+            if tokio::time::timeout(IMAGE_PATIENCE, bring).await.is_err() {
+                let hours = IMAGE_PATIENCE.as_secs() / 3600;
+                desk.note_image(&image, |told| fail(told, &format!("it was not here after {hours} h")));
+            }
+        }
+        desk.images.notified().await;
+    }
+}
+
+async fn bring(desk: &Desk, prewarm: &Prewarm, image: &str) {
+    let order = Order { image: image.to_owned(), store_only: false, pin: None, login: None };
+    let mut events = pin!(prewarm.clone().run(order));
+    let mut came = HashMap::new();
+    while let Some(event) = events.next().await {
+        desk.note_image(image, |told| match event {
+            Event::Image { digest, blobs } => {
+                told.digest = Some(digest);
+                told.total_bytes = Some(blobs.iter().map(|blob| blob.size).fold(0, u64::saturating_add));
+            }
+            Event::Blob { digest, bytes } => {
+                came.insert(digest, bytes);
+                told.done_bytes = came.values().copied().fold(0, u64::saturating_add);
+            }
+            Event::Unpacking | Event::Unpinned { .. } => {}
+            Event::Done { bytes, pin, .. } => {
+                (told.done_bytes, told.is_pinned) = (bytes, Some(matches!(pin, Pin::Set { .. })));
+                told.set_state(PrewarmState::Done);
+            }
+            Event::Failed { reason } => fail(told, &reason),
+        });
+    }
+    // Its task ended without a last word.
+    desk.note_image(image, |told| {
+        if told.state() == PrewarmState::Coming {
+            fail(told, "it ended early; the agent's log may say why");
+        }
+    });
+}
+
+fn fail(told: &mut darter_api::report::Prewarm, reason: &str) {
+    told.error = Some(clip(reason));
+    told.set_state(PrewarmState::Failed);
+}
