@@ -23,7 +23,7 @@ tools: ## Install what builds and tests need, as far as it is missing
 	@scripts/install-tools
 
 # Apart from tools: it takes minutes, and only tests need it.
-control-plane: ## Build kube-apiserver and etcd, which tests of Kubernetes talk to
+control-plane: ## Build kube-apiserver, etcd and helm, with which Kubernetes and the chart are tested
 	@scripts/install-tools kubernetes
 
 build: tools ## Build darter (release)

@@ -8,7 +8,7 @@
 //! - where things run: [`net`], [`process`], [`scratch`], [`tmpfs`], [`tools`]
 //! - what is pulled: [`image`], [`tls`], [`http`]
 //! - whence: [`registry`] (docker-registry), [`nginx`], [`fake_ecr`], [`imds`], both on [`wire`]
-//! - for whom nodes are members of a cluster: [`kubernetes`]
+//! - for whom nodes are members of a cluster: [`kubernetes`], with [`controllers`]; installed there: [`chart`]
 //! - by whom: [`containerd`] with [`cri`], [`emulator`], [`conformance`]
 //! - on which GPUs: [`nvml`]
 //! - through what: [`agent`]; over what: [`proxy`]; all of it together: [`stage`], and many nodes at
@@ -16,9 +16,11 @@
 //! - and what is made from a description: [`proto`]
 
 pub mod agent;
+pub mod chart;
 pub mod cluster;
 pub mod conformance;
 pub mod containerd;
+pub mod controllers;
 pub mod cri;
 pub mod emulator;
 pub mod fake_ecr;
