@@ -13,7 +13,7 @@ export DARTER_NOT_RUN ?= $(CARGO_TARGET_DIR)/not-run.txt
 TEST_LOG := $(CARGO_TARGET_DIR)/test.log
 export DARTER_REVISION ?= $(shell git rev-parse --short HEAD 2>/dev/null || echo unknown)
 
-.PHONY: help needs-root demo test test-long check fuzz bench bench-mirror bench-swarm bench-sim bench-gpu tools control-plane build clean
+.PHONY: help needs-root demo test test-long check fuzz bench bench-mirror bench-swarm bench-sim bench-gpu tools control-plane image build clean
 
 help: ## Say what there is
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 24
@@ -29,6 +29,10 @@ control-plane: ## Build kube-apiserver, etcd and helm, with which Kubernetes and
 build: tools ## Build darter (release)
 	cargo build --release --locked -p darter
 
+image: build ## Make the image that the chart runs, an OCI archive of the release build (OUTPUT=darter.tar); needs root
+	@scripts/install-tools image
+	@scripts/make-image $(if $(OUTPUT),--output "$(OUTPUT)")
+
 # Said before minutes of building, not after them.
 needs-root:
 	@[ "$$(id -u)" = 0 ] || { echo "make demo: needs root, to make network namespaces and mounts" >&2; exit 1; }
@@ -37,6 +41,7 @@ demo: needs-root build ## One node pulls through an agent; then four at once, a 
 	cargo run --release --locked -p darter-tests --bin demo -- $(SIZE)
 
 test: control-plane ## Every test, against real containerd and registries, and a real kube-apiserver
+	@scripts/install-tools image
 	@rm -f -- "$(DARTER_NOT_RUN)"
 	@echo "== building the agent that the tests start"
 	cargo build --locked -p darter

@@ -74,7 +74,7 @@ spec:
     - name: agent
       image: {{ include "darter.image" $root | quote }}
       imagePullPolicy: {{ $v.image.pullPolicy }}
-      args: [agent, --config, /etc/darter/darter.toml]
+      args: [agent]
       env:
         - name: DARTER_KUBERNETES_NODE
           valueFrom:
