@@ -8,7 +8,8 @@
 //! - where things run: [`net`], [`process`], [`scratch`], [`tmpfs`], [`tools`]
 //! - what is pulled: [`image`], [`tls`], [`http`]
 //! - whence: [`registry`] (docker-registry), [`nginx`], [`fake_ecr`], [`imds`], both on [`wire`]
-//! - for whom nodes are members of a cluster: [`kubernetes`], with [`controllers`]; installed there: [`chart`]
+//! - for whom nodes are members of a cluster: [`kubernetes`], with [`controllers`]; installed there: [`chart`];
+//!   whether it may be: [`kubeconform`]
 //! - by whom: [`containerd`] with [`cri`], [`emulator`], [`conformance`]
 //! - on which GPUs: [`nvml`]
 //! - through what: [`agent`]; over what: [`proxy`]; all of it together: [`stage`], and many nodes at
@@ -27,6 +28,7 @@ pub mod fake_ecr;
 pub mod http;
 pub mod image;
 pub mod imds;
+pub mod kubeconform;
 pub mod kubelet;
 pub mod kubernetes;
 pub mod net;

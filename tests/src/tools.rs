@@ -54,6 +54,8 @@ pub enum Need {
     Helm,
     /// kubeconform.
     Kubeconform,
+    /// The custom resources of the Prometheus Operator.
+    PrometheusOperator,
     /// buildah, and root to run it.
     Buildah,
     /// The darter binary.
@@ -101,6 +103,10 @@ impl Need {
             Self::Kubeconform => {
                 (kubeconform().is_some(), "no kubeconform: scripts/install-tools kubernetes builds it, with Go")
             }
+            Self::PrometheusOperator => (
+                prometheus_operator().is_some(),
+                "no kinds of the Prometheus Operator: scripts/install-tools kubernetes fetches them, with Go",
+            ),
             Self::Buildah => (find("buildah").is_some(), "no buildah: run scripts/install-tools image"),
             Self::Darter => (darter().is_ok(), "no darter binary: run cargo build -p darter"),
             Self::Prometheus => (
@@ -187,6 +193,12 @@ pub fn helm() -> Option<PathBuf> {
 /// kubeconform, if installed.
 pub fn kubeconform() -> Option<PathBuf> {
     cached("kubeconform")
+}
+
+/// The directory of the Prometheus Operator's custom resource definitions, if they were fetched.
+pub fn prometheus_operator() -> Option<PathBuf> {
+    let versions = std::fs::read_dir(cache_dir().join("crds")).ok()?.flatten().map(|entry| entry.path());
+    versions.filter(|path| path.join("monitoring.coreos.com_podmonitors.yaml").is_file()).max()
 }
 
 /// The darter binary under test: `$DARTER_BIN`, or the one that cargo built beside this program.

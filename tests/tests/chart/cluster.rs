@@ -1,13 +1,16 @@
 //! The chart at a real API server: every object of every shape is taken, strictly, and helm installs, upgrades and
 //! uninstalls it while real controllers make pods of it.
 
+use std::fs;
+
 use anyhow::{Context as _, Result, ensure};
 use darter_tests::chart::{self, Helm, NAMESPACE, RELEASE};
 use darter_tests::controllers::Controllers;
+use darter_tests::kubeconform::Schemas;
 use darter_tests::kubernetes::{ControlPlane, path};
 use darter_tests::net::Place;
 use darter_tests::stage::eventually;
-use darter_tests::tools::{Need, can_run};
+use darter_tests::tools::{self, Need, can_run};
 use http::Method;
 use serde_json::{Value, json};
 
@@ -24,13 +27,17 @@ async fn apply(plane: &ControlPlane, object: &Value, dry: bool) -> Result<Value>
 
 #[tokio::test]
 async fn a_real_api_server_takes_every_object_of_every_shape() -> Result<()> {
-    if !can_run("a_real_api_server_takes_every_object_of_every_shape", &[Need::Helm, Need::Kubernetes]) {
+    let needs = [Need::Helm, Need::Kubernetes, Need::Kubeconform, Need::PrometheusOperator];
+    if !can_run("a_real_api_server_takes_every_object_of_every_shape", &needs) {
         return Ok(());
     }
     let (helm, plane) = (Helm::new()?, ControlPlane::start(&Place::Host).await?);
     plane.namespace(NAMESPACE).await?;
-    for (name, values) in shapes().into_iter().filter(|(name, _)| *name != "Prometheus Operator") {
+    with_prometheus_operator(&plane).await?;
+    let schemas = Schemas::of(&plane).await?;
+    for (name, values) in shapes() {
         let objects = helm.render(&values).await?;
+        assert_eq!(schemas.check(&objects).await?, [""; 0], "{name}: kubeconform");
         for object in &objects {
             apply(&plane, object, true).await.with_context(|| format!("{name}, only tried: {object}"))?;
             let made = apply(&plane, object, false).await.with_context(|| format!("{name}: {object}"))?;
@@ -43,8 +50,29 @@ async fn a_real_api_server_takes_every_object_of_every_shape() -> Result<()> {
         // What is unknown is refused, so that what was taken above is known.
         let mut wrong = objects.iter().find(|object| object["kind"] == "DaemonSet").context("no DaemonSet")?.clone();
         wrong["spec"]["template"]["spec"]["hostNetwrk"] = json!(true);
+        let told = schemas.check(std::slice::from_ref(&wrong)).await?;
+        ensure!(told.len() == 1 && told[0].contains("hostNetwrk"), "kubeconform: {told:?}");
         let error = apply(&plane, &wrong, true).await.err().context("an unknown field was taken")?;
         ensure!(format!("{error:#}").contains("hostNetwrk"), "{error:#}");
+    }
+    Ok(())
+}
+
+/// Makes the kinds of the Prometheus Operator, as its own manifests do, and waits until they are served.
+async fn with_prometheus_operator(plane: &ControlPlane) -> Result<()> {
+    let dir = tools::prometheus_operator().context("no kinds of the Prometheus Operator")?;
+    for kind in ["podmonitors", "prometheusrules"] {
+        let text = fs::read_to_string(dir.join(format!("monitoring.coreos.com_{kind}.yaml")))?;
+        for definition in chart::objects(&text)? {
+            plane.apply(&definition).await?;
+        }
+        // With it come its paths, and what /openapi/v2 says of it.
+        let described = format!("/apis/monitoring.coreos.com/v1/namespaces/{{namespace}}/{kind}");
+        eventually(kind, async || {
+            let openapi = plane.call(Method::GET, "/openapi/v2", None).await?;
+            Ok(openapi["paths"].get(&described).is_some())
+        })
+        .await?;
     }
     Ok(())
 }
@@ -124,6 +152,10 @@ async fn installed(plane: &ControlPlane) -> Result<()> {
     let after = plane.call(Method::GET, &set, None).await?;
     let config = |set: &Value| set["spec"]["template"]["metadata"]["annotations"]["darter.dev/config"].clone();
     assert_ne!(config(&before), config(&after));
+    // helm asks this cluster, and it has no such kind: what runs stays as it is.
+    let output = helm.run(&upgrade, &json!({ "podMonitor": { "enabled": true } })).await?;
+    let told = output.stderr.contains("podMonitor.enabled: this cluster has no monitoring.coreos.com/v1");
+    ensure!(!output.status.success() && told, "{}", output.stderr);
     helm.call(&["uninstall", RELEASE, "--namespace", NAMESPACE]).await?;
     // Each agent is asked to stop, and has time to put hosts.toml back: no pod is just taken away.
     eventually("the pods are asked to stop", async || {
