@@ -305,6 +305,7 @@ mod partial {
         swarm: Option<Section<full::Swarm>>,
         seed: Option<Section<full::Seed>>,
         going: Option<Section<full::Going>>,
+        kubernetes: Option<Section<full::Kubernetes>>,
         gpu: Option<Section<full::Gpu>>,
         aws: Option<Section<full::Aws>>,
         registry: Option<Vec<full::RegistryConfig>>,
