@@ -112,9 +112,13 @@ impl Pod {
         let pod = &find(objects, "DaemonSet", "darter")?["spec"]["template"]["spec"];
         let container = &pod["containers"][0];
         let security = &container["securityContext"];
-        ensure!(security["capabilities"]["drop"] == json!(["ALL"]), "{security}");
-        for set in ["bounding", "effective", "inheritable", "permitted", "ambient"] {
-            spec["process"]["capabilities"][set] = json!([]);
+        if security["privileged"] == true {
+            // What this needs of it; a real one has every right.
+            set_capabilities(&mut spec, &["CAP_SYSLOG"]);
+            spec["linux"]["resources"]["devices"] = json!([{ "allow": true, "access": "rwm" }]);
+        } else {
+            ensure!(security["capabilities"]["drop"] == json!(["ALL"]), "{security}");
+            set_capabilities(&mut spec, &[]);
         }
         spec["process"]["noNewPrivileges"] = json!(security["allowPrivilegeEscalation"] == false);
         spec["process"]["user"] = json!({ "uid": security["runAsUser"], "gid": security["runAsGroup"] });
@@ -152,6 +156,7 @@ impl Pod {
             let at = mount["mountPath"].as_str().context("no path")?.to_owned();
             let source = match mount["name"].as_str() {
                 Some("config") => self.configuration(objects)?,
+                Some("kmsg") => PathBuf::from("/dev/kmsg"),
                 _ => self.host.dir(at.trim_start_matches('/'))?,
             };
             self.mount(&source, &at, mount["readOnly"] != true);
@@ -220,6 +225,12 @@ impl Pod {
     }
 }
 
+fn set_capabilities(spec: &mut Value, names: &[&str]) {
+    for set in ["bounding", "effective", "inheritable", "permitted", "ambient"] {
+        spec["process"]["capabilities"][set] = json!(names);
+    }
+}
+
 /// runc hands a signal on to the container. It is the child of the process that made its namespaces.
 fn terminate(unshare: &Process) -> Result<()> {
     let path = format!("/proc/{0}/task/{0}/children", unshare.pid());
@@ -228,48 +239,86 @@ fn terminate(unshare: &Process) -> Result<()> {
     Ok(kill_process(child.with_context(|| format!("nothing in {path}"))?, Signal::TERM)?)
 }
 
+/// A node with containerd, and the image in it.
+struct Node {
+    place: Place,
+    spec: Value,
+    /// The command line that mounts the container's root at `root`.
+    mount: String,
+    root: PathBuf,
+    _containerd: Containerd,
+    _network: Network,
+    _dir: Scratch,
+}
+
+impl Node {
+    async fn start() -> Result<Self> {
+        let dir = Scratch::new()?;
+        let archive = dir.join("darter.tar").display().to_string();
+        let made = make(&dir, &["--output", &archive, "--any-size"]).await?;
+        ensure!(made.status.success(), "{}", made.stderr);
+        let network = Network::new(1)?;
+        let place = network.node(0);
+        let containerd = Containerd::start(Release::V2, &place, &containerd::Options::default()).await?;
+        containerd.ctr(&["images", "import", "--local", &archive]).await?;
+        let image = format!("localhost/darter:{}", env!("CARGO_PKG_VERSION"));
+        let images = containerd.ctr(&["images", "ls", "--quiet"]).await?;
+        ensure!(images.lines().any(|line| line == image), "imported under another name: {images}");
+        containerd.ctr(&["containers", "create", "--seccomp", "--net-host", &image, "agent"]).await?;
+        let info: Value = serde_json::from_str(&containerd.ctr(&["containers", "info", "agent"]).await?)?;
+        let (spec, key) = (info["Spec"].clone(), info["SnapshotKey"].as_str().context("no snapshot")?);
+        ensure!(spec["process"]["args"] == json!(["/usr/bin/darter", "agent"]), "{}", spec["process"]["args"]);
+        ensure!(spec["linux"]["seccomp"]["defaultAction"] == "SCMP_ACT_ERRNO", "no seccomp profile");
+        let root = dir.dir("root")?;
+        let mount = containerd.ctr(&["snapshots", "mounts", &root.display().to_string(), key]).await?;
+        Ok(Self { place, spec, mount, root, _containerd: containerd, _network: network, _dir: dir })
+    }
+
+    /// The pod of the chart as it is, but for a registry, a metadata service that is not here, and the room on this
+    /// disk.
+    async fn pod(&self, gpu: Value) -> Result<Pod> {
+        let registry = json!([{ "name": "registry.example", "access": "public" }]);
+        let values = json!({ "gpu": gpu, "config": { "aws": { "discover": "off" }, "going": { "spot_notice": "off" },
+            "store": { "min_free": "64MiB" }, "registry": registry, "gpu": { "interval": "1s", "slow_interval": "1s" } } });
+        let objects = Helm::new()?.render(&values).await?;
+        let mut pod = Pod::new(self.spec.clone(), &objects, &self.root)?;
+        // containerd's own, where the node has it.
+        let text =
+            "version = 3\n[plugins.'io.containerd.cri.v1.images'.registry]\nconfig_path = '/etc/containerd/certs.d'\n";
+        fs::write(pod.at("/etc/containerd/config.toml"), text)?;
+        pod.set("RUST_BACKTRACE=0");
+        Ok(pod)
+    }
+
+    /// What the agent in a pod logs until it is ready, and is then stopped.
+    async fn log(&self, pod: &Pod) -> Result<String> {
+        let mut process = pod.start(&self.place, self.mount.trim())?;
+        ready(&Client::new(self.place.clone()), &mut process).await?;
+        terminate(&process)?;
+        let status = process.exit(GRACE).await?;
+        ensure!(status.success(), "{status}\n{}", process::tail(&process.log()));
+        Ok(process.log())
+    }
+}
+
+const NEEDS: [Need; 6] =
+    [Need::Root, Need::Buildah, Need::Darter, Need::MockNvml, Need::Helm, Need::Containerd(Release::V2)];
+
 #[tokio::test]
 async fn an_agent_in_the_charts_container_is_ready_and_takes_hosts_toml_away_when_it_is_stopped() -> Result<()> {
     let name = "an_agent_in_the_charts_container_is_ready_and_takes_hosts_toml_away_when_it_is_stopped";
-    let needs = [Need::Root, Need::Buildah, Need::Darter, Need::MockNvml, Need::Helm, Need::Containerd(Release::V2)];
-    if !can_run(name, &needs) {
+    if !can_run(name, &NEEDS) {
         return Ok(());
     }
-    let dir = Scratch::new()?;
-    let archive = dir.join("darter.tar").display().to_string();
-    let made = make(&dir, &["--output", &archive, "--any-size"]).await?;
-    ensure!(made.status.success(), "{}", made.stderr);
-    let network = Network::new(1)?;
-    let place = network.node(0);
-    let containerd = Containerd::start(Release::V2, &place, &containerd::Options::default()).await?;
-    containerd.ctr(&["images", "import", "--local", &archive]).await?;
-    let image = format!("localhost/darter:{}", env!("CARGO_PKG_VERSION"));
-    let images = containerd.ctr(&["images", "ls", "--quiet"]).await?;
-    ensure!(images.lines().any(|line| line == image), "imported under another name: {images}");
-    containerd.ctr(&["containers", "create", "--seccomp", "--net-host", &image, "agent"]).await?;
-    let info: Value = serde_json::from_str(&containerd.ctr(&["containers", "info", "agent"]).await?)?;
-    let (spec, key) = (info["Spec"].clone(), info["SnapshotKey"].as_str().context("no snapshot")?);
-    ensure!(spec["process"]["args"] == json!(["/usr/bin/darter", "agent"]), "{}", spec["process"]["args"]);
-    ensure!(spec["linux"]["seccomp"]["defaultAction"] == "SCMP_ACT_ERRNO", "no seccomp profile");
-    let root = dir.dir("root")?;
-    let mount = containerd.ctr(&["snapshots", "mounts", &root.display().to_string(), key]).await?;
-    // The chart as it is, but for a registry, a metadata service that is not here, and the room on this disk.
-    let registry = json!([{ "name": "registry.example", "access": "public" }]);
-    let values = json!({ "config": { "aws": { "discover": "off" }, "going": { "spot_notice": "off" },
-        "store": { "min_free": "64MiB" }, "registry": registry, "gpu": { "interval": "1s", "slow_interval": "1s" } } });
-    let objects = Helm::new()?.render(&values).await?;
-    let mut pod = Pod::new(spec, &objects, &root)?;
-    // containerd's own, where the node has it.
-    let text =
-        "version = 3\n[plugins.'io.containerd.cri.v1.images'.registry]\nconfig_path = '/etc/containerd/certs.d'\n";
-    fs::write(pod.at("/etc/containerd/config.toml"), text)?;
+    let node = Node::start().await?;
+    let mut pod = node.pod(json!({})).await?;
     // As NVIDIA's runtime does, where Debian's loader looks.
     let mock = Mock::fixture("h200-idle")?;
     pod.mount(&mock.library(), "/usr/lib/x86_64-linux-gnu/libnvidia-ml.so.1", false);
     pod.mount(&mock.config(), "/etc/mock.toml", false);
     pod.set("MOCK_NVML_CONFIG=/etc/mock.toml");
-    let mut process = pod.start(&place, mount.trim())?;
-    let client = Client::new(place.clone());
+    let mut process = pod.start(&node.place, node.mount.trim())?;
+    let client = Client::new(node.place.clone());
     ready(&client, &mut process).await?;
     let hosts = pod.at("/etc/containerd/certs.d/registry.example/hosts.toml");
     let text = fs::read_to_string(&hosts).context("no hosts.toml")?;
@@ -280,6 +329,24 @@ async fn an_agent_in_the_charts_container_is_ready_and_takes_hosts_toml_away_whe
     let status = process.exit(GRACE).await?;
     ensure!(status.success(), "{status}\n{}", process::tail(&process.log()));
     ensure!(!hosts.exists(), "hosts.toml is still there");
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_kernels_log_takes_a_privileged_container_and_gpu_kmsg_makes_it_one() -> Result<()> {
+    let name = "the_kernels_log_takes_a_privileged_container_and_gpu_kmsg_makes_it_one";
+    if !can_run(name, &NEEDS) {
+        return Ok(());
+    }
+    let node = Node::start().await?;
+    let complaint = "the kernel's log cannot be read";
+    let mut pod = node.pod(json!({ "kmsg": true })).await?;
+    let log = node.log(&pod).await?;
+    ensure!(!log.contains(complaint), "{log}");
+    // The capability alone is not enough: the device is closed to whoever no runtime gave it.
+    pod.spec["linux"]["resources"]["devices"] = node.spec["linux"]["resources"]["devices"].clone();
+    let log = node.log(&pod).await?;
+    ensure!(log.contains(complaint), "{log}");
     Ok(())
 }
 

@@ -45,6 +45,7 @@ fn shapes() -> Vec<(&'static str, Value)> {
             json!({ "serviceAccount": { "create": false, "name": "theirs" }, "rbac": { "create": false },
             "admissionPolicy": { "enabled": false }, "fullnameOverride": "mirror" }),
         ),
+        ("IPv6", json!({ "swarm": { "address": "[::]" }, "admin": { "address": "[::]" } })),
         (
             "Prometheus Operator",
             json!({ "podMonitor": { "enabled": true, "labels": { "release": "prometheus" } },

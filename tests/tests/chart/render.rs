@@ -107,6 +107,11 @@ async fn a_wrong_value_is_refused_and_named() -> Result<()> {
         (json!({ "config": { "gpu": { "kmsg": true } } }), "config.gpu.kmsg: not to be set here: set gpu.kmsg"),
         (json!({ "config": { "kubernetes": { "node": "a" } } }), "config.kubernetes.node: not to be set here"),
         (json!({ "serviceAccount": { "create": false } }), "serviceAccount.name"),
+        (json!({ "admin": { "address": "::" } }), "/admin/address"),
+        (
+            json!({ "podMonitor": { "enabled": true }, "admin": { "address": "127.0.0.1" } }),
+            "podMonitor.enabled: nobody can scrape admin.address 127.0.0.1",
+        ),
     ];
     for (values, named) in wrong {
         let output = helm.template(&values).await?;

@@ -7,7 +7,7 @@ mirror: {listen: ports.mirror}
 certs_d: {path: host.certsDir}
 containerd: {config: host.containerdConfig, socket: host.containerdSocket}
 admin: {listen: admin.address and ports.admin, socket: host.runDir}
-swarm: {key_file: swarm.existingSecret, listen: ports.control, exchange_listen: ports.exchange, zone: swarm.zone, handover: swarm.handoverSeconds}
+swarm: {key_file: swarm.existingSecret, listen: swarm.address and ports.control, exchange_listen: swarm.address and ports.exchange, zone: swarm.zone, handover: swarm.handoverSeconds}
 kubernetes: {node: nothing, kubeconfig: nothing}
 gpu: {mode: gpu.mode, dcgm_names: gpu.dcgmNames, processes: gpu.processes, kmsg: gpu.kmsg, driver_root: gpu.driverRoot, pod_resources: host.podResources}
 {{- end -}}
@@ -31,8 +31,8 @@ admin:
 {{- if $v.swarm.enabled }}
 swarm:
   key_file: /etc/darter/swarm.key
-  listen: {{ printf "0.0.0.0:%d" (int $v.ports.control) | quote }}
-  exchange_listen: {{ printf "0.0.0.0:%d" (int $v.ports.exchange) | quote }}
+  listen: {{ printf "%s:%d" $v.swarm.address (int $v.ports.control) | quote }}
+  exchange_listen: {{ printf "%s:%d" $v.swarm.address (int $v.ports.exchange) | quote }}
   service: {{ include "darter.fullname" . | quote }}
   endpoint_port: control
   handover: {{ printf "%ds" (int $v.swarm.handoverSeconds) }}

@@ -61,3 +61,8 @@ container by the device cgroup, whatever its capabilities.
 {{- define "darter.gracePeriod" -}}
 {{- max (add (int .Values.swarm.handoverSeconds) 10) (add (int .Values.drainSeconds) 20) -}}
 {{- end -}}
+
+{{/* Whether only the node itself can ask the admin endpoint. */}}
+{{- define "darter.closed" -}}
+{{- if or (hasPrefix "127." .Values.admin.address) (eq .Values.admin.address "[::1]") }}true{{ end -}}
+{{- end -}}

@@ -7,9 +7,8 @@ root of this container is only the owner of what it mounts.
 {{- define "darter.pod" -}}
 {{- $root := .root -}}
 {{- $v := $root.Values -}}
-{{- $loopback := hasPrefix "127." $v.admin.address -}}
 {{- $probe := dict "port" "admin" -}}
-{{- if $loopback }}{{ $_ := set $probe "host" $v.admin.address }}{{ end -}}
+{{- if include "darter.closed" $root }}{{ $_ := set $probe "host" (trimAll "[]" $v.admin.address) }}{{ end -}}
 metadata:
   labels:
     {{- include "darter.selector" $root | nindent 4 }}
