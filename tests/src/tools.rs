@@ -58,6 +58,8 @@ pub enum Need {
     PrometheusOperator,
     /// buildah, and root to run it.
     Buildah,
+    /// runc.
+    Runc,
     /// The darter binary.
     Darter,
     /// The mock of NVIDIA's library.
@@ -108,6 +110,7 @@ impl Need {
                 "no kinds of the Prometheus Operator: scripts/install-tools kubernetes fetches them, with Go",
             ),
             Self::Buildah => (find("buildah").is_some(), "no buildah: run scripts/install-tools image"),
+            Self::Runc => (find("runc").is_some(), "no runc: run scripts/install-tools"),
             Self::Darter => (darter().is_ok(), "no darter binary: run cargo build -p darter"),
             Self::Prometheus => (
                 find("prometheus").is_some() && find("promtool").is_some(),

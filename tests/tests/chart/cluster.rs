@@ -194,6 +194,8 @@ async fn discovered(plane: &ControlPlane) -> Result<()> {
         found = plane.call(Method::GET, &path, None).await?;
         let endpoints = found["items"].as_array().into_iter().flatten();
         let endpoints = endpoints.flat_map(|slice| slice["endpoints"].as_array().into_iter().flatten());
+        // As good as ready, for those who ask the DNS.
+        let endpoints = endpoints.filter(|endpoint| endpoint["conditions"]["ready"] == true);
         let mut addresses: Vec<_> = endpoints.map(|endpoint| endpoint["addresses"][0].clone()).collect();
         addresses.sort_by_key(Value::to_string);
         Ok(addresses == ["10.0.0.1", "10.0.0.2"])

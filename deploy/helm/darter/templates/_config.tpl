@@ -8,7 +8,7 @@ certs_d: {path: host.certsDir}
 containerd: {config: host.containerdConfig, socket: host.containerdSocket}
 admin: {listen: admin.address and ports.admin, socket: host.runDir}
 swarm: {key_file: swarm.existingSecret, listen: swarm.address and ports.control, exchange_listen: swarm.address and ports.exchange, zone: swarm.zone, handover: swarm.handoverSeconds}
-kubernetes: {node: nothing, kubeconfig: nothing}
+kubernetes: {node: nothing, pod: nothing, kubeconfig: nothing}
 gpu: {mode: gpu.mode, dcgm_names: gpu.dcgmNames, processes: gpu.processes, kmsg: gpu.kmsg, driver_root: gpu.driverRoot, pod_resources: host.podResources}
 {{- end -}}
 

@@ -79,8 +79,13 @@ spec:
           valueFrom:
             fieldRef:
               fieldPath: spec.nodeName
-        # FOLLOW-UP: an agent that knows the key kubernetes.pod takes DARTER_KUBERNETES_POD here, from metadata.name;
-        # one that does not would refuse to start.
+        {{- /*
+        FOLLOW-UP: with the key kubernetes.pod. An agent without it refuses to start for a variable that is no key.
+        - name: DARTER_KUBERNETES_POD
+          valueFrom:
+            fieldRef:
+              fieldPath: metadata.name
+        */}}
         {{- if and $v.swarm.enabled $v.swarm.zone }}
         - name: DARTER_SWARM_ZONE
           value: {{ $v.swarm.zone | quote }}
