@@ -126,13 +126,20 @@ async fn installed(plane: &ControlPlane) -> Result<()> {
     let install = ["install", RELEASE, &chart, "--namespace", NAMESPACE, "--create-namespace"];
     let output = helm.run(&install, &json!({})).await?;
     ensure!(output.status.success(), "helm install: {}", output.stderr);
-    ensure!(output.stdout.contains("darter preflight"), "no notes: {}", output.stdout);
+    for note in ["darter preflight", "no node can pull that", "upgrades keep it"] {
+        ensure!(output.stdout.contains(note), "the notes do not say `{note}`: {}", output.stdout);
+    }
     eventually("every node has a pod", async || Ok(pods(plane).await?.len() == 2)).await?;
     let mut nodes = Vec::new();
     for pod in pods(plane).await? {
         let (name, node) = (pod["metadata"]["name"].as_str().context("no name")?, wanted_node(&pod)?);
         bind(plane, name, &node).await?;
         let bound = plane.call(Method::GET, &format!("/api/v1/namespaces/{NAMESPACE}/pods/{name}"), None).await?;
+        // The kubelet mounts a token only where this was added.
+        let mut volumes = bound["spec"]["volumes"].as_array().context("no volumes")?.iter();
+        let is_token =
+            |volume: &Value| volume["name"].as_str().is_some_and(|name| name.starts_with("kube-api-access-"));
+        ensure!(volumes.any(is_token), "no token: {bound}");
         // What DARTER_SWARM_ZONE is taken from.
         assert_eq!(bound["metadata"]["labels"]["topology.kubernetes.io/zone"], json!(format!("zone-of-{node}")));
         nodes.push(node);
@@ -162,9 +169,13 @@ async fn installed(plane: &ControlPlane) -> Result<()> {
         Ok(pods(plane).await?.iter().all(|pod| pod["metadata"]["deletionTimestamp"].is_string()))
     })
     .await?;
-    for pod in pods(plane).await?.iter().filter(|pod| pod["spec"]["nodeName"].is_string()) {
-        assert_eq!(pod["metadata"]["deletionGracePeriodSeconds"], 30);
-    }
+    let graces: Vec<_> = pods(plane)
+        .await?
+        .iter()
+        .filter(|pod| pod["spec"]["nodeName"].is_string())
+        .map(|pod| pod["metadata"]["deletionGracePeriodSeconds"].clone())
+        .collect();
+    assert_eq!(graces, [30, 30]);
     for gone in [secret, set] {
         let answer = plane.call(Method::GET, &gone, None).await;
         ensure!(answer.is_err_and(|error| format!("{error:#}").contains("404")), "{gone} is still there");

@@ -127,6 +127,42 @@ async fn a_wrong_value_is_refused_and_named() -> Result<()> {
     Ok(())
 }
 
+#[tokio::test]
+async fn what_more_hangs_on_than_a_line_of_darter_toml_is_a_value_and_no_line() -> Result<()> {
+    if !can_run("what_more_hangs_on_than_a_line_of_darter_toml_is_a_value_and_no_line", &[Need::Helm]) {
+        return Ok(());
+    }
+    let helm = Helm::new()?;
+    // What the chart itself writes into darter.toml, and what it sets in the environment.
+    let objects = helm.render(&json!({})).await?;
+    let own: toml_edit::DocumentMut = configuration(&objects)?.parse()?;
+    let tables = own.iter().filter_map(|(section, keys)| Some((section, keys.as_table()?)));
+    let written =
+        tables.flat_map(|(section, keys)| keys.iter().map(move |(key, _)| (section.to_owned(), key.to_owned())));
+    let named = [("kubernetes", "node"), ("kubernetes", "kubeconfig"), ("swarm", "zone")];
+    let keys = written.chain(named.map(|(section, key)| (section.to_owned(), key.to_owned())));
+    let defaults: toml_edit::DocumentMut = DEFAULT.parse()?;
+    let mut refused = 0;
+    for (section, key) in keys {
+        let default = defaults[&section][&key].as_value().with_context(|| format!("no key {section}.{key}"))?;
+        let value = default.as_bool().map_or_else(|| json!(default.as_str()), Value::from);
+        let output = helm.template(&json!({ "config": { &section: { &key: value } } })).await?;
+        // Three are defaults of the chart, which users may have otherwise.
+        if matches!(
+            (section.as_str(), key.as_str()),
+            ("containerd", "content_store") | ("swarm", "service" | "endpoint_port")
+        ) {
+            ensure!(output.status.success(), "{section}.{key}: {}", output.stderr);
+            continue;
+        }
+        let told = output.stderr.contains(&format!("config.{section}.{key}: not to be set here"));
+        ensure!(!output.status.success() && told, "{section}.{key}: {}", output.stderr);
+        refused += 1;
+    }
+    assert!(refused > 15, "only {refused}");
+    Ok(())
+}
+
 /// The keys that have a value, and no comment right before them.
 fn undocumented(text: &str) -> Vec<String> {
     let (mut missing, mut told) = (Vec::new(), false);
@@ -223,6 +259,14 @@ fn the_schema_knows_every_key_of_darters_configuration() -> Result<()> {
         "deploy/helm/darter/values.schema.json is not what \
         default.toml says; run: DARTER_GENERATE=1 cargo test -p darter-tests --test chart schema_knows"
     );
+    Ok(())
+}
+
+#[test]
+fn the_chart_is_of_this_version() -> Result<()> {
+    let text = fs::read_to_string(chart::path().join("Chart.yaml"))?;
+    let [chart] = &chart::objects(&text)?[..] else { panic!("Chart.yaml is one document") };
+    assert_eq!(chart["appVersion"], env!("CARGO_PKG_VERSION"));
     Ok(())
 }
 
