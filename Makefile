@@ -77,6 +77,6 @@ bench-sim: tools ## Swarms of up to 10,000 nodes, played: the last node against 
 bench-gpu: build ## What it costs to watch GPUs, with a mock of eight
 	cargo run --release --locked -p darter-benches --bin gpu
 
-clean: ## Remove build products and test tools
+clean: ## Remove build products, test tools and images
 	cargo clean
-	rm -rf -- "$(DARTER_TOOLS)"
+	rm -rf -- "$(DARTER_TOOLS)" "$(CACHE)/image"
