@@ -13,7 +13,7 @@ export DARTER_NOT_RUN ?= $(CARGO_TARGET_DIR)/not-run.txt
 TEST_LOG := $(CARGO_TARGET_DIR)/test.log
 export DARTER_REVISION ?= $(shell git rev-parse --short HEAD 2>/dev/null || echo unknown)
 
-.PHONY: help needs-root demo test test-long check fuzz bench bench-mirror bench-swarm bench-sim bench-gpu test-gpu tools control-plane build clean
+.PHONY: help needs-root demo test test-long check fuzz bench bench-mirror bench-swarm bench-sim bench-gpu test-gpu tools control-plane image build clean
 
 help: ## Say what there is
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 24
@@ -23,11 +23,15 @@ tools: ## Install what builds and tests need, as far as it is missing
 	@scripts/install-tools
 
 # Apart from tools: it takes minutes, and only tests need it.
-control-plane: ## Build kube-apiserver and etcd, which tests of Kubernetes talk to
+control-plane: ## Build kube-apiserver, etcd and helm, with which Kubernetes and the chart are tested
 	@scripts/install-tools kubernetes
 
 build: tools ## Build darter (release)
 	cargo build --release --locked -p darter
+
+image: build ## Make the image that the chart runs, an OCI archive of the release build (OUTPUT=darter.tar); needs root
+	@scripts/install-tools image
+	@scripts/make-image $(if $(OUTPUT),--output "$(OUTPUT)")
 
 # Said before minutes of building, not after them.
 needs-root:
@@ -37,6 +41,7 @@ demo: needs-root build ## One node pulls through an agent; then four at once, a 
 	cargo run --release --locked -p darter-tests --bin demo -- $(SIZE)
 
 test: control-plane ## Every test, against real containerd and registries, and a real kube-apiserver
+	@scripts/install-tools image
 	@rm -f -- "$(DARTER_NOT_RUN)"
 	@echo "== building the agent that the tests start"
 	cargo build --locked -p darter
@@ -76,6 +81,6 @@ bench-sim: tools ## Swarms of up to 10,000 nodes, played: the last node against 
 bench-gpu: build ## What it costs to watch GPUs, with a mock of eight
 	cargo run --release --locked -p darter-benches --bin gpu
 
-clean: ## Remove build products and test tools
+clean: ## Remove build products, test tools and images
 	cargo clean
-	rm -rf -- "$(DARTER_TOOLS)"
+	rm -rf -- "$(DARTER_TOOLS)" "$(CACHE)/image"

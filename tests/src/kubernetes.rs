@@ -19,7 +19,7 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use crate::http::Client;
+use crate::http::{Answer, Client};
 use crate::net::{Place, Port};
 use crate::process::{self, Process};
 use crate::scratch::Scratch;
@@ -206,16 +206,27 @@ impl ControlPlane {
 
     /// A request of the administrator; an answer that is no success is an error.
     pub async fn call(&self, method: Method, path: &str, body: Option<(&str, &Value)>) -> Result<Value> {
+        let answer = self.call_as(ADMIN, method, path, body).await?;
+        ensure!(answer.status.is_success(), "{path}: {}: {}", answer.status, answer.text());
+        // /readyz and its like say "ok".
+        Ok(serde_json::from_slice(&answer.body).unwrap_or_else(|_| Value::String(answer.text())))
+    }
+
+    /// A request of whoever has this token, and whatever is answered.
+    pub async fn call_as(
+        &self,
+        token: &str,
+        method: Method,
+        path: &str,
+        body: Option<(&str, &Value)>,
+    ) -> Result<Answer> {
         let request = Request::builder().method(method).uri(format!("https://{}{path}", self.address));
-        let request = request.header(header::AUTHORIZATION, format!("Bearer {ADMIN}"));
+        let request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
         let (media_type, body) = body.map_or(("application/json", Bytes::new()), |(media_type, body)| {
             (media_type, Bytes::from(body.to_string()))
         });
         let request = request.header(header::CONTENT_TYPE, media_type).body(Full::new(body))?;
-        let answer = self.client.whole(request).await?;
-        ensure!(answer.status.is_success(), "{path}: {}: {}", answer.status, answer.text());
-        // /readyz and its like say "ok".
-        Ok(serde_json::from_slice(&answer.body).unwrap_or_else(|_| Value::String(answer.text())))
+        self.client.whole(request).await
     }
 }
 
@@ -248,13 +259,14 @@ fn launch(place: &Place, address: SocketAddr, etcd: &str, dir: &Scratch) -> Resu
 }
 
 /// Where the API has an object of one of the kinds that tests use.
-fn path(object: &Value) -> Result<String> {
+pub fn path(object: &Value) -> Result<String> {
     let text = |value: &Value, key: &str| value[key].as_str().map(ToOwned::to_owned);
     let version = text(object, "apiVersion").context("an object has no apiVersion")?;
     let kind = text(object, "kind").context("an object has no kind")?;
     let name = text(&object["metadata"], "name").context("an object has no name")?;
     let root = if version.contains('/') { "apis" } else { "api" };
-    let kinds = format!("{}s", kind.to_lowercase());
+    let kind = kind.to_lowercase();
+    let kinds = kind.strip_suffix('y').map_or_else(|| format!("{kind}s"), |kind| format!("{kind}ies"));
     Ok(match text(&object["metadata"], "namespace") {
         Some(namespace) => format!("/{root}/{version}/namespaces/{namespace}/{kinds}/{name}"),
         None => format!("/{root}/{version}/{kinds}/{name}"),
@@ -272,5 +284,8 @@ mod tests {
         assert_eq!(path(&slice).unwrap(), "/apis/discovery.k8s.io/v1/namespaces/gpu/endpointslices/a");
         let namespace = json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": "gpu" } });
         assert_eq!(path(&namespace).unwrap(), "/api/v1/namespaces/gpu");
+        let policy = json!({ "apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingAdmissionPolicy",
+            "metadata": { "name": "a" } });
+        assert_eq!(path(&policy).unwrap(), "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies/a");
     }
 }

@@ -8,7 +8,8 @@
 //! - where things run: [`net`], [`process`], [`scratch`], [`tmpfs`], [`tools`]
 //! - what is pulled: [`image`], [`tls`], [`http`]
 //! - whence: [`registry`] (docker-registry), [`nginx`], [`fake_ecr`], [`imds`], both on [`wire`]
-//! - for whom nodes are members of a cluster: [`kubernetes`]
+//! - for whom nodes are members of a cluster: [`kubernetes`], with [`controllers`]; installed there: [`chart`];
+//!   whether it may be: [`kubeconform`]
 //! - by whom: [`containerd`] with [`cri`], [`emulator`], [`conformance`]
 //! - on which GPUs: [`nvml`]; and who hears how they are: [`reports`]
 //! - through what: [`agent`]; over what: [`proxy`]; all of it together: [`stage`], and many nodes at
@@ -16,15 +17,18 @@
 //! - and what is made from a description: [`proto`]
 
 pub mod agent;
+pub mod chart;
 pub mod cluster;
 pub mod conformance;
 pub mod containerd;
+pub mod controllers;
 pub mod cri;
 pub mod emulator;
 pub mod fake_ecr;
 pub mod http;
 pub mod image;
 pub mod imds;
+pub mod kubeconform;
 pub mod kubelet;
 pub mod kubernetes;
 pub mod net;

@@ -48,6 +48,18 @@ pub enum Need {
     Conformance,
     /// kube-apiserver and etcd.
     Kubernetes,
+    /// kube-controller-manager, besides.
+    Controllers,
+    /// helm.
+    Helm,
+    /// kubeconform.
+    Kubeconform,
+    /// The custom resources of the Prometheus Operator.
+    PrometheusOperator,
+    /// buildah, and root to run it.
+    Buildah,
+    /// runc.
+    Runc,
     /// The darter binary.
     Darter,
     /// The mock of NVIDIA's library.
@@ -60,7 +72,7 @@ impl Need {
     /// Why it is not met, or `None`.
     fn missing(self) -> Option<&'static str> {
         let (met, reason) = match self {
-            Self::Root | Self::Containerd(_) if !has_rights() => {
+            Self::Root | Self::Containerd(_) | Self::Buildah if !has_rights() => {
                 (false, "needs root, with the right to make network namespaces and mounts")
             }
             Self::Root | Self::Containerd(_) if find("ip").is_none() || find("tc").is_none() => {
@@ -85,6 +97,20 @@ impl Need {
                 kubernetes().is_some(),
                 "no kube-apiserver or etcd: scripts/install-tools kubernetes builds them, with Go",
             ),
+            Self::Controllers => (
+                controller_manager().is_some(),
+                "no kube-controller-manager: scripts/install-tools kubernetes builds it, with Go",
+            ),
+            Self::Helm => (helm().is_some(), "no helm: scripts/install-tools kubernetes builds it, with Go"),
+            Self::Kubeconform => {
+                (kubeconform().is_some(), "no kubeconform: scripts/install-tools kubernetes builds it, with Go")
+            }
+            Self::PrometheusOperator => (
+                prometheus_operator().is_some(),
+                "no kinds of the Prometheus Operator: scripts/install-tools kubernetes fetches them, with Go",
+            ),
+            Self::Buildah => (find("buildah").is_some(), "no buildah: run scripts/install-tools image"),
+            Self::Runc => (find("runc").is_some(), "no runc: run scripts/install-tools"),
             Self::Darter => (darter().is_ok(), "no darter binary: run cargo build -p darter"),
             Self::Prometheus => (
                 find("prometheus").is_some() && find("promtool").is_some(),
@@ -155,6 +181,27 @@ pub fn conformance() -> Option<PathBuf> {
 /// kube-apiserver and etcd, if installed. Those of our own cache only: the tests know their version.
 pub fn kubernetes() -> Option<(PathBuf, PathBuf)> {
     Some((cached("kube-apiserver")?, cached("etcd")?))
+}
+
+/// kube-controller-manager, if installed.
+pub fn controller_manager() -> Option<PathBuf> {
+    cached("kube-controller-manager")
+}
+
+/// helm, if installed. That of our own cache only: the tests know its version.
+pub fn helm() -> Option<PathBuf> {
+    cached("helm")
+}
+
+/// kubeconform, if installed.
+pub fn kubeconform() -> Option<PathBuf> {
+    cached("kubeconform")
+}
+
+/// The directory of the Prometheus Operator's custom resource definitions, if they were fetched.
+pub fn prometheus_operator() -> Option<PathBuf> {
+    let versions = std::fs::read_dir(cache_dir().join("crds")).ok()?.flatten().map(|entry| entry.path());
+    versions.filter(|path| path.join("monitoring.coreos.com_podmonitors.yaml").is_file()).max()
 }
 
 /// The darter binary under test: `$DARTER_BIN`, or the one that cargo built beside this program.

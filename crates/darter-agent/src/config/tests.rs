@@ -41,6 +41,16 @@ fn an_unknown_key_is_named_with_its_line() {
 }
 
 #[test]
+fn a_fault_is_blamed_on_its_own_line_whatever_section_stands_before_it() {
+    let sections: Vec<_> = DEFAULT.lines().filter(|line| line.starts_with('[')).collect();
+    assert!(sections.len() > 10, "only {sections:?}");
+    for section in sections {
+        let error = refused(&format!("{section}\n[miror]\n"));
+        assert!(error.starts_with("darter.toml:2: ") && error.contains("miror"), "after {section}: {error}");
+    }
+}
+
+#[test]
 fn pins_that_would_take_the_store_or_never_end_are_refused() {
     let error = refused("[store]\npin_share = \"91%\"\n");
     assert!(error.starts_with("darter.toml:2: ") && error.contains("store.pin_share"), "{error}");

@@ -1,0 +1,68 @@
+{{/* Names, labels, and what is decided in one place and used in several. */}}
+
+{{- define "darter.fullname" -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride | trunc 52 | trimSuffix "-" -}}
+{{- else if contains "darter" .Release.Name -}}
+{{- .Release.Name | trunc 52 | trimSuffix "-" -}}
+{{- else -}}
+{{- printf "%s-darter" .Release.Name | trunc 52 | trimSuffix "-" -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Of objects that are in no namespace: two releases may be in one cluster. */}}
+{{- define "darter.clusterName" -}}
+{{- printf "%s-%s" .Release.Namespace (include "darter.fullname" .) -}}
+{{- end -}}
+
+{{/* What all pods of this release have, and no others. A DaemonSet's selector never changes. */}}
+{{- define "darter.selector" -}}
+app.kubernetes.io/name: darter
+app.kubernetes.io/instance: {{ .Release.Name }}
+darter.dev/part: agent
+{{- end -}}
+
+{{- define "darter.labels" -}}
+{{ include "darter.selector" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+{{- end -}}
+
+{{- define "darter.serviceAccount" -}}
+{{- if .Values.serviceAccount.create -}}
+{{- .Values.serviceAccount.name | default (include "darter.fullname" .) -}}
+{{- else -}}
+{{- required "serviceAccount.name: needed where serviceAccount.create is false" .Values.serviceAccount.name -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "darter.image" -}}
+{{- if .Values.image.digest -}}
+{{- printf "%s@%s" .Values.image.repository .Values.image.digest -}}
+{{- else -}}
+{{- printf "%s:%s" .Values.image.repository (.Values.image.tag | default .Chart.AppVersion) -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "darter.swarmSecret" -}}
+{{- .Values.swarm.existingSecret | default (printf "%s-swarm" (include "darter.fullname" .)) -}}
+{{- end -}}
+
+{{/*
+Whether the container has to be privileged: a device that no runtime hands in is closed to every other
+container by the device cgroup, whatever its capabilities.
+*/}}
+{{- define "darter.privileged" -}}
+{{- if or .Values.gpu.kmsg .Values.gpu.driverRoot }}true{{ end -}}
+{{- end -}}
+
+{{/* The kubelet kills what has not ended by then: 10 s more than the hand-over, and than the drain before it. */}}
+{{- define "darter.gracePeriod" -}}
+{{- max (add (int .Values.swarm.handoverSeconds) 10) (add (int .Values.drainSeconds) 20) -}}
+{{- end -}}
+
+{{/* Whether only the node itself can ask the admin endpoint. */}}
+{{- define "darter.closed" -}}
+{{- if or (hasPrefix "127." .Values.admin.address) (eq .Values.admin.address "[::1]") }}true{{ end -}}
+{{- end -}}

@@ -1,0 +1,55 @@
+//! The Helm chart: what it makes of its values, by the real helm; what a real API server takes of that; and what
+//! an agent with the rights that it grants may do to nodes and pods, and what not.
+
+mod admission;
+mod cluster;
+mod render;
+
+use serde_json::{Value, json};
+
+/// The shapes in which the chart is checked, by name: together they render every line of every template.
+fn shapes() -> Vec<(&'static str, Value)> {
+    let registry = json!({ "name": "registry.example.com", "access": "node", "username": "reader",
+        "password_file": "/etc/darter-secrets/login/password", "origins": ["https://harbor.example.com"], "connections": 8 });
+    let everything = json!({
+        "image": { "repository": "registry.example.com/darter", "digest": format!("sha256:{}", "a".repeat(64)) },
+        "imagePullSecrets": [{ "name": "pull" }],
+        "config": { "store": { "limit": "200GiB", "verify_one_in": 4 }, "log": { "format": "json" },
+            "gpu": { "xid_fatal": [74], "device_plugin": false }, "swarm": { "tls": false, "max_members": 2000 },
+            "registry": [registry, { "name": "docker.io", "access": "public" }] },
+        "drainSeconds": 30, "ports": { "mirror": 5001 }, "secrets": ["login"],
+        "swarm": { "zone": "us-east-1a", "handoverSeconds": 60 },
+        "gpu": { "dcgmNames": "legacy" },
+        "host": { "laterCertsDirs": ["/etc/docker/certs.d"], "containerdSocket": "/run/containerd/containerd.sock",
+            "containerdContent": "/var/lib/containerd/io.containerd.content.v1.content" },
+        "nodeSelector": { "darter": "yes" }, "affinity": { "podAntiAffinity": {} },
+        "seLinuxOptions": { "type": "spc_t" }, "podAnnotations": { "a": "b" }, "podLabels": { "c": "d" },
+        "serviceAccount": { "annotations": { "eks.amazonaws.com/role-arn": "arn:aws:iam::1:role/darter" } },
+    });
+    vec![
+        ("defaults", json!({})),
+        ("everything", everything),
+        ("no GPUs", json!({ "gpu": { "mode": "off" } })),
+        ("processes", json!({ "gpu": { "processes": true } })),
+        ("kernel log", json!({ "gpu": { "kmsg": true } })),
+        ("driver root", json!({ "gpu": { "driverRoot": "/run/nvidia/driver", "dcgmNames": "v49" } })),
+        ("runtime class", json!({ "gpu": { "runtimeClass": "nvidia" } })),
+        ("a Secret of others", json!({ "swarm": { "existingSecret": "from-vault", "existingSecretKey": "psk" } })),
+        ("alone", json!({ "swarm": { "enabled": false } })),
+        ("locked host", json!({ "config": { "certs_d": { "write": false } } })),
+        ("a closed admin endpoint", json!({ "admin": { "address": "127.0.0.1" } })),
+        ("replaced by hand", json!({ "updateStrategy": { "type": "OnDelete" } })),
+        ("many at once", json!({ "updateStrategy": { "maxUnavailable": "10%" } })),
+        (
+            "an account of others",
+            json!({ "serviceAccount": { "create": false, "name": "theirs" }, "rbac": { "create": false },
+            "admissionPolicy": { "enabled": false }, "fullnameOverride": "mirror" }),
+        ),
+        ("IPv6", json!({ "swarm": { "address": "[::]" }, "admin": { "address": "[::]" } })),
+        (
+            "Prometheus Operator",
+            json!({ "podMonitor": { "enabled": true, "labels": { "release": "prometheus" } },
+            "prometheusRule": { "enabled": true } }),
+        ),
+    ]
+}
