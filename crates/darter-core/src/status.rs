@@ -73,7 +73,7 @@ pub enum StartupTaint {
         waits_for: Vec<Part>,
         /// The deadline is over.
         is_late: bool,
-        /// The node's age when that was concluded.
+        /// The node's age.
         age_seconds: u64,
         /// When all but GPUs is not waited for any longer.
         deadline_seconds: u64,

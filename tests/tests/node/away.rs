@@ -78,14 +78,17 @@ async fn what_changes_while_the_api_server_is_away_is_there_when_it_is_back() ->
     is(&cluster, "False").await?;
     cluster.plane.kill_api().await?;
     mock.set("base = 'h200-idle'")?;
-    let unreachable = async || {
-        let metrics = agent.metrics().await?;
-        Ok(metrics.sum("darter_node_write_errors_total", &[("reason", "unreachable")]) >= 3.0)
-    };
-    eventually("it tries", unreachable).await?;
-    ensure!(agent.admin("/readyz").await?.status == 200, "nothing waits for an API server");
     let said = |text: &str| agent.log().matches(text).count();
-    ensure!(said("cannot write the condition darter.dev/GpuReady of this node") == 1, "{}", agent.log());
+    let trouble = "cannot write the condition darter.dev/GpuReady of this node";
+    eventually("it says so", async || Ok(said(trouble) > 0)).await.with_context(|| process::tail(&agent.log()))?;
+    let failed = async || {
+        let metrics = agent.metrics().await?;
+        Ok::<_, anyhow::Error>(metrics.sum("darter_node_write_errors_total", &[("reason", "unreachable")]))
+    };
+    let before = failed().await?;
+    eventually("it tries again", async || Ok(failed().await? >= before + 2.0)).await?;
+    ensure!(agent.admin("/readyz").await?.status == 200, "nothing waits for an API server");
+    ensure!(said(trouble) == 1, "{}", agent.log());
     cluster.plane.start_api().await?;
     is(&cluster, "True").await?;
     let is_gone = async || Ok(cluster.taints().await? == ["team"]);

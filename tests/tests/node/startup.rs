@@ -212,3 +212,22 @@ async fn a_node_that_should_have_gpus_and_shows_none_keeps_the_taint() -> Result
     ensure!(cluster.taints().await? == [TAINT], "{}", agent.log());
     Ok(())
 }
+
+#[tokio::test]
+async fn gpus_that_nobody_is_to_look_at_are_not_waited_for() -> Result<()> {
+    if !can_run("gpus_that_nobody_is_to_look_at_are_not_waited_for", &NEEDS) {
+        return Ok(());
+    }
+    let cluster = Cluster::start(&[TAINT], 0).await?;
+    let mock = Mock::new(LOST)?;
+    let agent = Agent::start(cluster.options(mock.options(1)?)?.set("gpu.mode", "off")).await?;
+    goes(&cluster, &agent).await?;
+    ensure!(cluster.condition("darter.dev/GpuReady").await?.is_null());
+    // With a taint that is another's key nothing is touched.
+    let cluster = Cluster::start(&[TAINT], 0).await?;
+    let options = cluster.options(cpu_node(&mock)?)?.set("kubernetes.startup_taint", "team.example/not-ready");
+    let agent = Agent::start(options).await?;
+    eventually("it knows the node", async || Ok(startup(&agent).await?["state"] == "absent")).await?;
+    assert_eq!(cluster.taints().await?, [TAINT]);
+    Ok(())
+}

@@ -64,14 +64,13 @@ pub(crate) enum Startup {
     Waits {
         waits_for: Vec<Part>,
         is_late: bool,
+        /// When the node was so old.
+        at: Instant,
         age: Duration,
         deadline: Duration,
     },
     /// This agent took it off.
-    Removed {
-        age: Duration,
-        failed_open: Vec<Part>,
-    },
+    Removed { age: Duration, failed_open: Vec<Part> },
 }
 
 /// What the startup taint waits for.
@@ -245,10 +244,10 @@ impl View {
         let startup_taint = match self.startup.borrow().clone() {
             Startup::Unknown => status::StartupTaint::Unknown,
             Startup::Absent => status::StartupTaint::Absent,
-            Startup::Waits { waits_for, is_late, age, deadline } => status::StartupTaint::Stays {
+            Startup::Waits { waits_for, is_late, at, age, deadline } => status::StartupTaint::Stays {
                 waits_for,
                 is_late,
-                age_seconds: age.as_secs(),
+                age_seconds: (age + at.elapsed()).as_secs(),
                 deadline_seconds: deadline.as_secs(),
             },
             Startup::Removed { age, failed_open } => {

@@ -190,8 +190,8 @@ impl Keeper<'_> {
             let labels = CheckLabels { check: part.as_str() };
             self.metrics.startup_waits.get_or_create(&labels).set(waits_for.contains(&part).into());
         }
-        let (age, deadline) = (seen.age(), self.deadline);
-        self.standing.send_replace(Startup::Waits { waits_for, is_late, age, deadline });
+        let (at, age, deadline) = (Instant::now(), seen.age(), self.deadline);
+        self.standing.send_replace(Startup::Waits { waits_for, is_late, at, age, deadline });
     }
 
     fn show_gone(&self) {

@@ -126,8 +126,10 @@ const READY: &str = "The GPUs can be given work";
 
 fn told(finding: &Finding) -> String {
     let mut text = finding.reason.to_string();
-    if !finding.gpus.is_empty() {
-        let _ = write!(text, " ({})", finding.gpus.join(", "));
+    // One that was lost before it was asked has no name.
+    let gpus: Vec<_> = finding.gpus.iter().map(String::as_str).filter(|gpu| !gpu.is_empty()).collect();
+    if !gpus.is_empty() {
+        let _ = write!(text, " ({})", gpus.join(", "));
     }
     if !finding.detail.is_empty() {
         let _ = write!(text, ": {}", finding.detail);
@@ -192,6 +194,13 @@ mod tests {
         let condition = wanted(&verdict(State::Ready, vec![note]));
         let wanted = Condition { status: Status::True, reason: "GpusReady".to_owned(), message: READY.to_owned() };
         assert_eq!(condition, wanted);
+    }
+
+    #[test]
+    fn a_gpu_without_a_name_leaves_no_empty_brackets() {
+        let lost = finding(Reason::GpuLost, State::NotReady, &[""], "");
+        let condition = wanted(&verdict(State::NotReady, vec![lost]));
+        assert!(condition.message.starts_with("GpuLost. Drain the node"), "{}", condition.message);
     }
 
     #[test]
