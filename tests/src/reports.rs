@@ -26,8 +26,8 @@ use tower::ServiceExt as _;
 use crate::net::{Place, Port};
 use crate::tls::Identity;
 
-/// Past this it does not come at all.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// Past this it does not come at all. Less than the longest interval: what comes within came by itself.
+const PATIENCE: Duration = Duration::from_secs(45);
 /// What may wait to be said.
 const SAYINGS: usize = 1024;
 

@@ -2,6 +2,7 @@
 
 mod connection;
 mod directives;
+mod gpus;
 mod lease;
 mod nonsense;
 

@@ -44,6 +44,8 @@ const UNTAKEN_MAX: u64 = 8;
 const READ_REST: Duration = Duration::from_millis(20);
 /// A directive has some lines.
 const DIRECTIVE_MAX: usize = 64 * 1024;
+/// Bytes of directives that may come before they are read.
+const WINDOW: u32 = 128 * 1024;
 /// Between two tries, doubled each time. Ten seconds after a scaler is back it is to know all nodes again.
 const AGAIN_MIN: Duration = Duration::from_millis(500);
 const AGAIN_MAX: Duration = Duration::from_secs(8);
@@ -149,7 +151,11 @@ impl Teller {
                 said.clear();
             }
             let lost = match end {
-                End::Renewed => continue,
+                End::Renewed => {
+                    // A file that changes all the time is no reason to connect all the time.
+                    tokio::time::sleep(AGAIN_MIN).await;
+                    continue;
+                }
                 End::Lost(lost) => lost,
             };
             let Lost { reason, text } = lost;
@@ -224,6 +230,8 @@ impl Teller {
             .http2_keep_alive_interval(PING_EVERY)
             .keep_alive_timeout(PING_PATIENCE)
             .keep_alive_while_idle(true)
+            .initial_stream_window_size(WINDOW)
+            .initial_connection_window_size(WINDOW)
             .tcp_nodelay(true);
         let Some(ca) = self.settings.ca.as_ref().filter(|_| self.scaler.is_tls()) else { return Ok(endpoint) };
         let pem = tokio::fs::read(ca)

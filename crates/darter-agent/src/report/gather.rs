@@ -87,19 +87,8 @@ impl Sources {
         Store { used_bytes: bytes, limit_bytes, pinned_bytes, is_taking }
     }
 
-    /// Those first that were used last, the larger before the smaller.
     fn images(&self) -> (Vec<Image>, u32) {
-        let mut images: Vec<_> = self.catalogue.images().into_iter().map(|known| self.image(known)).collect();
-        // Nothing of it is here: it was evicted, or never came.
-        images.retain(|image| image.held_bytes > 0);
-        let unused = |image: &Image| image.used_ms.unwrap_or(u64::MAX);
-        images.sort_by(|one, other| {
-            let key = |image: &Image| (unused(image) / 1000, Reverse(image.size_bytes));
-            key(one).cmp(&key(other)).then_with(|| one.digest.cmp(&other.digest))
-        });
-        let left_out = images.len().saturating_sub(IMAGES_MAX);
-        images.truncate(IMAGES_MAX);
-        (images, count(left_out))
+        newest(self.catalogue.images().into_iter().map(|known| self.image(known)).collect())
     }
 
     fn image(&self, KnownImage { digest, names, blobs }: KnownImage) -> Image {
@@ -146,6 +135,20 @@ impl Sources {
     }
 }
 
+/// As many as a report has room for of those that are here, those first that were used last, the larger before the
+/// smaller; and how many were left out.
+fn newest(mut images: Vec<Image>) -> (Vec<Image>, u32) {
+    // Nothing of it is here: it was evicted, or never came.
+    images.retain(|image| image.held_bytes > 0);
+    images.sort_by(|one, other| {
+        let key = |image: &Image| (image.used_ms.unwrap_or(u64::MAX) / 1000, Reverse(image.size_bytes));
+        key(one).cmp(&key(other)).then_with(|| one.digest.cmp(&other.digest))
+    });
+    let left_out = images.len().saturating_sub(IMAGES_MAX);
+    images.truncate(IMAGES_MAX);
+    (images, count(left_out))
+}
+
 fn of_checks(readiness: &ready::Readiness) -> Readiness {
     let check = |check: &ready::Check| {
         let state = match check.state {
@@ -177,8 +180,9 @@ pub(super) fn news(report: &Report) -> Report {
             reason.detail.clear();
         }
         for gpu in &mut gpus.gpus {
-            (gpu.memory_used_bytes, gpu.power_milliwatts) = (None, None);
-            gpu.sample_ms = gpu.sample_ms.map(|_| 0);
+            // Nor that there is a reading: what follows from it is.
+            (gpu.memory_used_bytes, gpu.memory_total_bytes) = (None, None);
+            (gpu.power_milliwatts, gpu.sample_ms) = (None, None);
             if let Some(idleness) = &mut gpu.idleness {
                 (idleness.since_ms, idleness.busy_ratio) = (0, None);
                 idleness.idle_ms = idleness.idle_ms.map(|_| 0);
@@ -208,4 +212,47 @@ pub(super) fn news(report: &Report) -> Report {
         }
     }
     news
+}
+
+#[cfg(test)]
+mod tests {
+    use prost::Message as _;
+
+    use super::*;
+
+    fn image(n: u64, used_ms: u64, bytes: u64) -> Image {
+        let digest = darter_core::Digest::of(&n.to_le_bytes()).to_string();
+        let references = vec!["r".repeat(super::super::TEXT_MAX); 4];
+        Image { digest, references, size_bytes: bytes, held_bytes: bytes, used_ms: Some(used_ms), ..Image::default() }
+    }
+
+    #[test]
+    fn of_ten_thousand_images_the_newest_are_told_and_the_rest_is_counted() {
+        let images = (0..10_000).map(|n| image(n, n * 1000, 1 + n % 7)).chain([image(10_000, 0, 0)]).collect();
+        let (told, left_out) = newest(images);
+        assert_eq!((told.len(), left_out), (IMAGES_MAX, 9_800), "what is not here is not left out");
+        assert!(told.iter().map(|image| image.used_ms.unwrap()).eq((0..200).map(|n| n * 1000)));
+        // However long their names are it is far from the 4 MiB that a gRPC server takes.
+        let report = Report { images: told, ..Report::default() };
+        assert!(report.encoded_len() < 512 * 1024, "{}", report.encoded_len());
+        // Of the same second the larger comes first.
+        let (told, _) = newest(vec![image(1, 900, 5), image(2, 100, 6), image(3, 1100, 9)]);
+        assert_eq!(told.iter().map(|image| image.size_bytes).collect::<Vec<_>>(), [6, 5, 9]);
+    }
+
+    #[test]
+    fn what_moves_by_itself_is_no_news_and_the_rest_is() {
+        let with = |change: fn(&mut Report)| {
+            let mut report = Report { images: vec![image(1, 5, 9)], ..Report::default() };
+            change(&mut report);
+            news(&report)
+        };
+        let same = with(|_| {});
+        assert_eq!(with(|report| report.running_ms = 7), same);
+        assert_eq!(with(|report| report.images[0].used_ms = Some(9)), same);
+        assert_eq!(with(|report| report.images[0].held_bytes = 3), same);
+        assert_ne!(with(|report| report.images[0].is_complete = true), same);
+        assert_ne!(with(|report| report.going = Some(Going::default())), same);
+        assert_ne!(with(|report| report.images.clear()), same);
+    }
 }
