@@ -105,3 +105,58 @@ impl<'a> Door<'a> {
         tokio::time::sleep(self.pauses.next().unwrap_or(PAUSE_MAX)).await;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::core::v1::Node;
+    use kube::Api;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+
+    /// In the place of an API server, which says most of this only when it has too much to do: one status for
+    /// each connection. Gives the kubeconfig.
+    async fn answers(dir: &Path, statuses: &'static [u16]) -> std::path::PathBuf {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let server = format!("http://{}", listener.local_addr().unwrap());
+        tokio::spawn(async move {
+            for status in statuses {
+                let (mut socket, _) = listener.accept().await.unwrap();
+                let _ = socket.read(&mut [0; 4096]).await.unwrap();
+                let body = format!(r#"{{"kind":"Status","apiVersion":"v1","status":"Failure","code":{status}}}"#);
+                let body = if *status == 200 { r#"{"metadata":{"name":"gpu-1"}}"#.to_owned() } else { body };
+                let head = format!("HTTP/1.1 {status} Word\r\nContent-Length: {}\r\nConnection: close", body.len());
+                socket.write_all(format!("{head}\r\n\r\n{body}").as_bytes()).await.unwrap();
+            }
+        });
+        let config = serde_json::json!({
+            "apiVersion": "v1", "kind": "Config", "current-context": "t",
+            "clusters": [{ "name": "t", "cluster": { "server": server } }],
+            "users": [{ "name": "t", "user": {} }],
+            "contexts": [{ "name": "t", "context": { "cluster": "t", "user": "t" } }],
+        });
+        let file = dir.join("kubeconfig");
+        std::fs::write(&file, config.to_string()).unwrap();
+        file
+    }
+
+    #[tokio::test]
+    async fn each_refusal_is_counted_by_its_reason_and_a_conflict_is_for_who_asked() {
+        let dir = tempfile::tempdir().unwrap();
+        let kubeconfig = answers(dir.path(), &[429, 404, 403, 409, 422, 401, 500, 200]).await;
+        let errors = Family::default();
+        let mut door = Door::new(Some(&kubeconfig), "look", "a Role", &errors);
+        let mut said = Vec::new();
+        for _ in 0..9 {
+            let asked = door.ask(|client| async move { Api::<Node>::all(client).get("gpu-1").await }).await;
+            said.push(asked.map(|_| ()));
+        }
+        use Failed::{Conflict, Otherwise};
+        let (other, conflict) = (Err(Otherwise), Err(Conflict));
+        assert_eq!(said, [other, other, other, conflict, conflict, other, other, Ok(()), other], "the last: nobody");
+        let count = |reason| errors.get_or_create(&ReasonLabels { reason }).get();
+        let reasons = ["throttled", "not_found", "forbidden", "conflict", "unauthorized", "answer", "unreachable"];
+        assert_eq!(reasons.map(count), [1, 1, 1, 0, 1, 1, 1]);
+        assert!(door.fails && door.client.is_none(), "credentials are read anew");
+    }
+}
