@@ -108,6 +108,7 @@ impl Script<'_> {
                     .map(|segment| Reading { segment, from: self.maybe_peer() })
                     .collect(),
                 can_import: self.flag(),
+                is_going: self.flag(),
                 neighbours: self.peers(),
             }),
             2 => Message::Welcome { neighbours: self.peers(), holders: self.peers(), interested: self.index() },

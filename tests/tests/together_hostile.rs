@@ -206,7 +206,7 @@ async fn who_claims_to_have_everything_and_gives_nothing_is_let_go() -> Result<(
 /// A wish for a blob that does not exist.
 fn wish(size: u64) -> Message {
     let have = Bitfield::new(Layout::new(size).pieces());
-    Message::Join(Join { size, have, leased: Vec::new(), can_import: true, neighbours: Vec::new() })
+    Message::Join(Join { size, have, leased: Vec::new(), can_import: true, is_going: false, neighbours: Vec::new() })
 }
 
 #[tokio::test]

@@ -186,6 +186,9 @@ pub struct Join {
     /// Where each of `leased` is read, as in Lease; nothing: all of them from the origin.
     #[prost(bytes = "vec", repeated, tag = "6")]
     pub leased_from: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+    /// About to go: reads from the origin what nobody else can. Who does not know this gives it its share.
+    #[prost(bool, tag = "7")]
+    pub is_going: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Welcome {

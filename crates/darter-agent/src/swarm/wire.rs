@@ -89,6 +89,7 @@ pub fn encode(blob: &Digest, message: &Message) -> Result<v1::BlobMessage, WireE
             leased: segments(&join.leased)?,
             leased_from: sources(&join.leased),
             can_import: join.can_import,
+            is_going: join.is_going,
             neighbours: unpeers("join.neighbours", &join.neighbours)?,
         }),
         Message::Welcome { neighbours, holders, interested } => Body::Welcome(v1::Welcome {
@@ -210,6 +211,7 @@ fn decode_join(join: v1::Join) -> Result<Join, WireError> {
         have,
         leased: readings(&join.leased, &join.leased_from)?,
         can_import: join.can_import,
+        is_going: join.is_going,
         neighbours: peers("join.neighbours", &join.neighbours)?,
     })
 }

@@ -171,7 +171,8 @@ mod tests {
 
     fn wants(swarm: &mut Swarm, now: Time, n: u64) -> Vec<Action> {
         let have = Bitfield::new(Layout::new(SIZE).pieces());
-        let join = Join { size: SIZE, have, leased: Vec::new(), can_import: true, neighbours: Vec::new() };
+        let join =
+            Join { size: SIZE, have, leased: Vec::new(), can_import: true, is_going: false, neighbours: Vec::new() };
         swarm.handle(now, Event::Message { from: peer(2), blob: blob(n), message: Message::Join(join) })
     }
 

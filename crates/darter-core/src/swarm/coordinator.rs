@@ -60,6 +60,7 @@ pub(super) struct Coordinator {
 pub(super) struct Interested {
     pub(super) zone: Zone,
     pub(super) can_import: bool,
+    is_going: bool,
     pub(super) is_complete: bool,
     /// Neighbours that it was given or was given to.
     degree: u16,
@@ -132,6 +133,7 @@ impl Coordinator {
             let node = Interested {
                 zone,
                 can_import: join.can_import,
+                is_going: false,
                 is_complete: false,
                 degree: 0,
                 leases: 0,
@@ -142,6 +144,7 @@ impl Coordinator {
             };
             self.interested.insert(from, node);
         }
+        self.change(from, |node| node.is_going = join.is_going);
         let node = self.interested.get(&from).copied();
         let adopted = self.tables.get_mut(&zone).map_or_else(Vec::new, |table| {
             table.turn(from, node.as_ref(), node.as_ref());
@@ -389,9 +392,13 @@ impl Coordinator {
         // Nobody is to wait for a seed, whom the others serve last.
         let is_incomplete = |id: &&PeerId| self.interested.get(id).is_some_and(|node| !node.is_complete);
         let seeds_too = cx.members.seeds().iter().filter(is_incomplete).count() == self.incomplete;
+        // Who is about to go reads from the origin what nobody else can.
+        let others_read =
+            || self.interested.values().any(|node| node.can_import && !node.is_going && !node.is_complete);
         let fits = |id: &PeerId, late_too: bool| {
             let is_late = |node: &Interested| node.is_late || (from.is_none() && self.budget.is_throttled_by(id));
-            let may = |node: &Interested| (from.is_some() || node.can_import) && (late_too || !is_late(node));
+            let can_read = |node: &Interested| from.is_some() || (node.can_import && !(node.is_going && others_read()));
+            let may = |node: &Interested| can_read(node) && (late_too || !is_late(node));
             let is_in_turn = seeds_too || !cx.members.is_seed(id);
             is_in_turn && self.complaints.is_trusted(id) && self.interested.get(id).is_some_and(may)
         };

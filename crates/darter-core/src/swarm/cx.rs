@@ -28,6 +28,8 @@ pub(super) struct Cx<'a> {
     pub(super) upload_time: Duration,
     /// Whether this node has heard of all members that there are, as far as it can tell.
     pub(super) is_settled: bool,
+    /// Whether this node is about to go.
+    pub(super) is_going: bool,
     pub(super) out: &'a mut Vec<Action>,
 }
 

@@ -115,6 +115,7 @@ impl Download {
             have: self.have.clone(),
             leased: self.leases.readings().collect(),
             can_import: self.can_import,
+            is_going: cx.is_going,
             neighbours: self.neighbours.iter().map(|neighbour| neighbour.id).collect(),
         };
         let coordinator = self.seat.asked(cx.now, *cx.answers, cx.limits).unwrap_or(cx.me);

@@ -376,6 +376,8 @@ pub struct Join {
     pub leased: Vec<Reading>,
     /// Whether the sender may read from the origin.
     pub can_import: bool,
+    /// The sender is about to go: it reads from the origin only what nobody else can.
+    pub is_going: bool,
     /// Neighbours that it has, so that it gets others.
     pub neighbours: Vec<PeerId>,
 }

@@ -55,6 +55,16 @@ impl Swarm {
         self.hand_over(out);
     }
 
+    /// Whether this node is about to go, which is news for those that give it leases.
+    pub(super) fn goes(&mut self, now: Time, is_going: bool, out: &mut Vec<Action>) {
+        if std::mem::replace(&mut self.node.is_going, is_going) == is_going {
+            return;
+        }
+        for download in self.downloads.values_mut().filter(|download| !download.is_complete()) {
+            download.join(&mut self.node.cx(now, out));
+        }
+    }
+
     /// It stays: what others took meanwhile they keep.
     pub(super) fn stay(&mut self) {
         (self.handover.leaving, self.handover.has_left) = (None, false);

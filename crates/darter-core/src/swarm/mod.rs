@@ -97,6 +97,8 @@ struct Node {
     born: Option<Time>,
     /// Until then it may know only some of them.
     settled_at: Time,
+    /// It was told that it is about to go.
+    is_going: bool,
 }
 
 impl Node {
@@ -145,6 +147,7 @@ impl Node {
             free_slots: self.slots.free(now, &self.limits),
             upload_time: self.slots.piece_time(),
             is_settled: now >= self.settled_at,
+            is_going: self.is_going,
             dice: &mut self.dice,
             answers: &mut self.answers,
             depth: &mut self.depth,
@@ -172,6 +175,7 @@ impl Swarm {
                 depth: Depth::default(),
                 born: None,
                 settled_at: Time::ZERO,
+                is_going: false,
             },
             downloads: BTreeMap::new(),
             turns: Turns::new(me),
@@ -260,8 +264,14 @@ impl Swarm {
                 }
                 self.came(blob, out);
             }
-            Event::Leave(blobs) => self.leave(now, blobs, out),
-            Event::Stay => self.stay(),
+            Event::Leave(blobs) => {
+                self.goes(now, true, out);
+                self.leave(now, blobs, out);
+            }
+            Event::Stay => {
+                self.stay();
+                self.goes(now, false, out);
+            }
             Event::Withdraw => self.handover.is_withdrawn = true,
             Event::NotTaken(blob) => {
                 self.taken(&blob, false, out);

@@ -125,7 +125,14 @@ mod tests {
 
     fn join(size: u64) -> Message {
         let have = Bitfield::new(Layout::new(size).pieces());
-        Message::Join(Join { size, have, leased: Vec::new(), can_import: true, neighbours: Vec::new() })
+        Message::Join(Join {
+            size,
+            have,
+            leased: Vec::new(),
+            can_import: true,
+            is_going: false,
+            neighbours: Vec::new(),
+        })
     }
 
     fn heard(swarm: &mut Swarm, from: u8, blob: Digest, message: Message) -> Vec<Action> {

@@ -264,6 +264,7 @@ mod tests {
                 have,
                 leased: Vec::new(),
                 can_import: true,
+                is_going: false,
                 neighbours: Vec::new(),
             })
         };

@@ -30,11 +30,13 @@ fn join() -> impl Strategy<Value = Join> {
     let have = layout.prop_flat_map(|layout| (Just(layout.size()), field(Just(layout.pieces()))));
     let reading = (any::<u32>(), prop::option::of(peer_id())).prop_map(|(segment, from)| Reading { segment, from });
     let lists = (vec(reading, 0..20), vec(peer_id(), 0..20));
-    (have, any::<bool>(), lists).prop_map(|((size, have), can_import, (leased, neighbours))| Join {
+    let flags = any::<(bool, bool)>();
+    (have, flags, lists).prop_map(|((size, have), (can_import, is_going), (leased, neighbours))| Join {
         size,
         have,
         leased,
         can_import,
+        is_going,
         neighbours,
     })
 }
@@ -148,7 +150,7 @@ fn the_largest_message_within_the_bounds_fits_a_frame() {
     let size = PIECES_MAX * (8 << 20);
     let id = PeerId::from_bytes([255; 32]);
     let (leased, neighbours) = (vec![Reading { segment: u32::MAX, from: Some(id) }; PEERS_MAX], vec![id; PEERS_MAX]);
-    let join = Join { size, have: Bitfield::full(PIECES_MAX), leased, can_import: true, neighbours };
+    let join = Join { size, have: Bitfield::full(PIECES_MAX), leased, can_import: true, is_going: false, neighbours };
     let message = encode(&Digest::from_bytes([255; 32]), &Message::Join(join.clone())).unwrap();
     let frame = v1::Frame { kind: Some(v1::frame::Kind::Message(message.clone())) };
     assert!(frame.encoded_len() <= FRAME_MAX, "{}", frame.encoded_len());

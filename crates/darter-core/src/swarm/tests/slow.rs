@@ -11,7 +11,8 @@ fn an_owner_to_whom_bytes_come_slowly_keeps_its_lease_and_not_for_ever() {
         let mut given = Vec::new();
         for other in [2, 3] {
             let (size, have) = (5 * MIB, Bitfield::new(5));
-            let join = Join { size, have, leased: Vec::new(), can_import: true, neighbours: Vec::new() };
+            let join =
+                Join { size, have, leased: Vec::new(), can_import: true, is_going: false, neighbours: Vec::new() };
             given.extend(leases(&heard(&mut swarm, at(5000), other, blob, Message::Join(join))));
         }
         let [(owner, 0)] = given[..] else { panic!("{given:?}") };
@@ -31,12 +32,58 @@ fn an_owner_to_whom_bytes_come_slowly_keeps_its_lease_and_not_for_ever() {
 }
 
 #[test]
+fn who_is_about_to_go_reads_from_the_origin_what_nobody_else_can() {
+    let blob = blob_ranked(&[1]);
+    let (size, have) = (64 * MIB, || Bitfield::new(64));
+    let join = |is_going| {
+        let join = Join { size, have: have(), leased: vec![], can_import: true, is_going, neighbours: vec![] };
+        Message::Join(join)
+    };
+    let mut swarm = node(1..=4);
+    // Both know of the other before the first may read.
+    let mut given = leases(&heard(&mut swarm, at(5000), 2, blob, join(true)));
+    given.extend(leases(&heard(&mut swarm, at(5000), 3, blob, join(false))));
+    assert!(given.iter().any(|(owner, _)| *owner == peer(2)), "nobody else was there: {given:?}");
+    let mut swarm = node(1..=4);
+    let mut given = leases(&heard(&mut swarm, at(5000), 3, blob, join(false)));
+    given.extend(leases(&heard(&mut swarm, at(5000), 2, blob, join(true))));
+    for time in (6000..20_000).step_by(500) {
+        given.extend(leases(&swarm.handle(at(time), Event::Tick)));
+    }
+    assert!(given.iter().all(|(owner, _)| *owner == peer(3)), "{given:?}");
+    // It stays after all.
+    given = leases(&heard(&mut swarm, at(20_000), 2, blob, join(false)));
+    assert!(given.iter().any(|(owner, _)| *owner == peer(2)), "{given:?}");
+    // And who is told it says so at once, of what comes and of what it asks for next.
+    let blobs = [blob_ranked(&[2, 1, 3]), blob_ranked(&[3, 1, 2])];
+    let mut swarm = node([1, 2, 3]);
+    want(&mut swarm, blobs[0], 5 * MIB);
+    let says = |actions: &[Action], blob: Digest, wanted: bool| {
+        let is = |action: &Action| matches!(action, Action::Send { blob: of, message: Message::Join(join), .. } if *of == blob && join.is_going == wanted);
+        actions.iter().any(is)
+    };
+    assert!(says(&swarm.handle(at(10), Event::Leave(vec![])), blobs[0], true));
+    assert_eq!(
+        swarm
+            .handle(at(11), Event::Leave(vec![]))
+            .iter()
+            .filter(|action| says(&[(*action).clone()], blobs[0], true))
+            .count(),
+        0
+    );
+    let layout = Layout::new(5 * MIB);
+    let wanted = Event::Want { blob: blobs[1], layout, have: Bitfield::new(5), can_import: true, turn: 0 };
+    assert!(says(&swarm.handle(at(12), wanted), blobs[1], true));
+    assert!(says(&swarm.handle(at(13), Event::Stay), blobs[0], false));
+}
+
+#[test]
 fn who_waits_for_a_slow_piece_hears_of_it_from_the_coordinator_alone() {
     let blob = blob_ranked(&[1]);
     let comes = || Message::Have { pieces: Vec::new(), free_slots: Limits::default().slots, interested: 2 };
     let mut swarm = node(1..=4);
     let (size, have) = (5 * MIB, Bitfield::new(5));
-    let join = Join { size, have, leased: Vec::new(), can_import: true, neighbours: Vec::new() };
+    let join = Join { size, have, leased: Vec::new(), can_import: true, is_going: false, neighbours: Vec::new() };
     let mut given = Vec::new();
     for other in [2, 3] {
         given.extend(leases(&heard(&mut swarm, at(5000), other, blob, Message::Join(join.clone()))));
@@ -154,6 +201,7 @@ fn two_want_one_segment() -> (Swarm, Digest, PeerId) {
             have: Bitfield::new(5),
             leased: Vec::new(),
             can_import: true,
+            is_going: false,
             neighbours: Vec::new(),
         };
         given.extend(leases(&heard(&mut swarm, at(5000), other, blob, Message::Join(join))));
@@ -202,8 +250,14 @@ fn one_who_says_that_the_origin_throttles_is_asked_last_and_does_not_stop_the_ot
 fn a_word_about_throttling_by_whoever_reads_from_another_node_stops_nobody() {
     let (mut swarm, blob) = (node(1..=4), blob_ranked(&[1]));
     heard(&mut swarm, at(5000), 4, blob, Message::Holds { size: 5 * MIB });
-    let join =
-        Join { size: 5 * MIB, have: Bitfield::new(5), leased: Vec::new(), can_import: true, neighbours: Vec::new() };
+    let join = Join {
+        size: 5 * MIB,
+        have: Bitfield::new(5),
+        leased: Vec::new(),
+        can_import: true,
+        is_going: false,
+        neighbours: Vec::new(),
+    };
     let given = leases(&heard(&mut swarm, at(5000), 2, blob, Message::Join(join)));
     assert_eq!(given, [(peer(2), 0)]);
     let again = heard(&mut swarm, at(5100), 2, blob, throttled(Some(peer(4)), 60));
@@ -214,7 +268,14 @@ fn a_word_about_throttling_by_whoever_reads_from_another_node_stops_nobody() {
 fn a_complaint_before_anybody_had_a_segment_does_not_count_once_somebody_has_it() {
     let blob = blob_ranked(&[1]);
     let mut swarm = node(1..=5);
-    let join = || Join { size: MIB, have: Bitfield::new(1), leased: vec![], can_import: true, neighbours: vec![] };
+    let join = || Join {
+        size: MIB,
+        have: Bitfield::new(1),
+        leased: vec![],
+        can_import: true,
+        is_going: false,
+        neighbours: vec![],
+    };
     let mut given = Vec::new();
     for other in 2..=5 {
         given.extend(leases(&heard(&mut swarm, at(5000), other, blob, Message::Join(join()))));

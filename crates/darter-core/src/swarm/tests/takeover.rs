@@ -17,7 +17,7 @@ fn reads_for_another(segments: u64) -> (Swarm, Digest) {
 fn join(segments: u64, leased: Vec<Reading>) -> Message {
     let size = segments * 8 * MIB;
     let (have, neighbours) = (Bitfield::new(Layout::new(size).pieces()), Vec::new());
-    Message::Join(Join { size, have, leased, can_import: true, neighbours })
+    Message::Join(Join { size, have, leased, can_import: true, is_going: false, neighbours })
 }
 
 /// The coordinator is gone, for node 1.
