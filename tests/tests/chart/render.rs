@@ -291,9 +291,16 @@ async fn the_alerts_reach_prometheus_as_they_are() -> Result<()> {
         return Ok(());
     }
     let objects = Helm::new()?.render(&json!({ "prometheusRule": { "enabled": true } })).await?;
-    let text = fs::read_to_string(chart::root().join("deploy/alerts/gpus.yml"))?;
-    let [alerts] = &chart::objects(&text)?[..] else { panic!("gpus.yml is one document") };
-    assert_eq!(find(&objects, "PrometheusRule", "darter")?["spec"]["groups"], alerts["groups"]);
+    let mut files: Vec<_> =
+        fs::read_dir(chart::root().join("deploy/alerts"))?.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?;
+    files.sort();
+    let mut groups = Vec::new();
+    for file in files {
+        let text = fs::read_to_string(&file)?;
+        let [alerts] = &chart::objects(&text)?[..] else { panic!("{} is one document", file.display()) };
+        groups.extend(alerts["groups"].as_array().cloned().unwrap_or_default());
+    }
+    assert_eq!(find(&objects, "PrometheusRule", "darter")?["spec"]["groups"], json!(groups));
     Ok(())
 }
 
