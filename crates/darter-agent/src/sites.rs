@@ -93,11 +93,23 @@ impl std::fmt::Debug for Site {
 /// The registries that are configured and not served, each with the reason.
 pub type Unserved = BTreeMap<Registry, String>;
 
+/// The registries there are: those of the configuration, and this node's own once it is known.
+#[derive(Debug, Clone, Default)]
+pub struct Registries {
+    /// All of them, served or not.
+    pub all: Vec<RegistryConfig>,
+    /// Why this node's own is not among them yet.
+    pub awaited: Option<String>,
+}
+
 /// All mirrored registries.
 pub struct Sites {
     /// Those whose origins could be set up.
     sites: RwLock<HashMap<Registry, Arc<Site>>>,
     unserved: watch::Sender<Unserved>,
+    registries: watch::Sender<Registries>,
+    /// What came since: it is set up before others hear of it, so that hosts.toml names what is served.
+    found: watch::Sender<Vec<RegistryConfig>>,
     config: Config,
     shared: Shared,
     metrics: Arc<Metrics>,
@@ -106,8 +118,9 @@ pub struct Sites {
 impl Sites {
     /// The registries of the configuration, with the hosts that their hosts.toml files name.
     pub fn open(config: &Config, shared: Shared, others: &Others, metrics: Arc<Metrics>) -> Self {
-        let (sites, unserved) = (RwLock::default(), watch::Sender::default());
-        let all = Self { sites, unserved, config: config.clone(), shared, metrics };
+        let (sites, unserved, found) = (RwLock::default(), watch::Sender::default(), watch::Sender::default());
+        let registries = watch::Sender::new(Registries { all: config.registries.clone(), awaited: None });
+        let all = Self { sites, unserved, registries, found, config: config.clone(), shared, metrics };
         all.open_the_rest(others);
         all
     }
@@ -115,6 +128,28 @@ impl Sites {
     /// The registries that are not served at the moment.
     pub fn unserved(&self) -> watch::Receiver<Unserved> {
         self.unserved.subscribe()
+    }
+
+    /// The registries there are.
+    pub fn registries(&self) -> watch::Receiver<Registries> {
+        self.registries.subscribe()
+    }
+
+    /// This node's own registry is not known yet, for this reason.
+    pub fn awaits(&self, reason: String) {
+        self.registries.send_if_modified(|registries| {
+            let is_news = registries.awaited.as_ref() != Some(&reason);
+            registries.awaited = Some(reason);
+            is_news
+        });
+    }
+
+    /// Who knows this node's own registry has told: this one, if it is a new one. `follow` sets it up.
+    pub fn found(&self, registry: Option<RegistryConfig>) {
+        match registry {
+            Some(registry) => self.found.send_modify(|found| found.push(registry)),
+            None => self.registries.send_modify(|registries| registries.awaited = None),
+        }
     }
 
     /// The registry that a request means; one that names none means `mirror.default_registry`.
@@ -127,7 +162,9 @@ impl Sites {
     fn open_the_rest(&self, others: &Others) {
         let before = self.unserved.borrow().clone();
         let mut unserved = Unserved::new();
-        for registry in self.config.registries.iter().filter(|registry| self.get(Some(&registry.name)).is_none()) {
+        let mut all = self.config.registries.clone();
+        all.extend(self.found.borrow().iter().cloned());
+        for registry in all.iter().filter(|registry| self.get(Some(&registry.name)).is_none()) {
             let (name, foreign) = (&registry.name, others.get(&registry.name).cloned().unwrap_or_default());
             match self.site(registry, foreign) {
                 Ok(site) => {
@@ -151,6 +188,13 @@ impl Sites {
             *known = unserved;
             is_news
         });
+        self.registries.send_if_modified(|known| {
+            let is_news = known.all.len() != all.len();
+            if is_news {
+                *known = Registries { all, awaited: None };
+            }
+            is_news
+        });
     }
 
     fn site(&self, registry: &RegistryConfig, foreign: Vec<ForeignOrigin>) -> Result<Site, OriginError> {
@@ -163,8 +207,11 @@ impl Sites {
         Ok(site)
     }
 
-    /// Follows what hosts.toml files name, and tries again what could not be set up, until `stop`.
+    /// Follows what hosts.toml files name, sets up what came since the start, and tries again what could not
+    /// be, until `stop`.
     pub async fn follow(self: Arc<Self>, mut others: watch::Receiver<Others>, stop: CancellationToken) {
+        let mut found = self.found.subscribe();
+        let mut has_more = !found.borrow_and_update().is_empty();
         loop {
             let hosts = others.borrow_and_update().clone();
             for (registry, foreign) in &hosts {
@@ -173,15 +220,17 @@ impl Sites {
                 }
             }
             let is_all_served = self.unserved.borrow().is_empty();
-            if !is_all_served {
+            if has_more || !is_all_served {
                 let sites = self.clone();
                 // A disk that hangs must not keep the agent from stopping.
                 let tried = tokio::task::spawn_blocking(move || sites.open_the_rest(&hosts));
                 stop.run_until_cancelled(tried).await;
             }
+            has_more = false;
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep(self.config.certs_d.check_every.0), if !is_all_served => (),
+                Ok(()) = found.changed() => has_more = true,
                 // Who looks at the files is gone, and the agent with it.
                 changed = others.changed() => if changed.is_err() {
                     return stop.cancelled().await;
