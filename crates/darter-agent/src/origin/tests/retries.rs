@@ -39,6 +39,16 @@ async fn retry_after_is_waited_for() {
 }
 
 #[tokio::test]
+async fn who_asks_for_more_than_anybody_waits_is_not_asked_again_before() {
+    let server = after(1, Reply::new(429, "").header("retry-after", "31")).await;
+    let (answer, origin) = try_three_times(&server).await;
+    let error = answer.unwrap_err();
+    assert_eq!(error.retry_after(), Some(Duration::from_secs(31)), "{error:?}");
+    assert_eq!(server.seen().len(), 1);
+    assert!(!origin.inner.wire.metrics.render().contains("darter_origin_retries_total{"));
+}
+
+#[tokio::test]
 async fn attempts_come_to_an_end() {
     let server = after(usize::MAX, Reply::new(500, "")).await;
     let error = try_three_times(&server).await.0.unwrap_err();
