@@ -56,6 +56,7 @@ use fetch::{Answer, Job};
 use guard::Guard;
 use limits::{Slots as Connections, Throttle, Weight};
 use node::NodeCredential;
+use retry::Pause;
 use send::{Wire, collect};
 use signed::SIGNED_MAX;
 use slots::Slots;
@@ -96,6 +97,7 @@ struct Kept {
     signed: Slots<signed::Key, signed::Known>,
     body: blob::Settings,
     attempts: u32,
+    pause: Pause,
     registry: RegistryConfig,
     settings: crate::config::Origin,
     roots: Arc<RootCertStore>,
@@ -183,6 +185,7 @@ impl Origin {
             attempts: settings.attempts,
             registry: registry.clone(),
             settings: settings.clone(),
+            pause: Pause::default(),
             roots: Arc::new(http::roots(&shared.roots, registry.ca.as_deref())?),
             api: config.aws.ecr_endpoint.as_deref().map(place).transpose()?,
         };

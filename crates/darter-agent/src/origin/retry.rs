@@ -4,9 +4,11 @@
 //! together. What breaks after the response head is not repeated here; a pull resumes it.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use http::HeaderMap;
+use http::{HeaderMap, Response, StatusCode};
+use tokio::time::Instant;
 
 use super::OriginError;
 use crate::metrics::{Metrics, ReasonLabels};
@@ -19,6 +21,67 @@ const LONGEST: Duration = Duration::from_secs(10);
 pub(super) const WAIT_MAX: Duration = Duration::from_secs(30);
 /// Whoever asks for more means for good; past some centuries times have no end any more.
 const ASKED_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Nobody leaves a registry alone for longer, as in the swarm: what it said may hold for one credential only.
+const PAUSE_MAX: Duration = Duration::from_secs(60);
+
+/// Until when a registry is left alone: what it asked one request for, all others keep too.
+#[derive(Default)]
+pub(super) struct Pause(Mutex<Option<Asked>>);
+
+#[derive(Clone, Copy)]
+struct Asked {
+    until: Instant,
+    /// 429 or 503.
+    status: u16,
+}
+
+impl Pause {
+    /// Hears what the registry says to a request.
+    pub(super) fn heed<B>(&self, answer: &Response<B>) {
+        let status = answer.status();
+        if status != StatusCode::TOO_MANY_REQUESTS && status != StatusCode::SERVICE_UNAVAILABLE {
+            return;
+        }
+        let Some(asked) = retry_after(answer.headers(), SystemTime::now()) else { return };
+        let asked = Asked { until: Instant::now() + asked.min(PAUSE_MAX), status: status.as_u16() };
+        let mut pause = self.lock();
+        if pause.is_none_or(|pause| pause.until < asked.until) {
+            *pause = Some(asked);
+        }
+    }
+
+    /// Whether the registry is to be left alone now.
+    pub(super) fn holds(&self) -> bool {
+        self.now().is_some()
+    }
+
+    /// Waits until the registry may be asked, if that is not after `deadline`; if it is, the error is what the
+    /// registry would say.
+    pub(super) async fn over(&self, host: &str, deadline: Instant) -> Result<(), OriginError> {
+        while let Some(Asked { until, status }) = self.now() {
+            if until > deadline {
+                let retry_after = Some(until.saturating_duration_since(Instant::now()));
+                return Err(OriginError::Status { host: host.to_owned(), status, retry_after });
+            }
+            // Not all at once.
+            tokio::time::sleep_until(until + pause(0, None, dice())).await;
+        }
+        Ok(())
+    }
+
+    fn now(&self) -> Option<Asked> {
+        self.lock().filter(|asked| asked.until > Instant::now())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Asked>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn dice() -> u64 {
+    RandomState::new().build_hasher().finish()
+}
 
 /// The attempts of one request.
 pub(super) struct Attempts<'a> {
@@ -40,7 +103,7 @@ impl<'a> Attempts<'a> {
             return Err(error);
         }
         self.left -= 1;
-        let pause = pause(self.made, error.retry_after(), RandomState::new().build_hasher().finish());
+        let pause = pause(self.made, error.retry_after(), dice());
         self.made += 1;
         self.metrics.origin_retries.get_or_create(&ReasonLabels { reason }).inc();
         tokio::time::sleep(pause).await;
