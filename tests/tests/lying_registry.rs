@@ -15,7 +15,7 @@ use serde_json::Value;
 /// request shows what the agent itself can do.
 async fn pair() -> Result<Pair> {
     let change =
-        |options: Options| options.set("mirror.prefetch", "off").set("origin.ranges", 1).set("mirror.handover", "0s");
+        |options: Options| options.set("mirror.prefetch", "off").set("origin.ranges", 1).set("mirror.handover", "1ms");
     Pair::with(&[3 * MIB], Auth::Public, &[("access", "public".into())], change).await
 }
 
