@@ -3,9 +3,10 @@
 //! A request for any other registry is answered 404: the mirror is no open proxy. The hosts before a
 //! registry are those of its hosts.toml, and change with it. A registry whose origin cannot be set up (a
 //! secret that is mounted late, say) is not served, and does not keep the others from it: it is tried again.
+//! A `ca` that was changed is read again.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use darter_core::Registry;
@@ -30,6 +31,8 @@ const PAUSE_MAX: Duration = Duration::from_secs(30);
 pub struct Site {
     /// How to reach it, and the hosts of hosts.toml that stand before it.
     reach: RwLock<(Origin, Vec<ForeignOrigin>)>,
+    /// What the log has of its `ca`.
+    complaint: Mutex<Option<String>>,
     /// Whether it is away.
     pub away: Away,
     /// Its label in the metrics.
@@ -42,7 +45,7 @@ impl Site {
     /// A registry with the origin that was made for it and for these hosts before it.
     pub fn new(config: RegistryConfig, origin: Origin, foreign: Vec<ForeignOrigin>) -> Self {
         let (reach, away) = (RwLock::new((origin, foreign)), Away::new(PAUSE, PAUSE_MAX));
-        Self { reach, away, label: RegistryLabel::of(&config.name), config }
+        Self { reach, complaint: Mutex::default(), away, label: RegistryLabel::of(&config.name), config }
     }
 
     /// How to reach it now. Whoever asks for several parts of one thing keeps what this gives.
@@ -69,6 +72,24 @@ impl Site {
                 reach.1 = foreign.to_vec();
             }
         }
+    }
+
+    /// Takes the certificates that its `ca` holds now. Reads a file.
+    fn take_ca(&self, shared: &Shared) {
+        let renewed = self.origin().has_new_ca(shared).and_then(|is_news| {
+            if is_news {
+                let mut reach = self.reach.write().unwrap_or_else(PoisonError::into_inner);
+                reach.0 = reach.0.with_foreign(&reach.1)?;
+                info!(registry = %self.registry(), "its ca was changed: what it holds now is trusted");
+            }
+            Ok(())
+        });
+        let complaint = renewed.err().map(|error| chain(&error).to_string());
+        let mut known = self.complaint.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(error) = complaint.as_ref().filter(|_| *known != complaint) {
+            warn!(registry = %self.registry(), %error, "its ca cannot be used any more: what it held before is trusted");
+        }
+        *known = complaint;
     }
 
     /// The registry's name.
@@ -207,11 +228,21 @@ impl Sites {
         Ok(site)
     }
 
-    /// Follows what hosts.toml files name, sets up what came since the start, and tries again what could not
-    /// be, until `stop`.
+    /// Looks whether a `ca` was changed. Reads files.
+    fn renew(&self) {
+        for registry in self.config.registries.iter().filter(|registry| registry.ca.is_some()) {
+            if let Some(site) = self.get(Some(&registry.name)) {
+                site.take_ca(&self.shared);
+            }
+        }
+    }
+
+    /// Follows what hosts.toml files name, sets up what came since the start, tries again what could not be,
+    /// and takes a `ca` that was changed, until `stop`.
     pub async fn follow(self: Arc<Self>, mut others: watch::Receiver<Others>, stop: CancellationToken) {
         let mut found = self.found.subscribe();
         let mut has_more = !found.borrow_and_update().is_empty();
+        let has_ca = self.config.registries.iter().any(|registry| registry.ca.is_some());
         loop {
             let hosts = others.borrow_and_update().clone();
             for (registry, foreign) in &hosts {
@@ -220,16 +251,19 @@ impl Sites {
                 }
             }
             let is_all_served = self.unserved.borrow().is_empty();
-            if has_more || !is_all_served {
+            if has_more || has_ca || !is_all_served {
                 let sites = self.clone();
                 // A disk that hangs must not keep the agent from stopping.
-                let tried = tokio::task::spawn_blocking(move || sites.open_the_rest(&hosts));
+                let tried = tokio::task::spawn_blocking(move || {
+                    sites.renew();
+                    sites.open_the_rest(&hosts);
+                });
                 stop.run_until_cancelled(tried).await;
             }
             has_more = false;
             tokio::select! {
                 () = stop.cancelled() => return,
-                () = tokio::time::sleep(self.config.certs_d.check_every.0), if !is_all_served => (),
+                () = tokio::time::sleep(self.config.certs_d.check_every.0), if has_ca || !is_all_served => (),
                 Ok(()) = found.changed() => has_more = true,
                 // Who looks at the files is gone, and the agent with it.
                 changed = others.changed() => if changed.is_err() {
