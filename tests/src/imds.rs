@@ -83,6 +83,11 @@ impl Imds {
     pub async fn down(&mut self) {
         self.server.down().await;
     }
+
+    /// Answers again, where it did.
+    pub fn up(&mut self) -> Result<()> {
+        self.server.up()
+    }
 }
 
 impl Service for Metadata {

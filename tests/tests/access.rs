@@ -160,6 +160,36 @@ async fn a_registry_whose_ca_is_missing_keeps_no_other_from_being_served_and_com
     eventually("all is well", async || Ok(agent.admin("/readyz").await?.status == 200)).await
 }
 
+#[tokio::test]
+async fn a_ca_that_is_changed_is_trusted_without_a_restart_and_one_that_is_broken_changes_nothing() -> Result<()> {
+    let name = "a_ca_that_is_changed_is_trusted_without_a_restart_and_one_that_is_broken_changes_nothing";
+    if !can_run(name, &[Need::Darter]) {
+        return Ok(());
+    }
+    let tls = || fake_ecr::Options { auth: Auth::Public, tls: true, redirect: false, ..Default::default() };
+    let (ecr, before) = (FakeEcr::start(&Place::Host, tls())?, FakeEcr::start(&Place::Host, tls())?);
+    ecr.push(&Image::index(Format::Oci, 7, &[4096])?, REPOSITORY, TAG);
+    let pem = |ecr: &FakeEcr| ecr.authority().expect("it speaks TLS").pem();
+    let secrets = Scratch::new()?;
+    let ca = secrets.join("ca.pem");
+    // As it was before the registry got a certificate of another authority.
+    fs::write(&ca, pem(&before))?;
+    let keys = [("endpoint", ecr.url().into()), ("ca", ca.display().to_string().into()), ("access", "public".into())];
+    let options = Options::new(&Place::Host).set("certs_d.check_every", "1s").registry(&ecr.name(), &keys);
+    let agent = Agent::start(options).await?;
+    let client = Client::new(Place::Host);
+    let url = |tag: &str| format!("{}/v2/{REPOSITORY}/manifests/{tag}?ns={}", agent.mirror_url(), ecr.name());
+    assert_eq!(client.get(&url(TAG)).await?.status, 404);
+    ensure!(ecr.log().is_empty(), "a registry that nobody vouches for was asked");
+    fs::write(&ca, pem(&ecr))?;
+    eventually("the new authority is trusted", async || Ok(client.get(&url(TAG)).await?.status == 200)).await?;
+    fs::write(&ca, "half a certif")?;
+    eventually("it is said", async || Ok(agent.log().contains("its ca cannot be used any more"))).await?;
+    ecr.push(&Image::index(Format::Oci, 8, &[4096])?, REPOSITORY, "v2");
+    assert_eq!(client.get(&url("v2")).await?.status, 200);
+    Ok(())
+}
+
 /// Whether the mirror opens a path to this credential.
 async fn opens(pair: &Pair, credential: Option<(&str, &str)>, path: &str) -> Result<bool> {
     let client = match credential {

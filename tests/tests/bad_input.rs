@@ -45,6 +45,26 @@ fn status(answer: &str) -> u16 {
     answer.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0)
 }
 
+/// It was answered so, and counted as that and as nothing else. `before` are the requests and the refusals of
+/// all tests before it.
+async fn counted(agent: &Agent, code: u16, refusal: Option<&str>, before: (f64, f64)) -> Result<(f64, f64)> {
+    let code = code.to_string();
+    let labels = [("registry", "other"), ("kind", "unknown"), ("code", &*code), ("source", "none")];
+    let sums = async || {
+        let metrics = agent.metrics().await?;
+        let refusals = |labels: &[_]| metrics.sum("darter_mirror_refusals_total", labels);
+        let all = (metrics.sum("darter_mirror_requests_total", &[("kind", "unknown")]), refusals(&[]));
+        let of_it = metrics.sum("darter_mirror_requests_total", &labels);
+        anyhow::Ok((all, of_it, refusal.map(|reason| refusals(&[("registry", "other"), ("reason", reason)]))))
+    };
+    // Once it is on the wire, which its client sees first.
+    eventually("it is counted", async || Ok(sums().await?.0.0 > before.0)).await?;
+    let (all, of_it, refused) = sums().await?;
+    assert_eq!(all, (before.0 + 1.0, before.1 + if refusal.is_some() { 1.0 } else { 0.0 }), "{code} {refusal:?}");
+    ensure!(of_it >= 1.0 && refused.is_none_or(|refused| refused >= 1.0), "{code} {refusal:?}: {of_it} {refused:?}");
+    Ok(all)
+}
+
 async fn still_serves(agent: &Agent) -> Result<()> {
     let answer = raw(agent, &get("/v2/")).await?;
     ensure!(status(&answer) == 200, "{answer}");
@@ -55,6 +75,7 @@ async fn still_serves(agent: &Agent) -> Result<()> {
 async fn garbage_paths_digests_and_namespaces_get_the_specs_errors() -> Result<()> {
     let agent = agent().await?;
     let hex = "0".repeat(64);
+    let mut counts = (0.0, 0.0);
     for (target, wanted, code) in [
         ("/".to_owned(), 404, "UNSUPPORTED"),
         ("/v1/_ping".to_owned(), 404, "UNSUPPORTED"),
@@ -72,10 +93,19 @@ async fn garbage_paths_digests_and_namespaces_get_the_specs_errors() -> Result<(
         assert_eq!(status(&answer), wanted, "{target}: {answer}");
         assert!(answer.contains(&format!("{{\"errors\":[{{\"code\":\"{code}\"")), "{target}: {answer}");
         assert!(answer.contains("Content-Type: application/json"), "{target}: {answer}");
+        let reason = match (wanted, code) {
+            (404, "NAME_UNKNOWN") => Some("not_mirrored"),
+            (404, _) => Some("no_endpoint"),
+            _ => None,
+        };
+        counts = counted(&agent, wanted, reason, counts).await.with_context(|| target)?;
     }
     for method in ["POST", "PUT", "PATCH", "DELETE", "OPTIONS", "CONNECT"] {
         let request = format!("{method} /v2/ HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
-        assert_eq!(status(&raw(&agent, request.as_bytes()).await?), 405, "{method}");
+        let answer = raw(&agent, request.as_bytes()).await?;
+        assert_eq!(status(&answer), 405, "{method}");
+        assert!(answer.contains(r#"{"errors":[{"code":"UNSUPPORTED""#), "{method}: {answer}");
+        counts = counted(&agent, 405, None, counts).await.context(method)?;
     }
     still_serves(&agent).await
 }

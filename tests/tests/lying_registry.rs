@@ -15,7 +15,7 @@ use serde_json::Value;
 /// request shows what the agent itself can do.
 async fn pair() -> Result<Pair> {
     let change =
-        |options: Options| options.set("mirror.prefetch", "off").set("origin.ranges", 1).set("mirror.handover", "0s");
+        |options: Options| options.set("mirror.prefetch", "off").set("origin.ranges", 1).set("mirror.handover", "1ms");
     Pair::with(&[3 * MIB], Auth::Public, &[("access", "public".into())], change).await
 }
 
@@ -39,6 +39,16 @@ async fn ask_for(pair: &Pair, digest: Digest) -> Result<()> {
 async fn comes_right(pair: &Pair, blob: &Item) -> Result<()> {
     pair.ecr.clear_faults();
     pair.bring(blob).await
+}
+
+/// So many manifests were answered 404 for what the registry said, and for nothing else.
+async fn not_used(pair: &Pair, manifests: f64) -> Result<()> {
+    let unknown = [("kind", "manifest"), ("code", "404")];
+    let counted = async || Ok(pair.metric("darter_mirror_requests_total", &unknown).await? == manifests);
+    eventually("each is counted", counted).await?;
+    assert_eq!(pair.metric("darter_mirror_refusals_total", &[]).await?, manifests);
+    assert_eq!(pair.metric("darter_mirror_refusals_total", &[("reason", "origin")]).await?, manifests);
+    Ok(())
 }
 
 async fn outcomes(pair: &Pair, outcome: &str) -> Result<f64> {
@@ -148,7 +158,7 @@ async fn a_manifest_past_4_mib_is_unknown_here_and_not_kept() -> Result<()> {
         assert_eq!(pair.blob_file(image.root.digest()).exists(), status == 200, "{size}");
         ensure!(!pair.ingest_file(image.root.digest()).exists(), "a part is kept");
     }
-    Ok(())
+    not_used(&pair, 2.0).await
 }
 
 #[tokio::test]
@@ -158,12 +168,13 @@ async fn a_manifest_that_is_not_what_its_digest_says_is_unknown_here() -> Result
     }
     let pair = pair().await?;
     let root = &pair.image.root;
-    for fault in [Fault::WrongByte(9), Fault::WrongLength(1), Fault::WrongLength(-1)] {
+    for (sum, fault) in (1..).zip([Fault::WrongByte(9), Fault::WrongLength(1), Fault::WrongLength(-1)]) {
         pair.ecr.inject(Rule::on(Kind::Manifest).digest(root.digest()).always(), fault.clone());
         let answer = pair.get(&format!("manifests/{}", root.digest())).await?;
         assert_eq!(answer.status, 404, "{fault:?}");
         ensure!(answer.text().contains("MANIFEST_UNKNOWN"), "{}", answer.text());
         ensure!(!pair.blob_file(root.digest()).exists(), "{fault:?} is kept");
+        not_used(&pair, sum.into()).await.with_context(|| format!("{fault:?}"))?;
         pair.ecr.clear_faults();
     }
     let answer = pair.get(&format!("manifests/{}", root.digest())).await?;

@@ -93,6 +93,23 @@ on_each_release! {
         Ok(())
     }
 
+    a_206_that_is_cut_is_resumed_at_the_byte_reached_too(release) {
+        // Row 4: the answer to the Range that followed the first FIN ends early itself, and then the mirror has
+        // nothing any more.
+        let scene = Scene::open(release).await?;
+        let (layer, more) = (Rule::on(Kind::Blob).digest(scene.layer()), 2 * MIB);
+        scene.mirror.inject(layer.clone(), Fault::Truncate(HALF));
+        scene.breaks_off(Fault::Truncate(more));
+        scene.pull(None).await?;
+        assert_eq!(scene.sent_by_origin(), scene.image.layers[0].size() - HALF - more);
+        let log = scene.mirror.log();
+        let asked = log.iter().filter(|seen| seen.digest == Some(scene.layer()));
+        let asked: Vec<_> = asked.map(|seen| (seen.status, seen.range.clone())).collect();
+        let from = |at: u64| format!("bytes={at}-");
+        assert_eq!(asked, [(200, String::new()), (206, from(HALF)), (404, from(HALF + more))]);
+        Ok(())
+    }
+
     a_reset_in_mid_body_fails_the_pull(release) {
         // Why darter closes with a FIN and never lets Linux send an RST.
         let scene = Scene::open(release).await?;
@@ -139,8 +156,7 @@ async fn a_chunk_that_fails_fails_the_pull() -> Result<()> {
         return Ok(());
     }
     // Why darter answers 200 to `bytes=0-` of a blob that may still fail: a 206 makes containerd 2.1
-    // and later open chunks, and for a chunk it goes to no other host. (A FIN in a chunk fails the
-    // pull too, "context canceled", unless it is the one that containerd is reading: seen, not pinned.)
+    // and later open chunks, and for a chunk it goes to no other host.
     let options = containerd::Options { concurrent_layer_fetch_buffer: MIB, ..containerd::Options::default() };
     for fault in [Fault::Status(404, None), Fault::Status(503, None), Fault::Reset(1000)] {
         let scene = Scene::new(Release::V2, Auth::Public, &options).await?;
@@ -148,6 +164,32 @@ async fn a_chunk_that_fails_fails_the_pull() -> Result<()> {
         ensure!(scene.pull(None).await.is_err(), "{fault:?} was survived");
         assert_eq!(scene.sent_by_origin(), 0, "{fault:?}");
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_fin_in_a_chunk_fails_the_pull_unless_that_chunk_is_the_one_that_is_read() -> Result<()> {
+    let name = "a_fin_in_a_chunk_fails_the_pull_unless_that_chunk_is_the_one_that_is_read";
+    if !can_run(name, &[Need::Containerd(Release::V2)]) {
+        return Ok(());
+    }
+    let options = containerd::Options { concurrent_layer_fetch_buffer: MIB, ..containerd::Options::default() };
+    let scene = async || Scene::new(Release::V2, Auth::Public, &options).await;
+    // The first chunk still comes when the second ends.
+    let ahead = scene().await?;
+    let layer = |scene: &Scene| Rule::on(Kind::Blob).digest(scene.layer());
+    ahead.mirror.inject(layer(&ahead), Fault::Stall(MIB / 2, Duration::from_secs(20)));
+    ahead.mirror.inject(layer(&ahead), Fault::Truncate(MIB / 2));
+    let error = ahead.pull(None).await.err().map(|error| format!("{error:#}")).unwrap_or_default();
+    ensure!(error.contains("context canceled"), "{error:?}");
+    assert_eq!(ahead.sent_by_origin(), 0, "the origin was asked");
+    // All before it was read when the second ends.
+    let read = scene().await?;
+    read.mirror.inject(layer(&read).after(1), Fault::StallThenFin(MIB / 2, Duration::from_secs(2)));
+    read.pull(None).await?;
+    assert_eq!(read.sent_by_origin(), 0, "the origin was asked");
+    let (log, from) = (read.mirror.log(), format!("bytes={}-", MIB + MIB / 2));
+    ensure!(log.iter().any(|seen| seen.range == from), "not resumed at the byte reached: {log:?}");
     Ok(())
 }
 

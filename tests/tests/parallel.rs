@@ -130,10 +130,14 @@ async fn an_agent_that_stops_gives_chunks_and_refuses_everything_else_at_once() 
     }
     let (mut pair, path) = stopping_after_a_chunk("30s").await?;
     let content = pair.layer().content.to_bytes();
+    let quiet = Instant::now();
     for start in [MIB, 3 * MIB] {
         let answer = pair.get_with(&path, &[("Range", &format!("bytes={start}-"))]).await?;
         ensure!(answer.status == 206 && answer.body == content[usize::try_from(start)?..], "{}", answer.status);
     }
+    let stopping = async || pair.metric("darter_mirror_refusals_total", &[("reason", "stopping")]).await;
+    let before = stopping().await?;
+    ensure!(before >= 1.0, "that it stops is no reason");
     let others: [(&str, &[(&str, &str)]); 6] = [
         (&path, &[]),
         (&path, &[("Range", "bytes=0-")]),
@@ -147,9 +151,10 @@ async fn an_agent_that_stops_gives_chunks_and_refuses_everything_else_at_once() 
         assert_eq!(answer.exchange.status, Some(404), "{path} {headers:?}");
         ensure!(answer.exchange.head_after < Duration::from_millis(500), "{:?}", answer.exchange.head_after);
     }
+    // All but the chunk of a blob that is not here.
+    eventually("each is counted", async || Ok(stopping().await? == before + 5.0)).await?;
     // One that says nothing does not hold it up.
     let _idle = Place::Host.connect(pair.mirror()).await?;
-    let quiet = Instant::now();
     let status = pair.agent.process().exit(Duration::from_secs(20)).await?;
     ensure!(status.success(), "{status}");
     ensure!(quiet.elapsed() > Duration::from_secs(1), "a chunk may have followed: {:?}", quiet.elapsed());
@@ -339,17 +344,23 @@ async fn ranges_of_blobs_and_manifests_are_what_the_spec_says() -> Result<()> {
     for parallel_chunks in [true, false] {
         let (pair, items) = pair_with_everything(parallel_chunks).await?;
         for (path, item) in &items {
-            let content = item.content.to_bytes();
+            let (content, mut unsatisfiable) = (item.content.to_bytes(), 0.0);
             for (range, wanted) in cases(item.size(), parallel_chunks) {
                 let answer = pair.get_with(path, &[("Range", range.as_str())]).await?;
                 check(&answer, &format!("{path} {range}"), &wanted, &content)?;
-                if answer.status != 416 {
+                if answer.status == 416 {
+                    unsatisfiable += 1.0;
+                } else {
                     assert_eq!(answer.header("docker-content-digest"), item.digest().to_string());
                     assert_eq!(answer.header("accept-ranges"), "bytes");
                 }
                 assert_eq!(answer.header("content-encoding"), "");
                 assert_eq!(answer.header("oci-namespace"), pair.ecr.name());
             }
+            let kind = if path.starts_with("blobs/") { "blob" } else { "manifest" };
+            let labels = [("kind", kind), ("code", "416"), ("registry", &*pair.ecr.name())];
+            let counted = async || Ok(pair.metric("darter_mirror_requests_total", &labels).await? == unsatisfiable);
+            eventually("each 416 is counted", counted).await?;
         }
     }
     Ok(())

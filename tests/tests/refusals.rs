@@ -7,6 +7,7 @@ use darter_core::Digest;
 use darter_tests::agent::Options;
 use darter_tests::emulator::End;
 use darter_tests::fake_ecr::{Auth, Fault, Kind, Rule};
+use darter_tests::image::{Format, Image};
 use darter_tests::stage::{MIB, Pair, REPOSITORY, TAG, eventually};
 use darter_tests::tools::{Need, can_run};
 
@@ -81,6 +82,55 @@ async fn a_404_has_the_reason_for_which_it_was_given() -> Result<()> {
         let counted = async || Ok(pair.metric("darter_mirror_refusals_total", &labels).await? == 1.0);
         eventually(reason, counted).await?;
     }
+    all_have_theirs(&pair).await
+}
+
+#[tokio::test]
+async fn a_404_for_what_the_registry_says_has_its_reason() -> Result<()> {
+    if !can_run("a_404_for_what_the_registry_says_has_its_reason", &[Need::Darter]) {
+        return Ok(());
+    }
+    let pair = Pair::new(&[MIB]).await?;
+    pair.read_manifests().await?;
+    let config = pair.image.config.digest();
+    // It is not what its digest says.
+    pair.ecr.inject(Rule::on(Kind::Manifest).always(), Fault::WrongByte(9));
+    let other = Image::new(Format::Oci, 9, &[512])?;
+    pair.ecr.push(&other, REPOSITORY, "other");
+    refused(&pair, "origin", &format!("manifests/{}", other.root.digest()), &[]).await?;
+    pair.ecr.clear_faults();
+    // A manifest names another size than the registry.
+    let liar = Image::new(Format::Oci, 20, &[2 * MIB])?;
+    let mut manifest: serde_json::Value = serde_json::from_slice(&liar.root.content.to_bytes())?;
+    manifest["layers"][0]["size"] = MIB.into();
+    let liar = liar.with_root(manifest.to_string().into());
+    pair.ecr.push(&liar, REPOSITORY, "liar");
+    ensure!(pair.get(&format!("manifests/{}", liar.root.digest())).await?.status == 200);
+    refused(&pair, "bad_length", &format!("blobs/{}", liar.layers[0].digest()), &[]).await?;
+    pair.ecr.inject(Rule::on(Kind::Blob).digest(config).always(), Fault::Status(403, None));
+    refused(&pair, "denied", &format!("blobs/{config}"), &[]).await?;
+    all_have_theirs(&pair).await
+}
+
+#[tokio::test]
+async fn a_404_because_too_many_pulls_run_says_so() -> Result<()> {
+    if !can_run("a_404_because_too_many_pulls_run_says_so", &[Need::Darter]) {
+        return Ok(());
+    }
+    // One more than the agent runs at once; none of them ever gets a byte.
+    const RUNNING_MAX: usize = 256;
+    let change = |options: Options| options.set("mirror.prefetch", "off").set("mirror.answer_within", "3s");
+    let pair = Pair::with(&[512; RUNNING_MAX + 1], Auth::Public, &[("access", "public".into())], change).await?;
+    pair.read_manifests().await?;
+    pair.ecr.inject(Rule::on(Kind::Blob).always(), Fault::Delay(Duration::MAX));
+    let paths: Vec<_> = pair.image.layers.iter().map(|layer| format!("blobs/{}", layer.digest())).collect();
+    let (last, others) = paths.split_last().expect("layers");
+    let late = futures_util::future::try_join_all(others.iter().map(|path| pair.get(path))).await?;
+    ensure!(late.iter().all(|answer| answer.status == 404));
+    // They go on without a reader for `mirror.linger`.
+    let counted = async || Ok(pair.metric("darter_mirror_refusals_total", &[("reason", "late")]).await? == 256.0);
+    eventually("each is late", counted).await?;
+    refused(&pair, "busy", last, &[]).await?;
     all_have_theirs(&pair).await
 }
 

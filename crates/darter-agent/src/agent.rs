@@ -13,17 +13,16 @@ use tracing::{error, info, warn};
 
 use crate::admin::{About, Admin, AdminError, Orders, Watched};
 use crate::certs_d::{self, CertsD};
-use crate::config::{Config, ContentStore, Discover, RegistryConfig};
+use crate::config::{Config, ContentStore};
 use crate::containerd::Known;
 use crate::going::Notices;
 use crate::gpu::Gpus;
 use crate::images::Images;
-use crate::imds;
-use crate::log::chain;
 use crate::metrics::Metrics;
 use crate::mirror::{BindError, Mirror};
 use crate::node::{Around, OwnNode};
 use crate::origin::{OriginError, Shared};
+use crate::own_registry::OwnRegistry;
 use crate::parts::{Part, first_end};
 use crate::prewarm::{Prewarm, Warm};
 use crate::pulls::Pulls;
@@ -64,6 +63,7 @@ pub struct Agent {
     config: Config,
     metrics: Arc<Metrics>,
     sites: Arc<Sites>,
+    own: OwnRegistry,
     store: Store,
     pulls: Pulls,
     images: Images,
@@ -91,13 +91,14 @@ impl Agent {
         let gpus = Gpus::new(&config.gpu, &config.data_dir(), node.view());
         metrics.show(gpus.exposition());
         let metrics = Arc::new(metrics);
-        discover(&mut config).await;
+        let own = OwnRegistry::look(&mut config, metrics.clone()).await;
         // containerd itself is asked by the first self-test: nothing here hangs on its version.
         let preflight = certs_d::preflight_for(&config, Known::not_asked());
         let certs_d = CertsD::new(&config, &preflight.later_roots, metrics.clone());
         let shared = Shared::new(&config).await.map_err(AgentError::Shared)?;
         let sites = Arc::new(Sites::open(&config, shared, &certs_d.others().borrow(), metrics.clone()));
-        let certs_d = certs_d.without(sites.unserved());
+        own.announce(&sites);
+        let certs_d = certs_d.without(sites.unserved()).with(sites.registries());
         let content_store = preflight.content_store().filter(|_| config.containerd.content_store == ContentStore::Auto);
         let store = Store::open(config.data_dir(), &config.store, content_store, metrics.clone()).await;
         let pulling = CancellationToken::new();
@@ -119,7 +120,7 @@ impl Agent {
             about,
             serving: serving.subscribe(),
             store: store.clone(),
-            registries: config.registries.len(),
+            registries: sites.registries(),
             hosts: certs_d.states(),
             preflight: preflight.subscribe(),
             seen: mirror.seen(),
@@ -138,6 +139,7 @@ impl Agent {
             config,
             metrics,
             sites,
+            own,
             store,
             pulls,
             images,
@@ -162,6 +164,7 @@ impl Agent {
             config,
             metrics,
             sites,
+            own,
             store,
             pulls,
             images,
@@ -185,14 +188,17 @@ impl Agent {
             registries = config.registries.len(), "darter agent is up");
         let (passing, passes) = watch::channel(false);
         let notices = Notices::new(&config, node.view(), metrics.clone());
-        let (around, in_place) = (around(&config, &gpus, &serving, &certs_d, &warm), certs_d.states());
+        let (around, in_place) = (around(&sites, &gpus, &serving, &certs_d, &warm), certs_d.states());
+        let (registries, known) = (sites.registries(), own.run(sites.clone(), files.clone()));
+        let mut own = Part::start("own registry", known);
         let mut follow = Part::start("origins", sites.follow(certs_d.others(), files.clone()));
         let mut hosts = Part::start("hosts.toml", certs_d.run(passes, files.clone()));
         let mut mirror = Part::start("mirror", mirror.run(serve.clone()));
         let mut admin = Part::start("admin", admin.run(keep.clone()));
         let (disk, checkup, said) = (store.clone(), Checkup::default(), BTreeSet::new());
         let mut store = Part::start("store", store.run(keep.clone()));
-        let checks = SelfTest { config, address, store: disk, checkup, seen, serving, passing, preflight, said };
+        let checks =
+            SelfTest { config, registries, address, store: disk, checkup, seen, serving, passing, preflight, said };
         let mut checks = Part::start("self-test", checks.run(files.clone()));
         let (leaving, sharing) = (CancellationToken::new(), CancellationToken::new());
         let (leave, share, shared) = (leaving.clone(), sharing.clone(), pulls.clone());
@@ -215,7 +221,7 @@ impl Agent {
                 info!("stopping: hosts.toml first, then the mirror");
                 Ok(())
             }
-            part = first_end([&mut hosts, &mut mirror, &mut admin, &mut store, &mut checks, &mut follow, &mut swarm, &mut notices, &mut gpus, &mut node, &mut warm, &mut memory, &mut reporter]) => {
+            part = first_end([&mut hosts, &mut mirror, &mut admin, &mut store, &mut checks, &mut follow, &mut own, &mut swarm, &mut notices, &mut gpus, &mut node, &mut warm, &mut memory, &mut reporter]) => {
                 error!(part, "a part of the agent ended; stopping all of it");
                 Err(AgentError::Ended { part })
             }
@@ -225,7 +231,7 @@ impl Agent {
         // hosts.toml goes before the mirror does.
         files.cancel();
         tokio::join!(hosts.finish(DRAIN), checks.finish(DRAIN), follow.finish(DRAIN), notices.finish(DRAIN));
-        tokio::join!(node.finish(DRAIN), warm.finish(DRAIN));
+        tokio::join!(node.finish(DRAIN), own.finish(DRAIN), warm.finish(DRAIN));
         serve.cancel();
         mirror.finish(drain).await;
         pulling.cancel();
@@ -250,7 +256,7 @@ impl Agent {
 
 /// What a startup taint waits for.
 fn around(
-    config: &Config,
+    sites: &Sites,
     gpus: &Gpus,
     serving: &watch::Sender<Result<(), String>>,
     certs_d: &CertsD,
@@ -260,7 +266,7 @@ fn around(
         gpus: gpus.view(),
         serving: serving.subscribe(),
         hosts: certs_d.states(),
-        registries: config.registries.len(),
+        registries: sites.registries(),
         missing_images: warm.missing(),
     }
 }
@@ -269,32 +275,6 @@ fn around(
 fn name(config: &Config) -> String {
     let host = || rustix::system::uname().nodename().to_string_lossy().into_owned();
     config.kubernetes.node.clone().unwrap_or_else(host)
-}
-
-/// Adds the ECR registry of this node's account and region, as configured or found out.
-async fn discover(config: &mut Config) {
-    let named = config.aws.account.clone().zip(config.aws.region.clone());
-    let found = match (named, config.aws.discover) {
-        (Some(named), _) => Some(named),
-        (None, Discover::Off) => None,
-        (None, Discover::Auto) => match imds::identity(&config.aws).await {
-            Ok(identity) => Some((identity.account, identity.region)),
-            Err(error) => {
-                info!(reason = %chain(&error), "the metadata service tells no account and region: no default registry");
-                None
-            }
-        },
-    };
-    let Some((account, region)) = found else { return };
-    let host = darter_core::ecr::Ecr::host(&account, &region);
-    match host.parse() {
-        Ok(name) if config.registries.iter().any(|registry| registry.name == name) => {}
-        Ok(name) => {
-            info!(registry = %name, "mirroring this node's own ECR registry");
-            config.registries.push(RegistryConfig::named(name));
-        }
-        Err(error) => warn!(error = %chain(&error), "account and region do not make a registry name"),
-    }
 }
 
 /// 10,000 connections need as many file descriptors, and the soft limit is 1024 on most systems.

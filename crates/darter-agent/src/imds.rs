@@ -3,9 +3,9 @@
 //! And what EC2 is about to do with it (`notices`): take it back, maybe, or maintain it.
 //!
 //! Asked at start. Off EC2 nobody answers, and that must not hold up the start: one second in all.
-//! On EC2, as the firmware tells, it is asked again for a while: a node that boots with a hundred
-//! others must not be without its registry for good because one answer came late. From a pod network
-//! the answer to the PUT gets lost too (hop limit 1).
+//! On EC2, as the firmware tells, it is asked again for a while, and then beside the rest (`own_registry`): a
+//! node that boots with a hundred others must not be without its registry for good because one answer came
+//! late. From a pod network the answer to the PUT gets lost too (hop limit 1).
 
 use std::time::{Duration, Instant};
 
@@ -123,8 +123,16 @@ impl ImdsError {
 pub async fn identity(aws: &config::Aws) -> Result<Identity, ImdsError> {
     // Another endpoint than EC2's own says nothing of where this node is.
     let is_expected = aws.imds_endpoint.is_none() && is_ec2();
-    let endpoint = aws.imds_endpoint.as_deref().unwrap_or(ENDPOINT).trim_end_matches('/');
-    asked_for(endpoint, if is_expected { EXPECTED_FOR } else { Duration::ZERO }).await
+    asked_for(endpoint(aws), if is_expected { EXPECTED_FOR } else { Duration::ZERO }).await
+}
+
+/// The same, asked once.
+pub async fn identity_now(aws: &config::Aws) -> Result<Identity, ImdsError> {
+    asked_for(endpoint(aws), Duration::ZERO).await
+}
+
+fn endpoint(aws: &config::Aws) -> &str {
+    aws.imds_endpoint.as_deref().unwrap_or(ENDPOINT).trim_end_matches('/')
 }
 
 async fn asked_for(endpoint: &str, period: Duration) -> Result<Identity, ImdsError> {
@@ -145,8 +153,7 @@ async fn asked_for(endpoint: &str, period: Duration) -> Result<Identity, ImdsErr
 /// # Errors
 /// There is no token, and so nothing was asked for.
 pub async fn notices(aws: &config::Aws) -> Result<Notices, ImdsError> {
-    let endpoint = aws.imds_endpoint.as_deref().unwrap_or(ENDPOINT).trim_end_matches('/');
-    let session = within(Session::open(endpoint)).await?;
+    let session = within(Session::open(endpoint(aws))).await?;
     // At once: none waits for another that gets no answer.
     let (spot, rebalance, scheduled) = tokio::join!(
         announced(&session, "/latest/meta-data/spot/instance-action"),

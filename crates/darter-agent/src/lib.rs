@@ -22,6 +22,7 @@ pub mod metrics;
 pub mod mirror;
 pub mod node;
 pub mod origin;
+pub mod own_registry;
 pub mod parts;
 pub mod prewarm;
 pub mod pulls;

@@ -170,6 +170,8 @@ pub struct Metrics {
     pub node_watch_errors: Family<ReasonLabels, Counter>,
     /// Failed questions for a spot interruption notice.
     pub spot_notice_errors: Counter,
+    /// Failed questions for this node's account and region, after the start.
+    pub own_registry_errors: Counter,
     /// Failed questions for what else the metadata service may announce.
     pub notice_errors: Family<ReasonLabels, Counter>,
     pub node_write_errors: Family<ReasonLabels, Counter>,
@@ -342,6 +344,11 @@ impl Metrics {
                 Counter::default(),
                 "spot_notice_errors",
                 "Failed questions for a spot interruption notice"
+            ),
+            own_registry_errors: metric!(
+                Counter::default(),
+                "own_registry_errors",
+                "Failed questions for this node's account and region, whose ECR registry is not mirrored meanwhile"
             ),
             notice_errors: metric!(
                 Family::default(),

@@ -17,6 +17,7 @@ use crate::config::Config;
 use crate::containerd::{self, Known};
 use crate::log::chain;
 use crate::mirror::{self, Seen};
+use crate::sites::Registries;
 use crate::store::{Checkup, Store};
 
 /// A handful of small files, and one question.
@@ -26,6 +27,8 @@ const CONTAINERD_PATIENCE: Duration = Duration::from_secs(3);
 pub struct SelfTest {
     /// How often (`certs_d.check_every`), and where containerd's configuration is.
     pub config: Config,
+    /// Whose files are looked at.
+    pub registries: watch::Receiver<Registries>,
     /// The mirror.
     pub address: SocketAddr,
     /// What it gives blobs from.
@@ -96,7 +99,8 @@ impl SelfTest {
                 containerd::known(self.config.containerd.socket.clone().or_else(named)).await
             }
         };
-        let config = self.config.clone();
+        let mut config = self.config.clone();
+        config.registries.clone_from(&self.registries.borrow().all);
         // It reads files, which may be on a slow disk.
         match tokio::task::spawn_blocking(move || preflight_for(&config, containerd)).await {
             Ok(found) => {

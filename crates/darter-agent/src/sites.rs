@@ -3,9 +3,10 @@
 //! A request for any other registry is answered 404: the mirror is no open proxy. The hosts before a
 //! registry are those of its hosts.toml, and change with it. A registry whose origin cannot be set up (a
 //! secret that is mounted late, say) is not served, and does not keep the others from it: it is tried again.
+//! A `ca` that was changed is read again.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use darter_core::Registry;
@@ -30,6 +31,8 @@ const PAUSE_MAX: Duration = Duration::from_secs(30);
 pub struct Site {
     /// How to reach it, and the hosts of hosts.toml that stand before it.
     reach: RwLock<(Origin, Vec<ForeignOrigin>)>,
+    /// What the log has of its `ca`.
+    complaint: Mutex<Option<String>>,
     /// Whether it is away.
     pub away: Away,
     /// Its label in the metrics.
@@ -42,7 +45,7 @@ impl Site {
     /// A registry with the origin that was made for it and for these hosts before it.
     pub fn new(config: RegistryConfig, origin: Origin, foreign: Vec<ForeignOrigin>) -> Self {
         let (reach, away) = (RwLock::new((origin, foreign)), Away::new(PAUSE, PAUSE_MAX));
-        Self { reach, away, label: RegistryLabel::of(&config.name), config }
+        Self { reach, complaint: Mutex::default(), away, label: RegistryLabel::of(&config.name), config }
     }
 
     /// How to reach it now. Whoever asks for several parts of one thing keeps what this gives.
@@ -71,6 +74,24 @@ impl Site {
         }
     }
 
+    /// Takes the certificates that its `ca` holds now. Reads a file.
+    fn take_ca(&self, shared: &Shared) {
+        let renewed = self.origin().has_new_ca(shared).and_then(|is_news| {
+            if is_news {
+                let mut reach = self.reach.write().unwrap_or_else(PoisonError::into_inner);
+                reach.0 = reach.0.with_foreign(&reach.1)?;
+                info!(registry = %self.registry(), "its ca was changed: what it holds now is trusted");
+            }
+            Ok(())
+        });
+        let complaint = renewed.err().map(|error| chain(&error).to_string());
+        let mut known = self.complaint.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(error) = complaint.as_ref().filter(|_| *known != complaint) {
+            warn!(registry = %self.registry(), %error, "its ca cannot be used any more: what it held before is trusted");
+        }
+        *known = complaint;
+    }
+
     /// The registry's name.
     pub const fn registry(&self) -> &Registry {
         &self.config.name
@@ -93,11 +114,23 @@ impl std::fmt::Debug for Site {
 /// The registries that are configured and not served, each with the reason.
 pub type Unserved = BTreeMap<Registry, String>;
 
+/// The registries there are: those of the configuration, and this node's own once it is known.
+#[derive(Debug, Clone, Default)]
+pub struct Registries {
+    /// All of them, served or not.
+    pub all: Vec<RegistryConfig>,
+    /// Why this node's own is not among them yet.
+    pub awaited: Option<String>,
+}
+
 /// All mirrored registries.
 pub struct Sites {
     /// Those whose origins could be set up.
     sites: RwLock<HashMap<Registry, Arc<Site>>>,
     unserved: watch::Sender<Unserved>,
+    registries: watch::Sender<Registries>,
+    /// What came since: it is set up before others hear of it, so that hosts.toml names what is served.
+    found: watch::Sender<Vec<RegistryConfig>>,
     config: Config,
     shared: Shared,
     metrics: Arc<Metrics>,
@@ -106,8 +139,9 @@ pub struct Sites {
 impl Sites {
     /// The registries of the configuration, with the hosts that their hosts.toml files name.
     pub fn open(config: &Config, shared: Shared, others: &Others, metrics: Arc<Metrics>) -> Self {
-        let (sites, unserved) = (RwLock::default(), watch::Sender::default());
-        let all = Self { sites, unserved, config: config.clone(), shared, metrics };
+        let (sites, unserved, found) = (RwLock::default(), watch::Sender::default(), watch::Sender::default());
+        let registries = watch::Sender::new(Registries { all: config.registries.clone(), awaited: None });
+        let all = Self { sites, unserved, registries, found, config: config.clone(), shared, metrics };
         all.open_the_rest(others);
         all
     }
@@ -115,6 +149,28 @@ impl Sites {
     /// The registries that are not served at the moment.
     pub fn unserved(&self) -> watch::Receiver<Unserved> {
         self.unserved.subscribe()
+    }
+
+    /// The registries there are.
+    pub fn registries(&self) -> watch::Receiver<Registries> {
+        self.registries.subscribe()
+    }
+
+    /// This node's own registry is not known yet, for this reason.
+    pub fn awaits(&self, reason: String) {
+        self.registries.send_if_modified(|registries| {
+            let is_news = registries.awaited.as_ref() != Some(&reason);
+            registries.awaited = Some(reason);
+            is_news
+        });
+    }
+
+    /// Who knows this node's own registry has told: this one, if it is a new one. `follow` sets it up.
+    pub fn found(&self, registry: Option<RegistryConfig>) {
+        match registry {
+            Some(registry) => self.found.send_modify(|found| found.push(registry)),
+            None => self.registries.send_modify(|registries| registries.awaited = None),
+        }
     }
 
     /// The registry that a request means; one that names none means `mirror.default_registry`.
@@ -127,7 +183,9 @@ impl Sites {
     fn open_the_rest(&self, others: &Others) {
         let before = self.unserved.borrow().clone();
         let mut unserved = Unserved::new();
-        for registry in self.config.registries.iter().filter(|registry| self.get(Some(&registry.name)).is_none()) {
+        let mut all = self.config.registries.clone();
+        all.extend(self.found.borrow().iter().cloned());
+        for registry in all.iter().filter(|registry| self.get(Some(&registry.name)).is_none()) {
             let (name, foreign) = (&registry.name, others.get(&registry.name).cloned().unwrap_or_default());
             match self.site(registry, foreign) {
                 Ok(site) => {
@@ -151,6 +209,13 @@ impl Sites {
             *known = unserved;
             is_news
         });
+        self.registries.send_if_modified(|known| {
+            let is_news = known.all.len() != all.len();
+            if is_news {
+                *known = Registries { all, awaited: None };
+            }
+            is_news
+        });
     }
 
     fn site(&self, registry: &RegistryConfig, foreign: Vec<ForeignOrigin>) -> Result<Site, OriginError> {
@@ -163,8 +228,21 @@ impl Sites {
         Ok(site)
     }
 
-    /// Follows what hosts.toml files name, and tries again what could not be set up, until `stop`.
+    /// Looks whether a `ca` was changed. Reads files.
+    fn renew(&self) {
+        for registry in self.config.registries.iter().filter(|registry| registry.ca.is_some()) {
+            if let Some(site) = self.get(Some(&registry.name)) {
+                site.take_ca(&self.shared);
+            }
+        }
+    }
+
+    /// Follows what hosts.toml files name, sets up what came since the start, tries again what could not be,
+    /// and takes a `ca` that was changed, until `stop`.
     pub async fn follow(self: Arc<Self>, mut others: watch::Receiver<Others>, stop: CancellationToken) {
+        let mut found = self.found.subscribe();
+        let mut has_more = !found.borrow_and_update().is_empty();
+        let has_ca = self.config.registries.iter().any(|registry| registry.ca.is_some());
         loop {
             let hosts = others.borrow_and_update().clone();
             for (registry, foreign) in &hosts {
@@ -173,15 +251,20 @@ impl Sites {
                 }
             }
             let is_all_served = self.unserved.borrow().is_empty();
-            if !is_all_served {
+            if has_more || has_ca || !is_all_served {
                 let sites = self.clone();
                 // A disk that hangs must not keep the agent from stopping.
-                let tried = tokio::task::spawn_blocking(move || sites.open_the_rest(&hosts));
+                let tried = tokio::task::spawn_blocking(move || {
+                    sites.renew();
+                    sites.open_the_rest(&hosts);
+                });
                 stop.run_until_cancelled(tried).await;
             }
+            has_more = false;
             tokio::select! {
                 () = stop.cancelled() => return,
-                () = tokio::time::sleep(self.config.certs_d.check_every.0), if !is_all_served => (),
+                () = tokio::time::sleep(self.config.certs_d.check_every.0), if has_ca || !is_all_served => (),
+                Ok(()) = found.changed() => has_more = true,
                 // Who looks at the files is gone, and the agent with it.
                 changed = others.changed() => if changed.is_err() {
                     return stop.cancelled().await;

@@ -53,6 +53,11 @@ pub(super) const fn hosts(state: &HostsState) -> Option<&'static str> {
 pub(super) const NOT_LOOKED_AT: &str =
     "wait: the first look comes with the start; if this stays, look at the agent's log";
 
+/// While the metadata service has not told this node's own registry.
+pub(super) const AWAITED: &str = "nothing where the node has just booted: it is asked until it answers, and containerd \
+    pulls from the registry itself. If this stays: in a pod without the host's network the service needs a hop limit \
+    of 2; or set aws.account and aws.region, or aws.discover = \"off\" where nothing of ECR is to be mirrored";
+
 /// Where members are missing.
 pub(super) const fn swarm(standing: &Standing) -> &'static str {
     match standing {

@@ -11,6 +11,7 @@ use crate::certs_d::{HostsState, Preflight};
 use crate::gpu::View;
 use crate::metrics::{CheckLabels, Metrics};
 use crate::mirror::Seen;
+use crate::sites::Registries;
 use crate::store::{self, Store};
 use crate::swarm::control::Standing;
 
@@ -34,8 +35,8 @@ pub struct Watched {
     pub serving: watch::Receiver<Result<(), String>>,
     /// The store.
     pub store: Store,
-    /// How many registries there are: their states are empty until they were first looked at.
-    pub registries: usize,
+    /// The registries there are: their states are empty until they were first looked at.
+    pub registries: watch::Receiver<Registries>,
     /// hosts.toml of each registry.
     pub hosts: watch::Receiver<Vec<(Registry, HostsState)>>,
     /// What containerd's configuration says.
@@ -91,10 +92,17 @@ impl Watched {
     }
 
     fn hosts_toml(&self) -> Check {
-        let states = self.hosts.borrow();
-        if states.len() < self.registries {
+        let (states, registries) = (self.hosts.borrow(), self.registries.borrow());
+        if states.len() < registries.all.len() {
             let check = Check::new("hosts_toml", State::Failed, "not looked at yet");
             return check.with_advice(advice::NOT_LOOKED_AT);
+        }
+        if let Some(awaited) = &registries.awaited
+            && states.iter().all(|(_, state)| state.check() < State::Failed)
+        {
+            let reasons = states.iter().map(|(registry, state)| format!("{registry}: {state}"));
+            let reasons: Vec<String> = std::iter::once(awaited.clone()).chain(reasons).collect();
+            return Check::new("hosts_toml", State::Degraded, reasons.join("; ")).with_advice(advice::AWAITED);
         }
         if states.is_empty() {
             let reason = "no registry is configured, so nothing is mirrored: add a [[registry]]";

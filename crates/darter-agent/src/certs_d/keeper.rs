@@ -25,6 +25,7 @@ pub(super) struct Keeper {
     /// Nothing is written any more.
     is_uninstalled: bool,
     root: PathBuf,
+    later_roots: Vec<PathBuf>,
     mirror_url: String,
     write: bool,
     sites: Vec<Site>,
@@ -48,30 +49,42 @@ pub(super) struct Round {
 
 impl Keeper {
     pub(super) fn new(config: &Config, later_roots: &[PathBuf], metrics: Arc<Metrics>) -> Self {
-        let (registries, mirror) = (&config.registries, config.mirror.listen);
-        let (off, on): (Vec<_>, Vec<_>) = registries.iter().partition(|registry| registry.access == Some(Access::Off));
-        let site = |registry: &&RegistryConfig| Site {
-            root: config.certs_d.path.clone(),
-            later_roots: later_roots.to_vec(),
-            wanted: wanted(config, registry, mirror),
-        };
-        let closed = off.iter().map(|registry| registry.name.clone());
         let mut keeper = Self {
-            config: config.clone(),
+            config: Config { registries: Vec::new(), ..config.clone() },
             is_uninstalled: false,
             root: config.certs_d.path.clone(),
-            mirror_url: mirror_url(mirror),
+            later_roots: later_roots.to_vec(),
+            mirror_url: mirror_url(config.mirror.listen),
             write: config.certs_d.write,
-            sites: on.iter().map(site).collect(),
-            closed: closed.collect(),
+            sites: Vec::new(),
+            closed: Vec::new(),
             unserved: Unserved::new(),
             metrics,
             last: BTreeMap::new(),
             others: BTreeMap::new(),
             said: BTreeMap::new(),
         };
+        keeper.take(&config.registries);
         keeper.look_for_others();
         keeper
+    }
+
+    /// Looks after these too.
+    pub(super) fn take(&mut self, registries: &[RegistryConfig]) {
+        for registry in registries {
+            if self.config.registries.iter().any(|known| known.name == registry.name) {
+                continue;
+            }
+            match registry.access {
+                Some(Access::Off) => self.closed.push(registry.name.clone()),
+                _ => self.sites.push(Site {
+                    root: self.root.clone(),
+                    later_roots: self.later_roots.clone(),
+                    wanted: wanted(&self.config, registry, self.config.mirror.listen),
+                }),
+            }
+            self.config.registries.push(registry.clone());
+        }
     }
 
     /// The other hosts that each registry's hosts.toml names, as of the last look.

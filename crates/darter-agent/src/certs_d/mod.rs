@@ -33,7 +33,7 @@ use tracing::{error, warn};
 
 use crate::config::{Config, RegistryConfig};
 use crate::metrics::Metrics;
-use crate::sites::Unserved;
+use crate::sites::{Registries, Unserved};
 use crate::watch::Watch;
 
 pub use order::{OrderError, Uninstalled, Uninstaller};
@@ -148,6 +148,7 @@ pub struct CertsD {
     states: channel::Sender<States>,
     others: channel::Sender<Others>,
     unserved: channel::Receiver<Unserved>,
+    registries: channel::Receiver<Registries>,
     orders: (Uninstaller, mpsc::Receiver<Order>),
 }
 
@@ -159,13 +160,19 @@ impl CertsD {
         let (states, others) = (channel::Sender::new(Vec::new()), channel::Sender::new(keeper.others().clone()));
         let crate::config::CertsD { remove_on_exit, check_every, .. } = config.certs_d;
         let (_, unserved) = channel::channel(Unserved::new());
+        let (_, registries) = channel::channel(Registries::default());
         let orders = order::channel();
-        Self { keeper, remove_on_exit, check_every: check_every.0, states, others, unserved, orders }
+        Self { keeper, remove_on_exit, check_every: check_every.0, states, others, unserved, registries, orders }
     }
 
     /// The same, with no hosts.toml for the registries that are not served, as long as they are not.
     pub fn without(self, unserved: channel::Receiver<Unserved>) -> Self {
         Self { unserved, ..self }
+    }
+
+    /// The same, and also for registries that come later.
+    pub fn with(self, registries: channel::Receiver<Registries>) -> Self {
+        Self { registries, ..self }
     }
 
     /// The hosts of others, as of the last round.
@@ -185,7 +192,8 @@ impl CertsD {
 
     /// Keeps the files right until `stop`: there while `serving` is true, taken out while it is not.
     pub async fn run(self, mut serving: channel::Receiver<bool>, stop: CancellationToken) {
-        let Self { mut keeper, remove_on_exit, check_every, states, others, mut unserved, orders } = self;
+        let Self { mut keeper, remove_on_exit, check_every, states, others, mut unserved, mut registries, orders } =
+            self;
         let (_orders, mut ordered) = orders;
         let mut watch = Watch::new().inspect_err(|error| warn!(%error, "changes are seen by the timer only")).ok();
         let mut is_sure = true;
@@ -195,6 +203,7 @@ impl CertsD {
             // A mirror whose self-test is gone has none that passes.
             let is_serving = *serving.borrow_and_update() && serving.has_changed().is_ok();
             keeper.unserved = unserved.borrow_and_update().clone();
+            keeper.take(&registries.borrow_and_update().all);
             // Listen first, look after: what happens in between is heard.
             watch.as_mut().map(|watch| watch.cover(&keeper.watched()));
             let Some((kept, round)) = blocking(keeper, move |keeper| keeper.round(is_serving)).await else { return };
@@ -215,6 +224,7 @@ impl CertsD {
                 () = stop.cancelled() => (),
                 changed = serving.changed(), if is_sure => is_sure = changed.is_ok(),
                 Ok(()) = unserved.changed() => (),
+                Ok(()) = registries.changed() => (),
                 () = heard(watch.as_mut(), pause) => (),
                 () = sleep(check_every) => (),
                 Some(Order { done }) = ordered.recv() => {

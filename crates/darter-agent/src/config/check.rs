@@ -15,6 +15,9 @@ use crate::origin::is_url;
 use crate::store::PIN_MAX;
 use crate::swarm::discovery::has_port;
 
+/// A stop waits for bodies no longer than this, whatever was typed: those that are left go on at the registry.
+const DRAIN_MAX: Duration = Duration::from_secs(600);
+
 /// What is wrong, and at which key: `mirror.listen`, or `registry[0].ca`.
 pub(super) struct Fault {
     pub(super) key: String,
@@ -44,6 +47,8 @@ pub(super) fn check(config: &Config) -> Result<(), Fault> {
     for (key, wait) in [
         ("mirror.answer_within", mirror.answer_within),
         ("mirror.stall", mirror.stall),
+        // What was cut short has to be 404 for a while, or containerd resumes it here for ever.
+        ("mirror.handover", mirror.handover),
         ("mirror.client_timeout", mirror.client_timeout),
         ("certs_d.check_every", certs_d.check_every),
         ("certs_d.dial_timeout", certs_d.dial_timeout),
@@ -66,6 +71,9 @@ pub(super) fn check(config: &Config) -> Result<(), Fault> {
     }
     require(origin.ranges <= 64, "origin.ranges", || {
         "must be at most 64: a registry takes more for an attack".to_owned()
+    })?;
+    require(agent.drain.0 <= DRAIN_MAX, "agent.drain", || {
+        format!("must be at most {}: a stop waits for it", Seconds(DRAIN_MAX))
     })?;
     check_mirror(mirror)?;
     require(store.min_free != Space::Share(Share(100)), "store.min_free", || {

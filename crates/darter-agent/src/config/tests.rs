@@ -236,6 +236,8 @@ fn what_the_agent_could_not_work_with_is_named_with_its_line() {
     let registry = "[[registry]]\nname = \"a.example\"\n";
     for (text, wanted) in [
         ("[log]\nlevel = \"blah==\"\n".to_owned(), "darter.toml:2: log.level: `blah==` is not a filter"),
+        ("[mirror]\nhandover = \"0s\"\n".to_owned(), "darter.toml:2: mirror.handover: must be longer than nothing"),
+        ("[agent]\ndrain = \"601s\"\n".to_owned(), "darter.toml:2: agent.drain: must be at most 10m"),
         ("[store]\nmin_free = \"100%\"\n".to_owned(), "darter.toml:2: store.min_free: must be less than 100%"),
         (
             "[mirror]\nproof_stale = \"1h\"\nproof_ttl = \"61m\"\n".to_owned(),

@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use darter_core::access::{CredentialKey, Kept, Owner, Place};
+use darter_core::ecr::Ecr;
 use darter_core::manifest::{MANIFEST_MAX_BYTES, Manifest};
 use darter_core::{Digest, Registry};
 use rustix::time::{ClockId, clock_gettime};
@@ -20,7 +21,7 @@ use tracing::{info, warn};
 
 use super::Images;
 use super::tags::KeptTag;
-use crate::config::Config;
+use crate::config::{Config, Discover, RegistryConfig};
 use crate::files;
 use crate::log::chain;
 use crate::origin::Credential;
@@ -39,6 +40,8 @@ pub(super) struct Keeper {
     boot_id: String,
     /// By registry: another configuration may be another credential.
     configured: BTreeMap<Registry, String>,
+    /// Whether this node's own registry may come later: it opens nothing before.
+    may_come: bool,
 }
 
 /// What is in the file.
@@ -56,15 +59,20 @@ struct Content {
 impl Keeper {
     pub(super) fn new(config: &Config) -> Self {
         let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-        let configured = config.registries.iter().map(|registry| {
-            let text = serde_json::to_string(registry).unwrap_or_default();
-            (registry.name.clone(), Digest::of(text.as_bytes()).to_string())
-        });
+        let configured = config.registries.iter().map(|registry| (registry.name.clone(), fingerprint(registry)));
         Self {
             file: config.data_dir().join("proofs.json"),
             boot_id: boot_id.trim().to_owned(),
             configured: configured.collect(),
+            may_come: config.aws.discover == Discover::Auto && config.aws.account.is_none(),
         }
+    }
+
+    /// How a registry is configured, or will be when the metadata service names it.
+    fn configuration(&self, registry: &Registry) -> Option<String> {
+        let is_own = || self.may_come && matches!(Ecr::recognise(registry), Some(Ecr::Private { .. }));
+        let known = self.configured.get(registry).cloned();
+        known.or_else(|| is_own().then(|| fingerprint(&RegistryConfig::named(registry.clone()))))
     }
 
     /// What the agent before this one kept, as far as it counts, and how long ago.
@@ -88,10 +96,9 @@ impl Keeper {
         if content.boot_id != self.boot_id || self.boot_id.is_empty() {
             return None;
         }
-        let same: BTreeSet<_> = self
-            .configured
-            .iter()
-            .filter(|(registry, config)| content.configured.get(*registry) == Some(*config))
+        let then = std::mem::take(&mut content.configured).into_iter();
+        let same: BTreeSet<_> = then
+            .filter(|(registry, config)| self.configuration(registry).as_ref() == Some(config))
             .map(|(registry, _)| registry)
             .collect();
         content.kept.proofs.retain(|proof| same.contains(&proof.registry));
@@ -107,12 +114,20 @@ impl Keeper {
 
     async fn write(&self, kept: Kept, tags: Vec<KeptTag>) -> io::Result<()> {
         let written_ms = u64::try_from(since_boot().as_millis()).unwrap_or(u64::MAX);
-        let (boot_id, configured) = (self.boot_id.clone(), self.configured.clone());
+        let boot_id = self.boot_id.clone();
+        let named = kept.proofs.iter().map(|proof| &proof.registry);
+        let named = named.chain(kept.places.iter().map(|place| &place.registry));
+        let named: BTreeSet<_> = named.chain(tags.iter().map(|tag| &tag.registry)).collect();
+        let configured = named.into_iter().filter_map(|name| Some((name.clone(), self.configuration(name)?))).collect();
         let content = Content { boot_id, written_ms, configured, kept, tags };
         let file = self.file.clone();
         let write = move || files::replace(&file, &serde_json::to_vec(&content)?);
         tokio::task::spawn_blocking(write).await?
     }
+}
+
+fn fingerprint(registry: &RegistryConfig) -> String {
+    Digest::of(serde_json::to_string(registry).unwrap_or_default().as_bytes()).to_string()
 }
 
 /// Also while the machine sleeps, unlike `Instant`.

@@ -31,6 +31,7 @@ use crate::config;
 use crate::gpu;
 use crate::kubernetes::{Teller, Told, Watch, follow};
 use crate::metrics::Metrics;
+use crate::sites::Registries;
 
 /// Who writes, for the API server.
 const MANAGER: &str = "darter-agent";
@@ -81,8 +82,8 @@ pub struct Around {
     pub serving: watch::Receiver<Result<(), String>>,
     /// hosts.toml of each registry.
     pub hosts: watch::Receiver<States>,
-    /// How many registries there are.
-    pub registries: usize,
+    /// The registries there are.
+    pub registries: watch::Receiver<Registries>,
     /// Images that are to be here and are not.
     pub missing_images: watch::Receiver<Vec<String>>,
 }
@@ -91,6 +92,7 @@ impl Around {
     fn unchanged(&mut self) {
         self.serving.mark_unchanged();
         self.hosts.mark_unchanged();
+        self.registries.mark_unchanged();
         self.missing_images.mark_unchanged();
     }
 
@@ -98,6 +100,7 @@ impl Around {
         tokio::select! {
             true = told(&mut self.serving) => {}
             true = told(&mut self.hosts) => {}
+            true = told(&mut self.registries) => {}
             true = told(&mut self.missing_images) => {}
             // Nobody tells any more.
             else => std::future::pending().await,

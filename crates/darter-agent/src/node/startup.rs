@@ -129,6 +129,7 @@ impl Keeper<'_> {
 
     fn look(&self, facts: &Facts) -> Seen {
         let Around { gpus, serving, hosts, registries, missing_images } = &self.around;
+        let registries = registries.borrow();
         let (hosts, verdict) = (hosts.borrow(), gpus.judgement().map(|judgement| judgement.verdict.state));
         let gpus = match Gpus::of(verdict) {
             _ if gpus.is_off() => Gpus::None,
@@ -138,7 +139,9 @@ impl Keeper<'_> {
         };
         Seen {
             mirror: serving.borrow().is_ok(),
-            hosts_toml: hosts.len() >= *registries && hosts.iter().all(|(_, state)| state.check() == State::Ok),
+            hosts_toml: registries.awaited.is_none()
+                && hosts.len() >= registries.all.len()
+                && hosts.iter().all(|(_, state)| state.check() == State::Ok),
             images: missing_images.borrow().is_empty(),
             gpus,
             node_age: facts.age(),

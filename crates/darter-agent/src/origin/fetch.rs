@@ -12,7 +12,7 @@ use super::challenge;
 use super::credential::{Account, Credential};
 use super::limits::Weight;
 use super::line::{Claim, Slot};
-use super::retry::Attempts;
+use super::retry::{Attempts, WAIT_MAX};
 use super::send::{Ask, check, discard};
 use super::signed::{Key, Known};
 use super::target::Target;
@@ -72,7 +72,7 @@ impl Inner {
     ) -> Result<Answer, OriginError> {
         let (own, others) = self.targets.split_last().ok_or(OriginError::NotFound)?;
         if whom != Whom::Registry
-            && let Some(answer) = self.walk(others, job, who).await
+            && let Some(answer) = self.walk(others, job, waits_when_throttled, who).await
         {
             return Ok(answer);
         }
@@ -81,7 +81,7 @@ impl Inner {
         }
         let mut attempts = Attempts::new(self.kept.attempts, &self.wire.metrics);
         loop {
-            match self.at(own, job, who).await {
+            match self.at(own, job, waits_when_throttled, who).await {
                 Ok(answer) => return Ok(answer),
                 Err(error) if error.is_throttling() && !waits_when_throttled => return Err(error),
                 Err(error) => attempts.pause(error).await?,
@@ -90,10 +90,10 @@ impl Inner {
     }
 
     /// Each host before the registry once, in order, until one gives it.
-    async fn walk(&self, others: &[Target], job: &Job<'_>, who: &Credential) -> Option<Answer> {
+    async fn walk(&self, others: &[Target], job: &Job<'_>, waits: bool, who: &Credential) -> Option<Answer> {
         for target in others.iter().filter(|target| target.resolves || !job.by_tag) {
             let answer = match target.is_own {
-                true => self.at(target, job, who).await.map(Some),
+                true => self.at(target, job, waits, who).await.map(Some),
                 false if !target.away.holds(Instant::now()) => self.hurried(target, job, who).await,
                 false => Ok(None),
             };
@@ -137,11 +137,28 @@ impl Inner {
         Ok(Some(Answer { response: asked?, slot }))
     }
 
-    /// One attempt at one origin.
-    async fn at(&self, target: &Target, job: &Job<'_>, who: &Credential) -> Result<Answer, OriginError> {
-        let slot = self.slot(job).await;
-        let response = self.head(target, job, who).await?;
+    /// One attempt at the registry, when it may be asked: at once, or not at all, unless it `waits`.
+    async fn at(&self, own: &Target, job: &Job<'_>, waits: bool, who: &Credential) -> Result<Answer, OriginError> {
+        let deadline = Instant::now() + if waits { WAIT_MAX } else { Duration::ZERO };
+        let slot = loop {
+            if self.is_signed(own, job, who) {
+                break self.slot(job).await;
+            }
+            self.kept.pause.over(&own.place.to_string(), deadline).await?;
+            let slot = self.slot(job).await;
+            // Those before us in the queue may have been told to wait.
+            if !self.kept.pause.holds() {
+                break slot;
+            }
+        };
+        let response = self.head(own, job, who).await?;
         Ok(Answer { response, slot })
+    }
+
+    /// Whether only the storage behind the registry has to be asked.
+    fn is_signed(&self, target: &Target, job: &Job<'_>, who: &Credential) -> bool {
+        let known = job.blob.and_then(|digest| self.kept.signed.peek(&key(target, job, digest, who)));
+        known.is_some_and(|known| matches!(known, Known::Signed { .. }) && known.is_good(Instant::now(), None))
     }
 
     async fn slot(&self, job: &Job<'_>) -> Option<Slot> {
@@ -161,12 +178,7 @@ impl Inner {
             authorization: None,
         };
         let response = match job.blob {
-            Some(digest) => {
-                let repository = job.repository.to_owned();
-                let credential = if target.is_own { who.key() } else { Credential::Anonymous.key() };
-                let key = Key { origin: target.root.clone(), repository, digest, credential };
-                self.blob_at(target, ask, job, who, &key).await?
-            }
+            Some(digest) => self.blob_at(target, ask, job, who, &key(target, job, digest, who)).await?,
             None => {
                 let (ask, response) = self.authorized(target, ask, job.repository, who).await?;
                 self.wire.follow(ask, response).await?
@@ -248,7 +260,7 @@ impl Inner {
             Some(bearer) => Some(self.kept.tokens.get(&self.wire, &wanted(bearer), None).await?),
             None => account.as_ref().and_then(Account::header),
         };
-        let response = self.wire.once(&ask).await?;
+        let response = self.once(target, &ask).await?;
         let status = response.status();
         if status != StatusCode::UNAUTHORIZED && status != StatusCode::FORBIDDEN {
             return Ok((ask, response));
@@ -264,8 +276,17 @@ impl Inner {
         let Some(another) = another else { return Ok((ask, response)) };
         discard(response).await;
         ask.authorization = Some(another);
-        let response = self.wire.once(&ask).await?;
+        let response = self.once(target, &ask).await?;
         Ok((ask, response))
+    }
+
+    /// What an origin itself says. When it wants to be left alone, all requests of this node hear it.
+    async fn once(&self, target: &Target, ask: &Ask) -> Result<Response<Incoming>, OriginError> {
+        let response = self.wire.once(ask).await?;
+        if target.is_own {
+            self.kept.pause.heed(&response);
+        }
+        Ok(response)
     }
 
     async fn account(&self, who: &Credential) -> Result<Option<Account>, OriginError> {
@@ -297,6 +318,12 @@ impl Inner {
         let another = self.kept.node.another(&self.wire, account, status.as_u16()).await?;
         Ok(another.as_ref().and_then(Account::header))
     }
+}
+
+/// What a signed URL of a blob is kept for.
+fn key(target: &Target, job: &Job<'_>, digest: Digest, who: &Credential) -> Key {
+    let credential = if target.is_own { who.key() } else { Credential::Anonymous.key() };
+    Key { origin: target.root.clone(), repository: job.repository.to_owned(), digest, credential }
 }
 
 /// Whether a storage says that a signed URL is no longer good. S3 says 400 where the session behind

@@ -79,15 +79,14 @@ impl Http {
 
 /// The certificates that are trusted: the system's and those of a PEM file. A system without any is
 /// no error: its registries may speak http, or have their own file.
-pub(super) fn roots(system: &RootCertStore, ca: Option<&Path>) -> Result<RootCertStore, OriginError> {
+pub(super) fn roots(system: &RootCertStore, path: &Path, content: &[u8]) -> Result<RootCertStore, OriginError> {
     let mut roots = system.clone();
-    let Some(path) = ca else { return Ok(roots) };
     let wrong = |error: Box<dyn std::error::Error + Send + Sync>| OriginError::File {
         path: path.to_owned(),
         source: std::io::Error::new(std::io::ErrorKind::InvalidData, error),
     };
     let before = roots.len();
-    for certificate in CertificateDer::pem_file_iter(path).map_err(|error| wrong(error.into()))? {
+    for certificate in CertificateDer::pem_slice_iter(content) {
         let certificate = certificate.map_err(|error| wrong(error.into()))?;
         roots.add(certificate).map_err(|error| wrong(error.into()))?;
     }

@@ -28,7 +28,7 @@ mod token;
 mod url;
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use ::http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName, LINK};
@@ -56,6 +56,7 @@ use fetch::{Answer, Job};
 use guard::Guard;
 use limits::{Slots as Connections, Throttle, Weight};
 use node::NodeCredential;
+use retry::Pause;
 use send::{Wire, collect};
 use signed::SIGNED_MAX;
 use slots::Slots;
@@ -96,9 +97,11 @@ struct Kept {
     signed: Slots<signed::Key, signed::Known>,
     body: blob::Settings,
     attempts: u32,
+    pause: Pause,
     registry: RegistryConfig,
     settings: crate::config::Origin,
-    roots: Arc<RootCertStore>,
+    /// The certificates that are trusted, and which file of them the registry has.
+    trust: Mutex<(Arc<RootCertStore>, Option<Digest>)>,
     /// Where AWS is asked for tokens, if not at its usual address.
     api: Option<Place>,
 }
@@ -147,7 +150,8 @@ pub fn is_url(url: &str) -> bool {
 
 /// Whether the certificates of this file can be trusted: it is there and holds some.
 pub fn check_ca(path: &Path) -> Result<(), OriginError> {
-    http::roots(&RootCertStore::empty(), Some(path)).map(|_| ())
+    let wrong = |source| OriginError::File { path: path.to_owned(), source };
+    http::roots(&RootCertStore::empty(), path, &std::fs::read(path).map_err(wrong)?).map(|_| ())
 }
 
 impl Shared {
@@ -181,9 +185,10 @@ impl Origin {
             signed: Slots::new(SIGNED_MAX, patience),
             body: blob::Settings { stall: settings.stall.0, throttle, metrics, label },
             attempts: settings.attempts,
+            pause: Pause::default(),
             registry: registry.clone(),
             settings: settings.clone(),
-            roots: Arc::new(http::roots(&shared.roots, registry.ca.as_deref())?),
+            trust: Mutex::new(trust(shared, registry)?),
             api: config.aws.ecr_endpoint.as_deref().map(place).transpose()?,
         };
         Self::behind(foreign, Arc::new(kept))
@@ -194,12 +199,23 @@ impl Origin {
         Self::behind(foreign, self.inner.kept.clone())
     }
 
+    /// Reads the registry's `ca` again. If it is another one by now, what `with_foreign` makes trusts that.
+    pub fn has_new_ca(&self, shared: &Shared) -> Result<bool, OriginError> {
+        let kept = &self.inner.kept;
+        let now = trust(shared, &kept.registry)?;
+        let mut known = kept.trust.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_news = known.1 != now.1;
+        *known = now;
+        Ok(is_news)
+    }
+
     fn behind(foreign: &[ForeignOrigin], kept: Arc<Kept>) -> Result<Self, OriginError> {
         let Kept { registry, settings, body, .. } = &*kept;
         let targets = targets(registry, foreign)?;
         let guard = Guard::new(targets.iter().map(|target| &target.place).chain(&kept.api), &settings.allow_local);
         let connections = registry.connections.unwrap_or(settings.connections);
-        let http = http::Http::new(settings, connections, kept.roots.clone(), guard)?;
+        let roots = kept.trust.lock().unwrap_or_else(PoisonError::into_inner).0.clone();
+        let http = http::Http::new(settings, connections, roots, guard)?;
         let (metrics, label) = (body.metrics.clone(), body.label.clone());
         let wire = Wire { http, plain_http: registry.plain_http, metrics, label };
         let inner = Arc::new(Inner { targets, wire, kept });
@@ -363,6 +379,14 @@ impl Origin {
     fn stall(&self) -> Duration {
         self.inner.kept.body.stall
     }
+}
+
+/// What is trusted for a registry, with the certificates of its own file. Reads it.
+fn trust(shared: &Shared, registry: &RegistryConfig) -> Result<(Arc<RootCertStore>, Option<Digest>), OriginError> {
+    let Some(path) = registry.ca.as_deref() else { return Ok((Arc::new(shared.roots.clone()), None)) };
+    let wrong = |source| OriginError::File { path: path.to_owned(), source };
+    let content = std::fs::read(path).map_err(wrong)?;
+    Ok((Arc::new(http::roots(&shared.roots, path, &content)?), Some(Digest::of(&content))))
 }
 
 fn manifest<'a>(method: Method, repository: &'a Repository, reference: &Reference) -> Job<'a> {

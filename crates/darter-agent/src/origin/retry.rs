@@ -4,9 +4,11 @@
 //! together. What breaks after the response head is not repeated here; a pull resumes it.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use http::HeaderMap;
+use http::{HeaderMap, Response, StatusCode};
+use tokio::time::Instant;
 
 use super::OriginError;
 use crate::metrics::{Metrics, ReasonLabels};
@@ -15,8 +17,71 @@ use crate::metrics::{Metrics, ReasonLabels};
 const FIRST: Duration = Duration::from_millis(200);
 /// No pause of our own is longer: by then containerd has gone to the origin itself.
 const LONGEST: Duration = Duration::from_secs(10);
-/// A registry that asks for more is not waited for any longer than containerd would wait for us.
-const RETRY_AFTER_MAX: Duration = Duration::from_secs(30);
+/// A registry that asks for more is not waited for: containerd would not wait for us that long.
+pub(super) const WAIT_MAX: Duration = Duration::from_secs(30);
+/// Whoever asks for more means for good; past some centuries times have no end any more.
+const ASKED_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Nobody leaves a registry alone for longer, as in the swarm: what it said may hold for one credential only.
+const PAUSE_MAX: Duration = Duration::from_secs(60);
+
+/// Until when a registry is left alone: what it asked one request for, all others keep too.
+#[derive(Default)]
+pub(super) struct Pause(Mutex<Option<Asked>>);
+
+#[derive(Clone, Copy)]
+struct Asked {
+    until: Instant,
+    /// 429 or 503.
+    status: u16,
+}
+
+impl Pause {
+    /// Hears what the registry says to a request.
+    pub(super) fn heed<B>(&self, answer: &Response<B>) {
+        let status = answer.status();
+        if status != StatusCode::TOO_MANY_REQUESTS && status != StatusCode::SERVICE_UNAVAILABLE {
+            return;
+        }
+        let Some(asked) = retry_after(answer.headers(), SystemTime::now()) else { return };
+        let asked = Asked { until: Instant::now() + asked.min(PAUSE_MAX), status: status.as_u16() };
+        let mut pause = self.lock();
+        if pause.is_none_or(|pause| pause.until < asked.until) {
+            *pause = Some(asked);
+        }
+    }
+
+    /// Whether the registry is to be left alone now.
+    pub(super) fn holds(&self) -> bool {
+        self.now().is_some()
+    }
+
+    /// Waits until the registry may be asked, if that is not after `deadline`; if it is, the error is what the
+    /// registry would say.
+    pub(super) async fn over(&self, host: &str, deadline: Instant) -> Result<(), OriginError> {
+        while let Some(Asked { until, status }) = self.now() {
+            if until > deadline {
+                let retry_after = Some(until.saturating_duration_since(Instant::now()));
+                return Err(OriginError::Status { host: host.to_owned(), status, retry_after });
+            }
+            // Not all at once.
+            tokio::time::sleep_until(until + pause(0, None, dice())).await;
+        }
+        Ok(())
+    }
+
+    fn now(&self) -> Option<Asked> {
+        self.lock().filter(|asked| asked.until > Instant::now())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Asked>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn dice() -> u64 {
+    RandomState::new().build_hasher().finish()
+}
 
 /// The attempts of one request.
 pub(super) struct Attempts<'a> {
@@ -31,14 +96,14 @@ impl<'a> Attempts<'a> {
         Self { left: all.saturating_sub(1), made: 0, metrics }
     }
 
-    /// Waits before the next attempt, or gives the error back where there is none.
+    /// Waits before the next attempt, or gives the error back where there is none, or none in time.
     pub(super) async fn pause(&mut self, error: OriginError) -> Result<(), OriginError> {
         let Some(reason) = error.retry_reason() else { return Err(error) };
-        if self.left == 0 {
+        if self.left == 0 || error.retry_after().is_some_and(|asked| asked > WAIT_MAX) {
             return Err(error);
         }
         self.left -= 1;
-        let pause = pause(self.made, error.retry_after(), RandomState::new().build_hasher().finish());
+        let pause = pause(self.made, error.retry_after(), dice());
         self.made += 1;
         self.metrics.origin_retries.get_or_create(&ReasonLabels { reason }).inc();
         tokio::time::sleep(pause).await;
@@ -52,17 +117,17 @@ fn pause(made: u32, asked: Option<Duration>, dice: u64) -> Duration {
     let millis = u64::try_from(ceiling.as_millis()).unwrap_or(u64::MAX).max(1);
     let own = Duration::from_millis(dice % millis);
     // Whoever names a time is not asked before it, and not by everybody at once.
-    asked.map_or(own, |asked| asked.min(RETRY_AFTER_MAX) + own.min(FIRST))
+    asked.map_or(own, |asked| asked + own.min(FIRST))
 }
 
 /// The pause that a Retry-After header asks for: seconds, or a date.
 pub(super) fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     let text = headers.get(http::header::RETRY_AFTER)?.to_str().ok()?.trim();
     if let Ok(seconds) = text.parse::<u64>() {
-        return Some(Duration::from_secs(seconds).min(RETRY_AFTER_MAX));
+        return Some(Duration::from_secs(seconds).min(ASKED_MAX));
     }
     let date = httpdate::parse_http_date(text).ok()?;
-    Some(date.duration_since(now).unwrap_or_default().min(RETRY_AFTER_MAX))
+    Some(date.duration_since(now).unwrap_or_default().min(ASKED_MAX))
 }
 
 #[cfg(test)]
@@ -72,7 +137,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn retry_after_is_seconds_or_a_date_and_capped() {
+    fn retry_after_is_seconds_or_a_date_and_told_as_it_is() {
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
         let read = |text: &str| {
             let mut headers = HeaderMap::new();
@@ -80,7 +145,8 @@ mod tests {
             retry_after(&headers, now)
         };
         assert_eq!(read("7"), Some(Duration::from_secs(7)));
-        assert_eq!(read("86400"), Some(RETRY_AFTER_MAX));
+        assert_eq!(read("3600"), Some(Duration::from_secs(3600)));
+        assert_eq!(read(&u64::MAX.to_string()), Some(ASKED_MAX));
         assert_eq!(read(&httpdate::fmt_http_date(now + Duration::from_secs(9))), Some(Duration::from_secs(9)));
         assert_eq!(read(&httpdate::fmt_http_date(now - Duration::from_secs(9))), Some(Duration::ZERO));
         assert_eq!(read("soon"), None);
@@ -93,7 +159,7 @@ mod tests {
             prop_assert!(pause(made, None, dice) <= LONGEST);
             let asked = Duration::from_secs(asked);
             let named = pause(made, Some(asked), dice);
-            prop_assert!(named >= asked.min(RETRY_AFTER_MAX) && named <= RETRY_AFTER_MAX + FIRST);
+            prop_assert!(named >= asked && named <= asked + FIRST);
         }
     }
 }

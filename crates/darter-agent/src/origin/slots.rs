@@ -40,6 +40,15 @@ impl<K: Hash + Eq + Clone, V> Slots<K, V> {
         waited.map_err(|_| OriginError::TimedOut { host: "another request".to_owned(), after: self.patience })
     }
 
+    /// The value of `key`, where it is there and nobody is getting another.
+    pub(super) fn peek(&self, key: &K) -> Option<V>
+    where
+        V: Clone,
+    {
+        let slot = self.table.lock().unwrap_or_else(PoisonError::into_inner).slots.get(key)?.0.clone();
+        slot.try_lock().ok()?.clone()
+    }
+
     #[cfg(test)]
     pub(super) fn keys(&self) -> Vec<K> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner).slots.keys().cloned().collect()

@@ -39,6 +39,90 @@ async fn retry_after_is_waited_for() {
 }
 
 #[tokio::test]
+async fn who_asks_for_more_than_anybody_waits_is_not_asked_again_before() {
+    let server = after(1, Reply::new(429, "").header("retry-after", "31")).await;
+    let (answer, origin) = try_three_times(&server).await;
+    let error = answer.unwrap_err();
+    assert_eq!(error.retry_after(), Some(Duration::from_secs(31)), "{error:?}");
+    assert_eq!(server.seen().len(), 1);
+    assert!(!origin.inner.wire.metrics.render().contains("darter_origin_retries_total{"));
+}
+
+/// The first request is told to come back later, which the client knows when this returns; then, by a task
+/// that is still waiting, the layer.
+async fn paused(
+    seconds: &'static str,
+    answer: impl Fn(&Seen) -> Reply + Send + Sync + 'static,
+) -> (Server, Origin, tokio::task::JoinHandle<Result<Vec<u8>, OriginError>>) {
+    let made = AtomicUsize::new(0);
+    let server = Server::start(move |seen| match made.fetch_add(1, Ordering::Relaxed) {
+        0 => Reply::new(429, "").header("retry-after", seconds),
+        _ => answer(seen),
+    });
+    let server = server.await;
+    let mut config = config();
+    config.origin.attempts = 2;
+    let origin = origin_with(&config, &registry(&server)).await;
+    let asked = origin.clone();
+    let first = tokio::spawn(async move { blob(&asked, None, &Credential::Anonymous).await });
+    while !origin.inner.kept.pause.holds() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    (server, origin, first)
+}
+
+#[tokio::test]
+async fn what_a_registry_asks_one_request_for_all_others_keep_too() {
+    let start = Instant::now();
+    let (asked, times) = (Arc::new(Mutex::new(Vec::new())), Duration::from_secs(2));
+    let log = asked.clone();
+    let (server, origin, first) = paused("2", move |seen| {
+        log.lock().unwrap().push(start.elapsed());
+        Reply::ranged(seen, CONTENT)
+    })
+    .await;
+    let (who, tag, repository) = (Credential::Anonymous, tag(), repository());
+    let others = (0..7).map(|_| blob(&origin, None, &who));
+    let (blobs, _) =
+        tokio::join!(futures_util::future::join_all(others), origin.head_manifest(&repository, &tag, &who));
+    assert!(blobs.into_iter().all(|blob| blob.unwrap() == CONTENT));
+    assert_eq!(first.await.unwrap().unwrap(), CONTENT);
+    assert_eq!(server.seen().len(), 1 + 9);
+    let asked = asked.lock().unwrap();
+    assert!(asked.iter().all(|at| *at >= times), "{asked:?}");
+}
+
+#[tokio::test]
+async fn who_does_not_wait_or_would_for_too_long_hears_what_the_registry_said_and_does_not_ask_it() {
+    let (server, origin, first) = paused("40", |seen| Reply::ranged(seen, CONTENT)).await;
+    for origin in [origin.telling_throttles(), origin.clone()] {
+        let error = blob(&origin, None, &Credential::Anonymous).await.unwrap_err();
+        assert!(error.is_throttling() && error.is_away(), "{error:?}");
+        let left = error.retry_after().unwrap();
+        assert!(left > Duration::from_secs(30) && left <= Duration::from_secs(40), "{left:?}");
+    }
+    assert!(first.await.unwrap().is_err());
+    assert_eq!(server.seen().len(), 1);
+}
+
+#[tokio::test]
+async fn a_registry_that_wants_to_be_left_alone_keeps_nobody_from_the_storage_behind_it() {
+    let storage = Server::start_at("127.0.0.2", |seen| Reply::ranged(seen, CONTENT)).await;
+    let (to, made) = (format!("{}/k?X-Amz-Expires=100", storage.url()), AtomicUsize::new(0));
+    let server = Server::start(move |_| match made.fetch_add(1, Ordering::Relaxed) {
+        0 => Reply::redirect(&to),
+        _ => Reply::new(429, "").header("retry-after", "50"),
+    })
+    .await;
+    let origin = origin(&server).await;
+    assert_eq!(blob(&origin, None, &Credential::Anonymous).await.unwrap(), CONTENT);
+    let refused = origin.head_manifest(&repository(), &tag(), &Credential::Anonymous).await.unwrap_err();
+    assert!(refused.is_throttling(), "{refused:?}");
+    assert_eq!(blob(&origin, None, &Credential::Anonymous).await.unwrap(), CONTENT);
+    assert_eq!((server.seen().len(), storage.seen().len()), (2, 2));
+}
+
+#[tokio::test]
 async fn attempts_come_to_an_end() {
     let server = after(usize::MAX, Reply::new(500, "")).await;
     let error = try_three_times(&server).await.0.unwrap_err();
