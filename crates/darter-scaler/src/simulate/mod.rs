@@ -1,0 +1,3 @@
+//! What the scaler's decisions would have cost on a trace, by the very function that decides.
+
+pub mod replay;
