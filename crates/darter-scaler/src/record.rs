@@ -175,7 +175,7 @@ mod tests {
         let lost = line().replace(
             r#""workloads":{}"#,
             r#""workloads":{"a/b":{"pool":"none","gpus":1,"least":0,
-            "most":1,"target_milli":1,"cold_start_micros":1,"lead_ms":1,"samples":[],"floors":[],"answered":0,
+            "most":1,"target_milli":1,"cold_start_micros":1,"lead_ms":1,"samples":[],"floors":[],"answered":0,"raised":null,
             "known":0,"needed":[],"gaps":[]}}"#,
         );
         assert!(matches!(again(&lost), Err(RecordError::State(StateError::NoSuchPool { .. }))));

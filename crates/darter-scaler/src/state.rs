@@ -23,6 +23,8 @@ pub const WORKLOADS_MAX: usize = 10_000;
 pub const GAPS_MAX: usize = 200;
 /// Samples that a slope is taken over.
 pub const SAMPLES_MAX: usize = 20;
+/// Samples are kept this far apart, so that all of them tell of minutes.
+pub const SAMPLE_STEP_MS: u64 = 5000;
 /// The newest increments of a pool.
 pub const INCREMENTS_MAX: usize = 200;
 
@@ -225,6 +227,8 @@ pub struct Workload {
     pub floors: Vec<Floor>,
     /// What KEDA was told last.
     pub answered: u32,
+    /// When that was last raised.
+    pub raised: Option<Millis>,
     /// Since when this is known at all: what was needed before is not.
     pub known: Millis,
     /// When how many were last needed: fewer and fewer, later and later.
@@ -393,7 +397,12 @@ fn bound(what: &str, found: usize, most: usize) -> Result<(), StateError> {
 impl Workload {
     /// Takes in a sample: remembers it, and when how many replicas were last needed.
     pub fn observe(&mut self, sample: Sample) {
-        if self.samples.len() >= SAMPLES_MAX {
+        // What comes in quick succession is one sample, the newest: a slope over moments is noise.
+        let count = self.samples.len();
+        let soon = count > 1 && sample.at.since(self.samples[count - 2].at) < SAMPLE_STEP_MS;
+        if soon {
+            self.samples.pop();
+        } else if count >= SAMPLES_MAX {
             self.samples.remove(0);
         }
         self.samples.push(sample);

@@ -56,7 +56,9 @@ fn one<'a>(scene: &Scene<'a>, name: &'a str, workload: &'a Workload) -> Demand<'
         return demand;
     };
     let level = workload.level(sample.backlog_milli);
-    let ahead = workload.level(forecast(&workload.samples, sample, workload.lead_ms));
+    // Until what was asked for is there, more and more waits for want of it: that says nothing of demand.
+    let coming = workload.raised.is_some_and(|raised| scene.age(raised) < workload.lead_ms);
+    let ahead = if coming { level } else { workload.level(forecast(&workload.samples, sample, workload.lead_ms)) };
     let growth = workload.answered.saturating_mul(2).max(workload.answered.saturating_add(GROWTH)).max(level);
     if ahead > growth {
         demand.rails.push(RailHit { rail: Rail::Growth, limit: growth.into(), found: ahead.into() });
@@ -76,6 +78,11 @@ fn one<'a>(scene: &Scene<'a>, name: &'a str, workload: &'a Workload) -> Demand<'
 /// The slope is the median of those between all pairs (Theil and Sen): one sample that is wrong moves it
 /// little. What falls is taken to stay: the stage after this one decides how long.
 fn forecast(samples: &[Sample], newest: &Sample, lead_ms: u64) -> u64 {
+    let span = samples.first().map_or(0, |first| newest.at.since(first.at));
+    // What rose for moments says nothing of a lead time.
+    if span < lead_ms / 2 {
+        return newest.backlog_milli;
+    }
     let mut slopes = Vec::new();
     for (n, later) in samples.iter().enumerate() {
         for earlier in &samples[..n] {

@@ -6,8 +6,10 @@ use super::rails::{Asked, Brakes};
 use super::scene::Scene;
 use super::{Action, Decision};
 use crate::Millis;
+use crate::Policy;
+use crate::policy::Keep;
 use crate::reason::{Fact, Quantity, Rail, RailHit, Reason, Rule, Subject, Verdict, When};
-use crate::state::Workload;
+use crate::state::{Pool, Workload};
 
 pub(super) fn all(scene: &Scene<'_>, brakes: &Brakes, demands: &[Demand<'_>], decision: &mut Decision) {
     let mut plans: Vec<_> = demands.iter().map(|demand| Plan::of(scene, brakes, demand)).collect();
@@ -35,7 +37,7 @@ impl<'a> Plan<'a> {
     /// Lowers at once what may be lowered; raises come after all of these.
     fn of(scene: &Scene<'_>, brakes: &Brakes, demand: &'a Demand<'a>) -> Self {
         let workload = demand.workload;
-        let kept = Kept::of(scene, workload);
+        let kept = Kept::of(scene.pool(&workload.pool), workload, &scene.policy.keep);
         let (wanted, rule) = wanted(demand, kept.replicas(workload, scene.now));
         let mut rails = demand.rails.clone();
         let wanted = within(workload, wanted, demand, &mut rails);
@@ -101,6 +103,11 @@ fn within(workload: &Workload, wanted: u32, demand: &Demand<'_>, rails: &mut Vec
     wanted.min(workload.most)
 }
 
+/// For how long the last replica is kept; as if for nothing where nothing is known of its pool.
+pub(super) fn kept_ms(pool: Option<&Pool>, workload: &Workload, policy: &Policy) -> u64 {
+    pool.map_or(0, |pool| Kept::of(pool, workload, &policy.keep).last.ms)
+}
+
 /// For how long each replica is kept.
 struct Kept {
     last: KeepTime,
@@ -109,12 +116,12 @@ struct Kept {
 }
 
 impl Kept {
-    fn of(scene: &Scene<'_>, workload: &Workload) -> Self {
-        let pool = scene.pool(&workload.pool);
+    fn of(pool: &Pool, workload: &Workload, keep: &Keep) -> Self {
         let price = pool.micros_per_hour.saturating_mul(workload.gpus.into()) / u64::from(pool.gpus.max(1));
         let cold_ms = cold_start_ms(workload.cold_start_micros, price);
-        let keep = &scene.policy.keep;
-        let last = keep_time::of(&workload.gaps, cold_ms, keep);
+        // Where nothing is there to be kept, nothing is worked out.
+        let gaps = if workload.answered == 0 { &[][..] } else { &workload.gaps };
+        let last = keep_time::of(gaps, cold_ms, keep);
         Self { last, others_ms: cold_ms.min(keep.usual_ms).max(keep.least_ms) }
     }
 
@@ -135,7 +142,9 @@ impl Kept {
 
     fn replicas(&self, workload: &Workload, now: Millis) -> u32 {
         let levels = workload.needed.iter().map(|needed| needed.replicas).chain([workload.answered, 1]);
-        levels.filter(|level| self.until(workload, *level).is_some_and(|until| until > now)).max().unwrap_or(0)
+        let held = levels.filter(|level| self.until(workload, *level).is_some_and(|until| until > now)).max();
+        // To keep is not to ask for more.
+        held.unwrap_or(0).min(workload.answered)
     }
 }
 

@@ -105,3 +105,11 @@ pub fn decide(state: &State, policy: &Policy, now: Millis) -> Decision {
     rails::removals(&scene, &brakes, &stays, &mut decision);
     decision
 }
+
+/// For how long the last replica of a workload is kept now, once it has nothing to do. Whoever fills the
+/// state notes it with the gap that begins then ([`crate::state::Gap::kept_ms`]); none of a workload that is
+/// not there.
+pub fn kept_ms(state: &State, policy: &Policy, workload: &str) -> u64 {
+    let found = state.workloads.get(workload);
+    found.map_or(0, |workload| keep_warm::kept_ms(state.pools.get(&workload.pool), workload, policy))
+}

@@ -127,6 +127,7 @@ impl<'a> Decided<'a> {
             samples: Vec::new(),
             floors: Vec::new(),
             answered: 0,
+            raised: None,
             known: Millis(0),
             needed: Vec::new(),
             gaps: Vec::new(),

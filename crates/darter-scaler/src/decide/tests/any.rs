@@ -97,6 +97,7 @@ fn workload() -> impl Strategy<Value = Workload> {
                 samples: samples.into_iter().map(|(at, backlog_milli)| Sample { at, backlog_milli }).collect(),
                 floors: Vec::new(),
                 answered,
+                raised: None,
                 known,
                 needed: needed.into_iter().map(|(replicas, at)| Needed { replicas, at }).collect(),
                 gaps,

@@ -58,6 +58,7 @@ fn workload() -> Workload {
         samples: Vec::new(),
         floors: Vec::new(),
         answered: 1,
+        raised: None,
         known: ago(600 * MINUTE),
         needed: Vec::new(),
         gaps: Vec::new(),
