@@ -81,6 +81,13 @@ impl Default for Keep {
     }
 }
 
+impl Keep {
+    /// A time within what is allowed.
+    pub(crate) fn clamp(&self, ms: u64) -> u64 {
+        ms.clamp(self.least_ms, self.most_ms.max(self.least_ms))
+    }
+}
+
 /// How nodes are protected.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]

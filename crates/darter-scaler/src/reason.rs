@@ -117,6 +117,8 @@ pub enum Rule {
     DemandUnknown,
     /// As long as gaps like those that were make it pay.
     KeepByGaps,
+    /// As long as gaps like those of all workloads make it pay.
+    KeepByFleet,
     /// Until keeping it has cost what a cold start costs.
     KeepBreakEven,
     /// Learning did worse than the usual time would have.

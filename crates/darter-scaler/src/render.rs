@@ -200,6 +200,7 @@ fn demand(reason: &Reason) -> String {
             duration(usual),
             duration(cost)
         ),
+        Rule::KeepByFleet => format!("{quiet}: as the gaps of all workloads make it pay, its own say no more yet"),
         _ => format!("{quiet}: too little is known to tell more than what a cold start costs"),
     }
 }

@@ -1,11 +1,12 @@
 //! `darter simulate scaler`: what the scaler's own decisions would have cost on a trace of demand.
 
 use std::fmt::Write as _;
-use std::io::IsTerminal as _;
+use std::fs::File;
+use std::io::{BufWriter, IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Error, Result, ensure};
 use clap::ValueEnum;
 use darter_core::units::Seconds;
 use darter_scaler::Policy;
@@ -55,6 +56,9 @@ pub(crate) struct Play {
     /// Write every row as a line of this file.
     #[arg(long, value_name = "FILE")]
     csv: Option<PathBuf>,
+    /// Write the first thousand decisions in the cluster of the first trace, for `darter replay`.
+    #[arg(long, value_name = "FILE")]
+    record: Option<PathBuf>,
     /// Draw what each fixed time costs, and what the scaler's does, of the first trace.
     #[arg(long, value_name = "FILE")]
     svg: Option<PathBuf>,
@@ -93,6 +97,7 @@ pub(crate) fn scaler(play: &Play) -> Result<ExitCode> {
     let lead_ms = millis(play.lead);
     let traces = traces(play)?;
     let mut rows = Vec::new();
+    let mut recorder = play.record.as_deref().map(Recorder::create).transpose()?;
     let tables = std::io::stdout().is_terminal();
     if !tables {
         show::print(&columns("\t"))?;
@@ -104,7 +109,7 @@ pub(crate) fn scaler(play: &Play) -> Result<ExitCode> {
             rows.extend(found);
         }
         if play.model != Model::Replay {
-            let found = in_cluster(name, trace, play, &policy)?;
+            let found = in_cluster(name, trace, play, &policy, &mut recorder)?;
             show::print(&if tables { cluster_table(&found) } else { lines(&found, "\t") })?;
             rows.extend(found);
         }
@@ -118,6 +123,34 @@ pub(crate) fn scaler(play: &Play) -> Result<ExitCode> {
         plot::keep_alive(path, &curves).with_context(|| format!("cannot draw {}", path.display()))?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Decisions of one run, as lines of a file.
+struct Recorder {
+    file: BufWriter<File>,
+    left: usize,
+}
+
+/// Each holds all that it was made from.
+const RECORDS_MAX: usize = 1000;
+
+impl Recorder {
+    fn create(path: &Path) -> Result<Self> {
+        let file = File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
+        Ok(Self { file: BufWriter::new(file), left: RECORDS_MAX })
+    }
+
+    fn play(mut self, trace: &Trace, timers: &Timers, control: &Control) -> Result<Outcome> {
+        let mut failed = Ok(());
+        let outcome = cluster::run_noting(trace, timers, control, &mut |record| {
+            if self.left > 0 && failed.is_ok() {
+                self.left -= 1;
+                failed = record.line().map_err(Error::from).and_then(|line| Ok(writeln!(self.file, "{line}")?));
+            }
+        });
+        failed.and_then(|()| Ok(self.file.flush()?)).context("cannot write the record")?;
+        Ok(outcome)
+    }
 }
 
 fn millis(seconds: Seconds) -> u64 {
@@ -165,7 +198,13 @@ fn compare(name: &str, trace: &Trace, lead_ms: u64, worth: &[u64], policy: &Poli
 }
 
 /// The reference platform's settings, and the scaler through the same controllers.
-fn in_cluster(name: &str, trace: &Trace, play: &Play, policy: &Policy) -> Result<Vec<Row>> {
+fn in_cluster(
+    name: &str,
+    trace: &Trace,
+    play: &Play,
+    policy: &Policy,
+    recorder: &mut Option<Recorder>,
+) -> Result<Vec<Row>> {
     let mut timers = Timers { consolidate_after_ms: millis(play.consolidate_after), ..Timers::default() };
     let before = timers.batch_idle_ms + timers.launch_ms;
     let lead_ms = millis(play.lead);
@@ -174,7 +213,11 @@ fn in_cluster(name: &str, trace: &Trace, play: &Play, policy: &Policy) -> Result
     let usual = cluster::run(trace, &timers, &Control::Reference);
     let mut rows = Vec::new();
     for cold_ms in play.cold_start.iter().map(|seconds| seconds * 1000) {
-        let ours = cluster::run(trace, &timers, &Control::Darter(Box::new(policy.clone()), cold_ms));
+        let control = Control::Darter(Box::new(policy.clone()), cold_ms);
+        let ours = match recorder.take() {
+            Some(recorder) => recorder.play(trace, &timers, &control)?,
+            None => cluster::run(trace, &timers, &control),
+        };
         for (kept, outcome) in [("darter", ours), ("KEDA+Karpenter", usual.clone())] {
             let cost = Cost { requests: outcome.requests, colds: outcome.starts, idle_ms: outcome.idle_ms() };
             let ratio = over(cost.total_ms(cold_ms), usual.total_ms(cold_ms));

@@ -83,13 +83,13 @@ fn forecast(samples: &[Sample], newest: &Sample, lead_ms: u64) -> u64 {
     if span < lead_ms / 2 {
         return newest.backlog_milli;
     }
-    let mut slopes = Vec::new();
+    let mut slopes = Vec::with_capacity(samples.len() * samples.len() / 2);
     for (n, later) in samples.iter().enumerate() {
         for earlier in &samples[..n] {
-            let ms = later.at.since(earlier.at);
-            if ms > 0 {
-                let rise = i128::from(later.backlog_milli) - i128::from(earlier.backlog_milli);
-                slopes.push(rise * 1_000_000 / i128::from(ms));
+            if let Ok(ms @ 1..) = i64::try_from(later.at.since(earlier.at)) {
+                slopes.push(
+                    whole(later.backlog_milli).saturating_sub(whole(earlier.backlog_milli)).saturating_mul(1000) / ms,
+                );
             }
         }
     }
@@ -97,10 +97,15 @@ fn forecast(samples: &[Sample], newest: &Sample, lead_ms: u64) -> u64 {
     if slopes.len() < 3 {
         return newest.backlog_milli;
     }
-    slopes.sort_unstable();
-    let slope = u128::try_from(slopes[slopes.len() / 2]).unwrap_or(0);
-    let rise = slope.saturating_mul(lead_ms.into()) / 1_000_000;
-    newest.backlog_milli.saturating_add(u64::try_from(rise).unwrap_or(u64::MAX))
+    // In thousandths a second.
+    let middle = slopes.len() / 2;
+    let (_, slope, _) = slopes.select_nth_unstable(middle);
+    let rise = u64::try_from(*slope).unwrap_or(0).saturating_mul(lead_ms) / 1000;
+    newest.backlog_milli.saturating_add(rise)
+}
+
+fn whole(milli: u64) -> i64 {
+    i64::try_from(milli).unwrap_or(i64::MAX)
 }
 
 const MINUTE: u64 = 60_000;

@@ -1,7 +1,7 @@
 //! Stage 4: what KEDA is told: what is needed, and what is kept although it is not needed now.
 
 use super::demand::Demand;
-use super::keep_time::{self, KeepTime, cold_start_ms};
+use super::keep_time::{self, Fleet, KeepTime, cold_start_ms};
 use super::rails::{Asked, Brakes};
 use super::scene::Scene;
 use super::{Action, Decision};
@@ -9,10 +9,11 @@ use crate::Millis;
 use crate::Policy;
 use crate::policy::Keep;
 use crate::reason::{Fact, Quantity, Rail, RailHit, Reason, Rule, Subject, Verdict, When};
-use crate::state::{Pool, Workload};
+use crate::state::{Pool, State, Workload};
 
 pub(super) fn all(scene: &Scene<'_>, brakes: &Brakes, demands: &[Demand<'_>], decision: &mut Decision) {
-    let mut plans: Vec<_> = demands.iter().map(|demand| Plan::of(scene, brakes, demand)).collect();
+    let mut fleet = Fleet::of(scene.state.workloads.values());
+    let mut plans: Vec<_> = demands.iter().map(|demand| Plan::of(scene, brakes, &mut fleet, demand)).collect();
     // What some give up is there for others.
     let mut asked = Asked::of(scene, plans.iter().map(|plan| (plan.demand.workload, plan.answer)));
     for plan in &mut plans {
@@ -35,9 +36,9 @@ struct Plan<'a> {
 
 impl<'a> Plan<'a> {
     /// Lowers at once what may be lowered; raises come after all of these.
-    fn of(scene: &Scene<'_>, brakes: &Brakes, demand: &'a Demand<'a>) -> Self {
+    fn of(scene: &Scene<'_>, brakes: &Brakes, fleet: &mut Fleet, demand: &'a Demand<'a>) -> Self {
         let workload = demand.workload;
-        let kept = Kept::of(scene.pool(&workload.pool), workload, &scene.policy.keep);
+        let kept = Kept::of(scene.pool(&workload.pool), workload, fleet, &scene.policy.keep);
         let (wanted, rule) = wanted(demand, kept.replicas(workload, scene.now));
         let mut rails = demand.rails.clone();
         let wanted = within(workload, wanted, demand, &mut rails);
@@ -104,8 +105,10 @@ fn within(workload: &Workload, wanted: u32, demand: &Demand<'_>, rails: &mut Vec
 }
 
 /// For how long the last replica is kept; as if for nothing where nothing is known of its pool.
-pub(super) fn kept_ms(pool: Option<&Pool>, workload: &Workload, policy: &Policy) -> u64 {
-    pool.map_or(0, |pool| Kept::of(pool, workload, &policy.keep).last.ms)
+pub(super) fn kept_ms(state: &State, workload: &Workload, policy: &Policy) -> u64 {
+    let mut fleet = Fleet::of(state.workloads.values());
+    let pool = state.pools.get(&workload.pool);
+    pool.map_or(0, |pool| Kept::of(pool, workload, &mut fleet, &policy.keep).last.ms)
 }
 
 /// For how long each replica is kept.
@@ -116,12 +119,13 @@ struct Kept {
 }
 
 impl Kept {
-    fn of(pool: &Pool, workload: &Workload, keep: &Keep) -> Self {
+    fn of(pool: &Pool, workload: &Workload, fleet: &mut Fleet, keep: &Keep) -> Self {
         let price = pool.micros_per_hour.saturating_mul(workload.gpus.into()) / u64::from(pool.gpus.max(1));
         let cold_ms = cold_start_ms(workload.cold_start_micros, price);
         // Where nothing is there to be kept, nothing is worked out.
-        let gaps = if workload.answered == 0 { &[][..] } else { &workload.gaps };
-        let last = keep_time::of(gaps, cold_ms, keep);
+        let nothing = KeepTime { ms: 0, rule: Rule::KeepBreakEven, gaps: 0, cost_ms: 0, usual_cost_ms: 0 };
+        let there = workload.answered > 0;
+        let last = if there { keep_time::of(&workload.gaps, fleet, cold_ms, keep) } else { nothing };
         Self { last, others_ms: cold_ms.min(keep.usual_ms).max(keep.least_ms) }
     }
 

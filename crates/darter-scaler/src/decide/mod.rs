@@ -111,5 +111,5 @@ pub fn decide(state: &State, policy: &Policy, now: Millis) -> Decision {
 /// not there.
 pub fn kept_ms(state: &State, policy: &Policy, workload: &str) -> u64 {
     let found = state.workloads.get(workload);
-    found.map_or(0, |workload| keep_warm::kept_ms(state.pools.get(&workload.pool), workload, policy))
+    found.map_or(0, |workload| keep_warm::kept_ms(state, workload, policy))
 }

@@ -4,6 +4,8 @@
 //! reasons come first. Then each hot image gets as many nodes that stay as there are to be copies: the
 //! first that have it, in an order that each node's own word decides.
 
+use std::collections::BTreeSet;
+
 use super::classify::work;
 use super::scene::{Scene, Seen};
 use super::trust::word;
@@ -166,13 +168,15 @@ fn copies(scene: &Scene<'_>, holds: &[Option<Hold>], decision: &mut Decision) {
     let mut wanted: Vec<_> = wanted.filter(small).collect();
     wanted.sort_by_key(|image| scene.state.images[*image as usize].digest);
     wanted.dedup();
-    let asked = |image: u32| scene.nodes.iter().any(|seen| seen.node.asked.contains(&image));
-    for image in wanted.into_iter().filter(|image| !asked(*image)).take(COPIES_MOST) {
-        let stays = |(seen, hold): &(&Seen<'_>, &Option<Hold>)| {
-            let works = hold.is_some_and(|hold| matches!(hold.rule, Rule::GpuAtWork | Rule::Job));
-            works && counts(seen) && seen.node.asked.is_empty()
-        };
-        let Some((seen, _)) = scene.nodes.iter().zip(holds).find(stays) else { continue };
+    let asked: BTreeSet<u32> = scene.nodes.iter().flat_map(|seen| &seen.node.asked).copied().collect();
+    let stays = |(seen, hold): &(&Seen<'_>, &Option<Hold>)| {
+        let works = hold.is_some_and(|hold| matches!(hold.rule, Rule::GpuAtWork | Rule::Job));
+        works && counts(seen) && seen.node.asked.is_empty()
+    };
+    // One image each.
+    let nodes = scene.nodes.iter().zip(holds).filter(stays);
+    let wanted = wanted.into_iter().filter(|image| !asked.contains(image)).take(COPIES_MOST);
+    for (image, (seen, _)) in wanted.zip(nodes) {
         let digest = scene.state.images[image as usize].digest.to_string();
         let bytes = scene.state.images[image as usize].bytes;
         decision.actions.push(Action::Copy { node: seen.uid.to_owned(), image });

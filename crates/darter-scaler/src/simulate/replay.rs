@@ -5,6 +5,9 @@
 //! a cold start is worth in GPU-seconds, P, is the user's to say. After the last request the replica is
 //! kept as long as ever, and that counts.
 
+use std::collections::BTreeSet;
+
+use crate::decide::kept_ms;
 use crate::state::{Gap, Pool, Sample, Workload};
 use crate::traces::{Request, Trace};
 use crate::{Action, Millis, Policy, State, decide};
@@ -33,25 +36,25 @@ impl Cost {
     }
 }
 
-/// Who says for how long a replica is kept.
-trait Keeper {
-    /// Work came, `gap_ms` after the last of it was done.
-    fn work(&mut self, at: Millis, gap_ms: Option<u64>);
-    /// Work is done: for how long the replica stays, if nothing comes.
-    fn rest(&mut self, at: Millis) -> u64;
+/// The same time for all.
+pub fn fixed(trace: &Trace, lead_ms: u64, keep_ms: u64) -> Cost {
+    let mut all = Cost::default();
+    for requests in trace.by_workload() {
+        all.add(serve(&requests, lead_ms, keep_ms));
+    }
+    all
 }
 
-fn serve(requests: &[Request], lead_ms: u64, keeper: &mut impl Keeper) -> Cost {
+fn serve(requests: &[Request], lead_ms: u64, keep_ms: u64) -> Cost {
     let mut cost = Cost::default();
     let mut requests = requests.iter().peekable();
-    // When all that came is done, and for how long the replica stays then; none before the first.
-    let mut rest: Option<(u64, u64)> = None;
+    // When all that came is done; none before the first.
+    let mut rest: Option<u64> = None;
     while let Some(first) = requests.next() {
         cost.requests += 1;
-        let gap = rest.map(|(done, kept)| (first.at_ms - done, kept));
-        keeper.work(Millis(first.at_ms), gap.map(|(gap, _)| gap));
-        let warm = gap.is_some_and(|(gap, kept)| gap <= kept);
-        cost.idle_ms += gap.map_or(0, |(gap, kept)| gap.min(kept));
+        let gap = rest.map(|done| first.at_ms - done);
+        let warm = gap.is_some_and(|gap| gap <= keep_ms);
+        cost.idle_ms += gap.map_or(0, |gap| gap.min(keep_ms));
         cost.colds += u64::from(!warm);
         let start = if warm { first.at_ms } else { first.at_ms + lead_ms };
         let mut done = start + first.service_ms;
@@ -60,29 +63,10 @@ fn serve(requests: &[Request], lead_ms: u64, keeper: &mut impl Keeper) -> Cost {
             cost.requests += 1;
             done += next.service_ms;
         }
-        rest = Some((done, keeper.rest(Millis(done))));
+        rest = Some(done);
     }
-    cost.idle_ms += rest.map_or(0, |(_, kept)| kept);
+    cost.idle_ms += rest.map_or(0, |_| keep_ms);
     cost
-}
-
-struct Fixed(u64);
-
-impl Keeper for Fixed {
-    fn work(&mut self, _: Millis, _: Option<u64>) {}
-
-    fn rest(&mut self, _: Millis) -> u64 {
-        self.0
-    }
-}
-
-/// The same time for all.
-pub fn fixed(trace: &Trace, lead_ms: u64, keep_ms: u64) -> Cost {
-    let mut all = Cost::default();
-    for requests in trace.by_workload() {
-        all.add(serve(&requests, lead_ms, &mut Fixed(keep_ms)));
-    }
-    all
 }
 
 /// The fixed time that costs least, known only afterwards, of a grid of ten steps for each doubling.
@@ -96,26 +80,43 @@ pub fn best_fixed(trace: &Trace, lead_ms: u64, cold_ms: u64) -> (u64, Cost) {
 
 /// What [`decide`] says.
 pub fn decided(trace: &Trace, lead_ms: u64, cold_ms: u64, policy: &Policy) -> Cost {
-    let mut all = Cost::default();
-    for requests in trace.by_workload() {
-        all.add(serve(&requests, lead_ms, &mut Decided::new(lead_ms, cold_ms, policy)));
+    let mut played = Played::new(trace, lead_ms, cold_ms, policy);
+    // At the same moment work comes before a replica goes.
+    for request in &trace.requests {
+        played.until(request.at_ms);
+        played.work(*request);
     }
-    all
+    played.until(u64::MAX);
+    played.cost
 }
 
-const NAME: &str = "replay/model";
 /// One micro-dollar a millisecond, so that costs are milliseconds.
 const MICROS_PER_HOUR: u64 = 3_600_000;
+/// Longer than anything is kept: what is not given up by then is kept for ever.
+const FOR_EVER_MS: u64 = 7 * 24 * 3_600_000;
 
-/// A state with one workload, that is told what happens and asked what to do.
-struct Decided<'a> {
-    state: State,
-    policy: &'a Policy,
-    kept_ms: u64,
+/// What a replica does.
+#[derive(Clone, Copy)]
+enum Replica {
+    Gone { since: Option<(u64, u64)> },
+    Works { until: u64 },
+    Rests { since: u64, kept_ms: u64 },
 }
 
-impl<'a> Decided<'a> {
-    fn new(lead_ms: u64, cold_ms: u64, policy: &'a Policy) -> Self {
+/// A state that is told what happens, and asked what to do.
+struct Played<'a> {
+    state: State,
+    policy: &'a Policy,
+    lead_ms: u64,
+    names: Vec<String>,
+    replicas: Vec<Replica>,
+    /// When a replica is done, or may go.
+    due: BTreeSet<(u64, u32)>,
+    cost: Cost,
+}
+
+impl<'a> Played<'a> {
+    fn new(trace: &Trace, lead_ms: u64, cold_ms: u64, policy: &'a Policy) -> Self {
         let workload = Workload {
             pool: "gpu".to_owned(),
             gpus: 1,
@@ -132,56 +133,108 @@ impl<'a> Decided<'a> {
             needed: Vec::new(),
             gaps: Vec::new(),
         };
-        let pool = Pool { micros_per_hour: MICROS_PER_HOUR, gpus: 1, nodes_most: 1, ..Pool::default() };
-        let mut state = State::default();
-        state.workloads.insert(NAME.to_owned(), workload);
-        state.pools.insert("gpu".to_owned(), pool);
-        Self { state, policy, kept_ms: 0 }
+        let names: Vec<_> = (0..trace.workloads.len()).map(|n| format!("played/{n:05}")).collect();
+        let nodes_most = u32::try_from(names.len()).unwrap_or(u32::MAX);
+        let pool = Pool { micros_per_hour: MICROS_PER_HOUR, gpus: 1, nodes_most, ..Pool::default() };
+        let state = State {
+            workloads: names.iter().map(|name| (name.clone(), workload.clone())).collect(),
+            pools: [("gpu".to_owned(), pool)].into(),
+            ..State::default()
+        };
+        let replicas = vec![Replica::Gone { since: None }; names.len()];
+        Self { state, policy, lead_ms, names, replicas, due: BTreeSet::new(), cost: Cost::default() }
     }
 
-    fn hear(&mut self, at: Millis, backlog_milli: u64) {
-        self.state.watched = at;
-        if let Some(workload) = self.state.workloads.get_mut(NAME) {
-            workload.observe(Sample { at, backlog_milli });
+    fn hear(&mut self, at: u64, number: u32, backlog_milli: u64) {
+        self.state.watched = Millis(at);
+        if let Some(workload) = self.state.workloads.get_mut(&self.names[number as usize]) {
+            workload.observe(Sample { at: Millis(at), backlog_milli });
         }
     }
 
-    /// Asks and does. Whether the workload has a replica now, and when to ask again.
-    fn ask(&mut self, at: Millis) -> (bool, Option<Millis>) {
-        let decision = decide(&self.state, self.policy, at);
+    /// Asks and does. Of the others nothing fresh is known here, so that they stay as they are: each is
+    /// asked about when its own time comes. Whether this one has a replica now, and when to ask again.
+    fn ask(&mut self, at: u64, number: u32) -> (bool, Option<u64>) {
+        let decision = decide(&self.state, self.policy, Millis(at));
+        let name = &self.names[number as usize];
         for action in &decision.actions {
-            if let (Action::Answer { replicas, .. }, Some(workload)) = (action, self.state.workloads.get_mut(NAME)) {
+            if let Action::Answer { workload, replicas } = action
+                && workload == name
+                && let Some(workload) = self.state.workloads.get_mut(workload)
+            {
                 workload.answered = *replicas;
             }
         }
-        let replicas = self.state.workloads.get(NAME).map_or(0, |workload| workload.answered);
-        (replicas > 0, decision.next_wake)
+        let there = self.state.workloads.get(name).is_some_and(|workload| workload.answered > 0);
+        (there, decision.next_wake.map(|wake| wake.0))
     }
-}
 
-impl Keeper for Decided<'_> {
-    fn work(&mut self, at: Millis, gap_ms: Option<u64>) {
-        let kept_ms = self.kept_ms;
-        if let (Some(ms), Some(workload)) = (gap_ms, self.state.workloads.get_mut(NAME)) {
+    /// A request comes.
+    fn work(&mut self, request: Request) {
+        let (at, number) = (request.at_ms, request.workload);
+        self.cost.requests += 1;
+        let gap = match self.replicas[number as usize] {
+            Replica::Works { until } => {
+                self.due.remove(&(until, number));
+                return self.works(number, until + request.service_ms);
+            }
+            Replica::Rests { since, kept_ms } => {
+                self.cost.idle_ms += at - since;
+                self.due.retain(|(_, other)| *other != number);
+                Some((at - since, kept_ms))
+            }
+            Replica::Gone { since } => since.map(|(since, kept_ms)| (at - since, kept_ms)),
+        };
+        if let (Some((ms, kept_ms)), Some(workload)) = (gap, self.state.workloads.get_mut(&self.names[number as usize]))
+        {
             workload.resume(Gap { ms, kept_ms });
         }
-        self.hear(at, 1000);
-        self.ask(at);
+        let warm = matches!(self.replicas[number as usize], Replica::Rests { .. });
+        self.hear(at, number, 1000);
+        let start = if warm {
+            at
+        } else {
+            self.cost.colds += 1;
+            self.ask(at, number);
+            at + self.lead_ms
+        };
+        self.works(number, start + request.service_ms);
     }
 
-    fn rest(&mut self, at: Millis) -> u64 {
-        self.hear(at, 1000);
-        self.hear(at, 0);
-        let mut now = at;
-        // Each answer says when to ask again; an hour and a bit more is the longest that anything is kept.
-        while let (true, wake) = self.ask(now) {
-            let Some(wake) = wake.filter(|wake| wake.since(at) < 7 * 24 * MICROS_PER_HOUR) else {
-                return u64::MAX >> 20;
-            };
-            now = wake;
-            self.hear(now, 0);
+    fn works(&mut self, number: u32, until: u64) {
+        self.replicas[number as usize] = Replica::Works { until };
+        self.due.insert((until, number));
+    }
+
+    /// All that is due before `end`.
+    fn until(&mut self, end: u64) {
+        while let Some((at, number)) = self.due.first().copied().filter(|(at, _)| *at < end) {
+            self.due.remove(&(at, number));
+            match self.replicas[number as usize] {
+                Replica::Works { .. } => {
+                    self.hear(at, number, 1000);
+                    self.hear(at, number, 0);
+                    let kept_ms = kept_ms(&self.state, self.policy, &self.names[number as usize]);
+                    self.replicas[number as usize] = Replica::Rests { since: at, kept_ms };
+                    self.due.insert((at + kept_ms, number));
+                }
+                Replica::Rests { since, kept_ms } => self.may_go(at, number, (since, kept_ms)),
+                Replica::Gone { .. } => {}
+            }
         }
-        self.kept_ms = now.since(at);
-        self.kept_ms
+    }
+
+    fn may_go(&mut self, at: u64, number: u32, (since, kept_ms): (u64, u64)) {
+        self.hear(at, number, 0);
+        let (there, wake) = self.ask(at, number);
+        if !there {
+            self.cost.idle_ms += at - since;
+            self.replicas[number as usize] = Replica::Gone { since: Some((since, kept_ms)) };
+        } else if at - since < FOR_EVER_MS {
+            // What others did in between made it stay longer.
+            self.due.insert((wake.unwrap_or(u64::MAX).max(at + 1), number));
+        } else {
+            self.cost.idle_ms += FOR_EVER_MS;
+        }
     }
 }

@@ -7,6 +7,7 @@ use darter_core::Digest;
 use super::{Node, Pod, Timers};
 use crate::apply::apply;
 use crate::decide::{decide, kept_ms};
+use crate::record::Record;
 use crate::state::{self, Gap, Gpu, Held, Image, Lease, Report, Sample, State, Work, Workload};
 use crate::traces::Trace;
 use crate::{Action, Millis, Policy};
@@ -105,6 +106,7 @@ impl Brain {
         nodes: &mut BTreeMap<u32, Node>,
         pods: &mut BTreeMap<u32, Pod>,
         backlogs: &[u32],
+        note: &mut dyn FnMut(&Record<'_>),
     ) -> Option<u64> {
         if self.wake.is_some_and(|wake| wake > now) {
             return None;
@@ -115,6 +117,7 @@ impl Brain {
         self.state.nodes =
             nodes.iter().map(|(n, node)| (format!("{n:010}"), told(at, *n, node, pods, &self.names))).collect();
         let decision = decide(&self.state, &self.policy, at);
+        note(&Record { policy: &self.policy, state: &self.state, now: at, decision: &decision });
         apply(&mut self.state, &decision, at);
         for action in &decision.actions {
             carry_out(action, &self.state, nodes, pods);

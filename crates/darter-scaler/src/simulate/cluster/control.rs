@@ -97,7 +97,7 @@ impl World<'_> {
     pub(super) fn decide(&mut self) {
         let Some(mut brain) = self.brain.take() else { return };
         let backlogs: Vec<_> = self.loads.iter().map(super::Load::backlog).collect();
-        let wake = brain.decide(self.now, &mut self.nodes, &mut self.pods, &backlogs);
+        let wake = brain.decide(self.now, &mut self.nodes, &mut self.pods, &backlogs, self.note);
         self.brain = Some(brain);
         if let Some(wake) = wake {
             self.at(wake, Event::Decide);

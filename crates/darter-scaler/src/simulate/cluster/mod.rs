@@ -14,6 +14,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 pub use outcome::Outcome;
 
 use crate::Policy;
+use crate::record::Record;
 use crate::traces::{Request, Trace};
 use brain::Brain;
 
@@ -159,11 +160,17 @@ struct World<'a> {
     pending: VecDeque<u32>,
     batch: Option<(u64, u64)>,
     brain: Option<Brain>,
+    note: &'a mut dyn FnMut(&Record<'_>),
     outcome: Outcome,
 }
 
 /// Plays a trace to its end: the last node gone, or a day after the last request.
 pub fn run(trace: &Trace, timers: &Timers, control: &Control) -> Outcome {
+    run_noting(trace, timers, control, &mut |_| ())
+}
+
+/// The same; every decision is handed to `note` before it is carried out.
+pub fn run_noting(trace: &Trace, timers: &Timers, control: &Control, note: &mut dyn FnMut(&Record<'_>)) -> Outcome {
     let brain = match control {
         Control::Reference => None,
         Control::Darter(policy, cold_ms) => Some(Brain::new(trace, timers, policy, *cold_ms)),
@@ -181,6 +188,7 @@ pub fn run(trace: &Trace, timers: &Timers, control: &Control) -> Outcome {
         pending: VecDeque::new(),
         batch: None,
         brain,
+        note,
         outcome: Outcome::default(),
     };
     world.run(trace.length_ms());
