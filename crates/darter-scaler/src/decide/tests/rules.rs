@@ -226,6 +226,40 @@ node gpu-1 left as it is: its cloud takes it back in 2 min; decided again with t
 }
 
 #[test]
+fn a_replica_that_works_or_may_work_is_not_taken_away_though_nothing_waits() {
+    let pod = Pod { uid: "pod-0".to_owned(), workload: Some("models/flux".to_owned()), cost: 0, ranked: None };
+    let busy = told(node("gpu-1"), |report| report.gpus[0].work = Work::Until(ago(1000)));
+    let asked = |node: Node| {
+        let node = Node { pods: vec![pod.clone()], ..node };
+        let state = State { workloads: with(workload()).workloads, ..state([node]) };
+        let answers = decide(&state, &Policy::default(), NOW).actions.into_iter();
+        answers.filter(|action| matches!(action, Action::Answer { .. })).count()
+    };
+    assert_eq!(asked(busy.clone()), 0);
+    assert_eq!(asked(told(busy, |report| report.heard = ago(20_000))), 0);
+    assert_eq!(asked(Node { report: None, ..node("gpu-1") }), 0, "a node that says nothing is not idle");
+    assert_eq!(asked(node("gpu-1")), 1);
+}
+
+#[test]
+fn a_node_that_falls_silent_keeps_its_place_among_removals() {
+    let doomed = |name| told(node(name), |report| report.notice = Some(NOW.plus(2 * MINUTE)));
+    let others = (2..20).map(|n| node(&format!("gpu-{n}")));
+    let mut state = state([doomed("gpu-0"), doomed("gpu-1")].into_iter().chain(others));
+    let mut policy = Policy::default();
+    policy.remove.doomed = true;
+    policy.rails.removals_most = 1;
+    let removed = |state: &State| -> Vec<String> {
+        let actions = decide(state, &policy, NOW).actions.into_iter();
+        actions.filter_map(|action| if let Action::Remove { node } = action { Some(node) } else { None }).collect()
+    };
+    assert_eq!(removed(&state), ["uid-0"]);
+    // Nothing is known of the first now: that must not cost the second its node.
+    state.nodes.get_mut("uid-0").unwrap().report = None;
+    assert_eq!(removed(&state), [""; 0]);
+}
+
+#[test]
 fn an_idle_pod_goes_before_one_that_works() {
     let pod = |n: u32| Pod { uid: format!("pod-{n}"), workload: Some("models/flux".to_owned()), cost: 0, ranked: None };
     let busy = told(node("gpu-1"), |report| report.gpus[0].work = Work::Until(ago(1000)));
