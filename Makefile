@@ -13,7 +13,7 @@ export DARTER_NOT_RUN ?= $(CARGO_TARGET_DIR)/not-run.txt
 TEST_LOG := $(CARGO_TARGET_DIR)/test.log
 export DARTER_REVISION ?= $(shell git rev-parse --short HEAD 2>/dev/null || echo unknown)
 
-.PHONY: help needs-root demo test test-long check fuzz bench bench-mirror bench-swarm bench-sim bench-gpu test-gpu tools control-plane image build clean
+.PHONY: help needs-root demo test test-long check fuzz bench bench-mirror bench-swarm bench-sim bench-gpu bench-scaler test-gpu tools control-plane image build clean
 
 help: ## Say what there is
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 24
@@ -67,7 +67,7 @@ check: tools ## Formatting, lints, purity of the core, licences
 fuzz: ## Run each fuzz target for a minute (FUZZ_SECONDS=60)
 	@scripts/fuzz
 
-bench: bench-mirror bench-swarm bench-sim bench-gpu ## Every benchmark, as ratios against a peer or bound measured in the same run
+bench: bench-mirror bench-swarm bench-sim bench-gpu bench-scaler ## Every benchmark, as ratios against a peer or bound measured in the same run
 
 bench-mirror: build ## Local hits against nginx and hyper, cold pulls, memory, an agent that is down
 	cargo run --release --locked -p darter-benches --bin mirror
@@ -80,6 +80,9 @@ bench-sim: tools ## Swarms of up to 10,000 nodes, played: the last node against 
 
 bench-gpu: build ## What it costs to watch GPUs, with a mock of eight
 	cargo run --release --locked -p darter-benches --bin gpu
+
+bench-scaler: tools ## How long one decision of the scaler takes, for 1,000 and 10,000 nodes
+	cargo run --release --locked -p darter-benches --bin decide
 
 clean: ## Remove build products, test tools and images
 	cargo clean

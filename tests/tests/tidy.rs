@@ -64,7 +64,9 @@ fn dependencies_point_from_the_binary_to_the_core() {
     assert_eq!(workspace("crates/darter-core/Cargo.toml"), [""; 0]);
     assert_eq!(workspace("crates/darter-api/Cargo.toml"), [""; 0]);
     assert_eq!(workspace("crates/darter-agent/Cargo.toml"), ["darter-api", "darter-core"]);
-    assert_eq!(workspace("crates/darter/Cargo.toml"), ["darter-agent", "darter-core"]);
+    // darter-api comes with the report stream.
+    assert_eq!(workspace("crates/darter-scaler/Cargo.toml"), ["darter-core"]);
+    assert_eq!(workspace("crates/darter/Cargo.toml"), ["darter-agent", "darter-core", "darter-scaler"]);
 }
 
 #[test]
@@ -109,13 +111,35 @@ fn the_core_depends_on_nothing_that_waits_or_touches_the_machine() {
         assert!(allowed.contains(&name.as_str()), "darter-core must stay pure: why does it depend on {name}?");
     }
     for file in sources().iter().filter(|file| file.starts_with("crates/darter-core/src")) {
-        for banned in
-            ["std::fs", "std::net::Tcp", "std::thread", "std::process", "Instant::now", "SystemTime::now", "HashMap"]
-        {
-            // Tests at the end of a file may name a time to count from.
-            let text = read(file);
-            let code = text.split("#[cfg(test)]").next().unwrap_or_default();
-            assert!(!code.contains(banned), "{}: {banned}", file.display());
+        has_none_of(file, &IMPURE);
+    }
+}
+
+const IMPURE: [&str; 7] =
+    ["std::fs", "std::net::Tcp", "std::thread", "std::process", "Instant::now", "SystemTime::now", "HashMap"];
+
+fn has_none_of(file: &Path, banned: &[&str]) {
+    // Tests at the end of a file may name a time to count from.
+    let text = read(file);
+    let code = text.split("#[cfg(test)]").next().unwrap_or_default();
+    for banned in banned {
+        assert!(!code.contains(banned), "{}: {banned}", file.display());
+    }
+}
+
+#[test]
+fn the_scaler_decides_and_plays_in_integers_and_without_touching_the_machine() {
+    let allowed = ["darter-core", "serde", "serde_json", "thiserror"];
+    for name in &dependencies("crates/darter-scaler/Cargo.toml") {
+        assert!(allowed.contains(&name.as_str()), "darter-scaler only decides so far: why does it depend on {name}?");
+    }
+    let files: Vec<_> = sources().into_iter().filter(|file| file.starts_with("crates/darter-scaler/src")).collect();
+    assert!(files.len() > 20, "only {files:?}");
+    for file in files {
+        has_none_of(&file, &IMPURE);
+        // Made-up demand is drawn in fractions; nothing is decided in them.
+        if !file.ends_with("traces/generate.rs") {
+            has_none_of(&file, &["f64", "f32"]);
         }
     }
 }

@@ -112,6 +112,17 @@ pub(crate) enum Command {
     /// Play darter's own decisions over made-up nodes, links and faults.
     #[command(subcommand)]
     Simulate(SimulateCommand),
+    /// Decide recorded decisions of the scaler again, and say whether they come out the same, to the bit.
+    ///
+    /// Each line of the file holds one, with all that it was made from. Where one differs, the first
+    /// difference is shown: it was made by another version, or something is wrong.
+    #[command(after_help = "Examples:\n  darter replay decisions.jsonl\n  \
+        zcat decisions.jsonl.gz | darter replay -\n\n\
+        Exit codes:\n  \
+        0  every decision is the same\n  \
+        1  one differs, there is none, or the file cannot be read\n  \
+        2  the command line is wrong")]
+    Replay(crate::replay::Recorded),
 }
 
 #[derive(Subcommand)]
@@ -164,6 +175,17 @@ pub(crate) enum SimulateCommand {
         darter simulate swarm --nodes 64 --holders 1                 one node has it already\n  \
         darter simulate swarm --nodes 32 --fault importer@50 --seeds 20")]
     Swarm(crate::simulate::Play),
+    /// What the scaler's own decisions would have cost on a trace, against fixed times and KEDA's own.
+    ///
+    /// First one replica of each workload serves its requests in turn, then KEDA, the HPA and Karpenter are
+    /// modelled with their timers. Idle time and cold starts are what it costs. A table on a terminal, lines
+    /// with tabs in a pipe. Read are Azure's LLM traces, GenTD26
+    /// (requests, qps, queue size, GPU duty) and Mooncake's JSON lines.
+    #[command(after_help = "Examples:\n  \
+        darter simulate scaler --trace lora_request_trace.csv --csv costs.csv --svg costs.svg\n  \
+        darter simulate scaler --trace qps.tar.gz --service 20s --cold-start 600\n  \
+        darter simulate scaler --made-up bursts --made-up diurnal --seed 7")]
+    Scaler(crate::play::Play),
 }
 
 #[derive(Subcommand)]

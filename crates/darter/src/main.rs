@@ -3,11 +3,14 @@
 // The futures of a mirror request are nested deeper than the compiler looks by default.
 #![recursion_limit = "256"]
 
+mod archive;
 mod args;
 mod fit;
 mod gpu;
+mod play;
 mod plot;
 mod prewarm;
+mod replay;
 mod show;
 mod simulate;
 mod socket;
@@ -68,6 +71,8 @@ fn run(args: Args) -> Result<ExitCode> {
         Command::Uninstall(source) => runtime()?.block_on(uninstall::run(&source.load()?.config()?)),
         Command::Swarm(SwarmCommand::Key) => show::print(&swarm::key::make().context("cannot get random bytes")?),
         Command::Simulate(SimulateCommand::Swarm(play)) => simulate::swarm(&play),
+        Command::Simulate(SimulateCommand::Scaler(play)) => play::scaler(&play),
+        Command::Replay(recorded) => replay::run(&recorded),
         Command::Fit(question) => fit::run(&question),
         Command::Gpu(GpuCommand::Clear(order)) => runtime()?.block_on(gpu::clear(order)),
         Command::Prewarm(order) => runtime()?.block_on(prewarm::run(order)),
