@@ -1,13 +1,12 @@
 //! The ECR registry of the node's own account, where the metadata service answers late: as on EC2 when a node
 //! boots with many others, or when somebody raises the hop limit under a running agent.
 
-use std::time::Duration;
-
 use anyhow::{Context as _, Result, ensure};
 use darter_tests::agent::{Agent, Options};
 use darter_tests::fake_ecr::{self, FakeEcr, Kind};
 use darter_tests::imds::Imds;
 use darter_tests::net::Network;
+use darter_tests::stage::eventually;
 use darter_tests::tools::{Need, can_run};
 use http::Method;
 
@@ -43,17 +42,14 @@ async fn a_metadata_service_that_answers_late_still_gets_the_nodes_own_registry_
     ensure!(!file.exists(), "hosts.toml is there before anybody knows the registry");
     let ask = format!("{}/v2/team/app/manifests/v1?ns={OWN}", agent.mirror_url());
     ensure!(agent.client().call(Method::HEAD, &ask, &[]).await?.status == 404);
-    let unknown = [("reason", "not_mirrored")];
-    ensure!(agent.metrics().await?.sum("darter_mirror_refusals_total", &unknown) == 1.0);
+    // Counted once it is on the wire, which its client sees first.
+    let refused =
+        async || anyhow::Ok(agent.metrics().await?.sum("darter_mirror_refusals_total", &[("reason", "not_mirrored")]));
+    eventually("it is refused", async || Ok(refused().await? == 1.0)).await?;
 
     imds.up()?;
-    let written = async {
-        while !file.exists() || !hosts_toml(&agent).await?.starts_with("ok: ") {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        anyhow::Ok(())
-    };
-    tokio::time::timeout(Duration::from_secs(60), written).await.context("the registry is not mirrored")??;
+    let is_mirrored = async || Ok(file.exists() && hosts_toml(&agent).await?.starts_with("ok: "));
+    eventually("the registry is mirrored", is_mirrored).await?;
     let text = std::fs::read_to_string(&file)?;
     ensure!(
         text.contains(&format!("server = \"https://{OWN}\"")) && text.contains("[host.\"http://127.0.0.1:4001\"]"),
@@ -62,7 +58,6 @@ async fn a_metadata_service_that_answers_late_still_gets_the_nodes_own_registry_
     // It is served, with the node's role. The registry itself is out of reach here.
     agent.client().call(Method::HEAD, &ask, &[]).await?;
     ensure!(ecr.count(Kind::Token).granted == 1, "nobody asked for a password");
-    let metrics = agent.metrics().await?;
-    ensure!(metrics.sum("darter_mirror_refusals_total", &unknown) == 1.0, "still refused");
+    ensure!(refused().await? == 1.0, "still refused");
     Ok(())
 }
