@@ -231,7 +231,9 @@ fn a_replica_that_works_or_may_work_is_not_taken_away_though_nothing_waits() {
     let busy = told(node("gpu-1"), |report| report.gpus[0].work = Work::Until(ago(1000)));
     let asked = |node: Node| {
         let node = Node { pods: vec![pod.clone()], ..node };
-        let state = State { workloads: with(workload()).workloads, ..state([node]) };
+        // Others that are known: one silent node must not be held by the rail alone.
+        let others = (2..12).map(|n| self::node(&format!("gpu-{n}")));
+        let state = State { workloads: with(workload()).workloads, ..state([node].into_iter().chain(others)) };
         let answers = decide(&state, &Policy::default(), NOW).actions.into_iter();
         answers.filter(|action| matches!(action, Action::Answer { .. })).count()
     };
