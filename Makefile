@@ -57,10 +57,12 @@ test-long: test ## The same with many more random cases
 	PROPTEST_CASES=20000 cargo test --locked --release -p darter-core -p darter-agent
 	DARTER_SIM_SEEDS=20000 cargo test --locked --release -p darter-tests --test sim
 
-check: tools ## Formatting, lints, purity of the core, licences
+check: tools ## Formatting, lints, purity of the core, licences, and that fuzz targets compile
 	cargo fmt --all --check
 	cargo fmt --manifest-path fuzz/Cargo.toml --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
+	@# Nothing is linked, so there need not be a fuzzer.
+	CUSTOM_LIBFUZZER_PATH=/nonexistent/libfuzzer.a cargo check --locked --manifest-path fuzz/Cargo.toml --bins
 	@scripts/check-wasm
 	@scripts/check-deny
 

@@ -107,7 +107,9 @@ struct View {
 
 impl View {
     fn new(image: &str, json: bool) -> Self {
-        let bars = (!json && std::io::stderr().is_terminal()).then(MultiProgress::new);
+        // What goes into a file is said there, though somebody watches.
+        let is_watched = std::io::stdout().is_terminal() && std::io::stderr().is_terminal();
+        let bars = (!json && is_watched).then(MultiProgress::new);
         Self { image: image.to_owned(), json, bars, blobs: HashMap::new() }
     }
 
@@ -146,7 +148,7 @@ impl View {
 
     fn begin(&mut self, digest: &str, blobs: Vec<BlobSize>) -> Result<()> {
         self.say(format!("{} blobs of {digest}", blobs.len()))?;
-        let template = "{prefix:20} [{bar:40}] {bytes:>12} of {total_bytes:>12} {bytes_per_sec:>14}";
+        let template = "{prefix:19} [{wide_bar}] {bytes:>11} of {total_bytes:>11} {bytes_per_sec:>13}";
         let style = ProgressStyle::with_template(template).context("the progress bar's template is wrong")?;
         for blob in blobs {
             let bar = match &self.bars {
