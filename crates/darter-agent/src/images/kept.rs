@@ -203,3 +203,26 @@ impl Images {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_proved_of_the_nodes_own_registry_waits_for_the_metadata_service() {
+        let mut config = Config::embedded();
+        config.registries.push(RegistryConfig::named("listed.example".parse().unwrap()));
+        let own: Registry = "123456789012.dkr.ecr.us-east-1.amazonaws.com".parse().unwrap();
+        let known = |config: &Config, registry: &str| Keeper::new(config).configuration(&registry.parse().unwrap());
+        // As it is configured once it is known, and so as the agent before this one had it.
+        let named = Some(fingerprint(&RegistryConfig::named(own.clone())));
+        assert_eq!(known(&config, own.as_str()), named);
+        assert!(known(&config, "listed.example").is_some());
+        assert_eq!(known(&config, "another.example"), None);
+        // Nobody is asked for it.
+        config.aws.discover = Discover::Off;
+        assert_eq!(known(&config, own.as_str()), None);
+        config.registries.push(RegistryConfig::named(own.clone()));
+        assert_eq!(known(&config, own.as_str()), named);
+    }
+}
