@@ -34,6 +34,8 @@ async fn a_report_comes_at_the_start_and_with_each_change_at_once() -> Result<()
     }
     let (mock, secure) = (two()?, Secure::start().await?);
     let options = secure.options(mock.options(2)?).set("kubernetes.node", "gpu-7").set("swarm.zone", "us-east-1a");
+    // There is no kubelet to ask.
+    let options = options.set("gpu.device_plugin", false);
     let agent = Agent::start(options).await?;
     let first = secure.ear.next(0).await?;
     let node = first.report.node.clone().context("no node")?;
