@@ -4,6 +4,7 @@ use anyhow::{Context as _, Result, ensure};
 use darter_tests::agent::{Agent, Options};
 use darter_tests::fake_ecr::{Auth, FakeEcr, Fault, Rule};
 use darter_tests::image::{Format, Image};
+use darter_tests::imds::Imds;
 use darter_tests::net::Place;
 use darter_tests::nvml::Mock;
 use darter_tests::process;
@@ -102,6 +103,22 @@ async fn the_taint_goes_when_all_is_there_and_others_stay() -> Result<()> {
     let line = output.stdout.lines().find(|line| line.starts_with("kubernetes")).context(output.stdout.clone())?;
     ensure!(line.contains("GpuReady True (GpusReady); startup taint removed after "), "{line}");
     Ok(())
+}
+
+#[tokio::test]
+async fn a_metadata_service_that_has_not_told_the_nodes_own_registry_is_waited_for() -> Result<()> {
+    if !can_run("a_metadata_service_that_has_not_told_the_nodes_own_registry_is_waited_for", &NEEDS) {
+        return Ok(());
+    }
+    let cluster = Cluster::start(&[TAINT], 0).await?;
+    let (mock, mut imds) = (Mock::fixture("h200-idle")?, Imds::start(&Place::Host, "123456789012", "us-east-1")?);
+    imds.down().await;
+    let options = cpu_node(&mock)?.set("aws.discover", "auto").set("aws.imds_endpoint", imds.url());
+    let agent = Agent::start(cluster.options(options)?).await?;
+    // Pods that come now would pull past the mirror.
+    waits_for(&agent, &["hosts_toml"]).await?;
+    imds.up()?;
+    goes(&cluster, &agent).await
 }
 
 #[tokio::test]
