@@ -54,7 +54,7 @@ test-gpu: tools ## What this machine's own GPUs say against what the fixtures of
 	cargo run --locked -p darter-tests --bin test-gpu
 
 test-long: test ## The same with many more random cases
-	PROPTEST_CASES=20000 cargo test --locked --release -p darter-core -p darter-agent
+	PROPTEST_CASES=20000 cargo test --locked --release -p darter-core -p darter-agent -p darter-scaler
 	DARTER_SIM_SEEDS=20000 cargo test --locked --release -p darter-tests --test sim
 
 check: tools ## Formatting, lints, purity of the core, licences, and that fuzz targets compile

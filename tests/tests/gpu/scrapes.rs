@@ -144,10 +144,17 @@ async fn promtool_finds_nothing_to_say() -> Result<()> {
     if !can_run("promtool_finds_nothing_to_say", &[Need::Darter, Need::MockNvml, Need::Prometheus]) {
         return Ok(());
     }
-    let mock = Mock::fixture("h200-idle")?;
-    let agent = agent(mock.options(1)?).await?;
-    let page = agent.admin("/metrics").await?.text();
-    assert_eq!(lint(&page).await?, "");
+    // Each has series that others lack.
+    let pages = try_join_all(["t4-healthy", "h100x8", "h200-busy", "h200-mig", "unsupported"].map(|name| async move {
+        let mock = Mock::fixture(name)?;
+        let agent = agent(mock.options(if name == "h100x8" { 8 } else { 1 })?).await.context(name)?;
+        anyhow::Ok((name, agent.admin("/metrics").await?.text()))
+    }))
+    .await?;
+    for (name, page) in &pages {
+        assert_eq!(lint(page).await?, "", "{name}");
+    }
+    let (_, page) = &pages[0];
     // It would find something.
     let said = lint(&format!("{page}# TYPE darter_things counter\ndarter_things 1\n")).await?;
     ensure!(said.contains("darter_things"), "{said}");
