@@ -178,15 +178,15 @@ async fn a_fin_in_a_chunk_fails_the_pull_unless_all_chunks_before_it_have_come()
     // The second chunk still comes when the third ends: containerd cancels all that are on their way, and has
     // nothing that it could resume.
     let ahead = scene().await?;
-    let layer = |scene: &Scene| Rule::on(Kind::Blob).digest(scene.layer());
-    ahead.mirror.inject(layer(&ahead).after(1), Fault::Stall(MIB / 2, Duration::from_secs(20)));
-    ahead.mirror.inject(layer(&ahead).after(1), Fault::Truncate(MIB / 2));
+    let chunk = |scene: &Scene, at: u64| Rule::on(Kind::Blob).digest(scene.layer()).from(at);
+    ahead.mirror.inject(chunk(&ahead, MIB), Fault::Stall(MIB / 2, Duration::from_secs(20)));
+    ahead.mirror.inject(chunk(&ahead, 2 * MIB), Fault::Truncate(MIB / 2));
     let error = ahead.pull(None).await.err().map(|error| format!("{error:#}")).unwrap_or_default();
     ensure!(error.contains("context canceled"), "{error:?}");
     assert_eq!(ahead.sent_by_origin(), 0, "the origin was asked");
     // All before it have come when the second ends: it is resumed as a stream is.
     let read = scene().await?;
-    read.mirror.inject(layer(&read).after(1), Fault::StallThenFin(MIB / 2, Duration::from_secs(2)));
+    read.mirror.inject(chunk(&read, MIB), Fault::StallThenFin(MIB / 2, Duration::from_secs(2)));
     read.pull(None).await?;
     assert_eq!(read.sent_by_origin(), 0, "the origin was asked");
     let (log, from) = (read.mirror.log(), format!("bytes={}-", MIB + MIB / 2));

@@ -36,7 +36,7 @@ pub struct Rule {
     kind: Option<Kind>,
     digest: Option<Digest>,
     path: Option<String>,
-    first_bytes: bool,
+    from: Option<u64>,
     skip: u32,
     times: u32,
 }
@@ -44,12 +44,12 @@ pub struct Rule {
 impl Rule {
     /// The next request of this kind.
     pub const fn on(kind: Kind) -> Self {
-        Self { kind: Some(kind), digest: None, path: None, first_bytes: false, skip: 0, times: 1 }
+        Self { kind: Some(kind), digest: None, path: None, from: None, skip: 0, times: 1 }
     }
 
     /// The next request of any kind.
     pub const fn any() -> Self {
-        Self { kind: None, digest: None, path: None, first_bytes: false, skip: 0, times: 1 }
+        Self { kind: None, digest: None, path: None, from: None, skip: 0, times: 1 }
     }
 
     /// Only for this manifest or blob.
@@ -65,8 +65,13 @@ impl Rule {
     }
 
     /// Only where a range is asked for that begins with the first byte.
-    pub const fn first_bytes(mut self) -> Self {
-        self.first_bytes = true;
+    pub const fn first_bytes(self) -> Self {
+        self.from(0)
+    }
+
+    /// Only where a range is asked for that begins at this offset.
+    pub const fn from(mut self, offset: u64) -> Self {
+        self.from = Some(offset);
         self
     }
 
@@ -88,7 +93,7 @@ impl Rule {
     }
 
     fn matches(&self, kind: Kind, digest: Option<Digest>, path: &str, range: &str) -> bool {
-        let is_there = !self.first_bytes || range.starts_with("bytes=0-");
+        let is_there = self.from.is_none_or(|from| range.starts_with(&format!("bytes={from}-")));
         is_there
             && self.kind.is_none_or(|wanted| wanted == kind)
             && self.digest.is_none_or(|wanted| Some(wanted) == digest)
