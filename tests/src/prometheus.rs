@@ -1,6 +1,7 @@
 //! A real Prometheus, Debian's: scrapes an agent, answers queries.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -20,6 +21,24 @@ pub async fn lint(page: &str) -> Result<String> {
     let said = output.stdout + &output.stderr;
     ensure!(output.status.success() == said.is_empty(), "promtool: {}: {said}", output.status);
     Ok(said)
+}
+
+/// Plays a story (`promtool test rules`, without its `rule_files`) on a file of alerts. Texts for people are not
+/// compared.
+pub async fn play(file: &Path, story: &str) -> Result<()> {
+    let bare: Vec<_> =
+        std::fs::read_to_string(file)?.lines().filter(|line| !is_text(line)).map(str::to_owned).collect();
+    let dir = Scratch::new()?;
+    std::fs::write(dir.join("rules.yml"), bare.join("\n"))?;
+    std::fs::write(dir.join("story.yml"), format!("rule_files: [rules.yml]\n{story}"))?;
+    let mut promtool = process::command("promtool");
+    promtool.args(["test", "rules"]).arg(dir.join("story.yml"));
+    process::run_ok("promtool", promtool, Duration::from_secs(30)).await?;
+    Ok(())
+}
+
+fn is_text(line: &str) -> bool {
+    ["annotations:", "summary:", "description:"].iter().any(|key| line.trim_start().starts_with(key))
 }
 
 /// A Prometheus that scrapes one address every second.

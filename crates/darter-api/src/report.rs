@@ -345,7 +345,7 @@ pub struct Protection {
     /// As in the directive.
     #[prost(string, tag = "2")]
     pub reason: ::prost::alloc::string::String,
-    /// Of the directive that asked for it last.
+    /// Of the directive that asked for it last; 0 for one that an earlier life of the agent wrote.
     #[prost(uint64, tag = "3")]
     pub sequence: u64,
     /// How much longer it can be made at most, from now (report.protect_max).

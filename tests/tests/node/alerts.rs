@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use darter_tests::process;
-use darter_tests::scratch::Scratch;
+use darter_tests::prometheus::play;
 use darter_tests::tools::{Need, can_run};
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -49,14 +49,7 @@ async fn a_node_that_is_late_and_one_that_took_pods_too_early_are_told_of() -> R
     };
     let rules = file.display().to_string();
     process::run_ok("promtool", promtool(&["check", "rules", &rules]), PATIENCE).await?;
-    // Texts for people are not compared.
-    let bare: Vec<_> =
-        std::fs::read_to_string(&file)?.lines().filter(|line| !is_text(line)).map(str::to_owned).collect();
-    let dir = Scratch::new()?;
-    std::fs::write(dir.join("rules.yml"), bare.join("\n"))?;
-    std::fs::write(dir.join("story.yml"), format!("rule_files: [rules.yml]\n{STORY}"))?;
-    let story = dir.join("story.yml").display().to_string();
-    process::run_ok("promtool", promtool(&["test", "rules", &story]), PATIENCE).await?;
+    play(&file, STORY).await?;
     // And they ask for what an agent says.
     let metrics = std::fs::read_to_string(root.join("crates/darter-agent/src/metrics.rs"))?;
     let text = std::fs::read_to_string(&file)?;
@@ -68,8 +61,4 @@ async fn a_node_that_is_late_and_one_that_took_pods_too_early_are_told_of() -> R
         ensure!(metrics.contains(&format!("\"{name}\"")), "an alert asks for {name}, which no agent says");
     }
     Ok(())
-}
-
-fn is_text(line: &str) -> bool {
-    ["annotations:", "summary:", "description:"].iter().any(|key| line.trim_start().starts_with(key))
 }

@@ -38,10 +38,7 @@ impl Stage {
             let path = format!("/api/v1/namespaces/gpu/pods/{name}/status");
             plane.call(Method::PATCH, &path, Some(("application/strategic-merge-patch+json", &started))).await?;
         }
-        let spec = json!({ "providerID": "aws:///us-east-1a/i-0123456789abcdef0" });
-        plane
-            .apply(&json!({ "apiVersion": "v1", "kind": "Node", "metadata": { "name": "gpu-1" }, "spec": spec }))
-            .await?;
+        plane.apply(&node("i-0123456789abcdef0")).await?;
         let kubeconfig = plane.kubeconfig("gpu", &token)?;
         Ok(Self { plane, ear: Ear::start(&Place::Host, None).await?, kubeconfig })
     }
@@ -68,6 +65,23 @@ impl Stage {
     /// The annotation of the agent's own pod.
     async fn annotation(&self) -> Result<Option<String>> {
         Ok(self.pod("darter-abcde").await?["metadata"]["annotations"][KEY].as_str().map(ToOwned::to_owned))
+    }
+
+    /// Writes the annotation as an agent does, in its name.
+    async fn write_as_agent(&self, value: &str) -> Result<()> {
+        let metadata = json!({ "name": "darter-abcde", "annotations": { KEY: value } });
+        let pod = json!({ "apiVersion": "v1", "kind": "Pod", "metadata": metadata });
+        let path = "/api/v1/namespaces/gpu/pods/darter-abcde?fieldManager=darter-agent";
+        self.plane.call(Method::PATCH, path, Some(("application/apply-patch+yaml", &pod))).await?;
+        Ok(())
+    }
+
+    /// Writes the annotation as a user does, or takes it off.
+    async fn write_as_user(&self, value: Option<&str>) -> Result<()> {
+        let users = json!({ "metadata": { "annotations": { KEY: value } } });
+        let path = "/api/v1/namespaces/gpu/pods/darter-abcde";
+        self.plane.call(Method::PATCH, path, Some(("application/merge-patch+json", &users))).await?;
+        Ok(())
     }
 
     /// Says it, and waits for the report in which this is so.
@@ -105,6 +119,11 @@ fn pod(name: &str) -> Value {
     });
     let metadata = json!({ "namespace": "gpu", "name": name, "annotations": { "example.com/kept": "yes" } });
     json!({ "apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec })
+}
+
+fn node(instance: &str) -> Value {
+    let spec = json!({ "providerID": format!("aws:///us-east-1a/{instance}") });
+    json!({ "apiVersion": "v1", "kind": "Node", "metadata": { "name": "gpu-1" }, "spec": spec })
 }
 
 fn an_hour_ago() -> Result<String> {
@@ -229,9 +248,7 @@ async fn what_a_user_wrote_stays_and_no_lease_outlasts_its_bound() -> Result<()>
     let first = stage.ear.next(before).await?.report.carried_out.context("nothing carried out")?;
     ensure!(first.protection.is_none(), "{first:?}");
     // A user's own.
-    let path = "/api/v1/namespaces/gpu/pods/darter-abcde";
-    let users = json!({ "metadata": { "annotations": { KEY: "true" } } });
-    stage.plane.call(Method::PATCH, path, Some(("application/merge-patch+json", &users))).await?;
+    stage.write_as_user(Some("true")).await?;
     let refusal = stage.refused(protect(600)).await?;
     ensure!(refusal.reason == "not_ours" && refusal.detail.contains("somebody else's"), "{refusal:?}");
     let after = stage.ear.say(release())?;
@@ -247,13 +264,98 @@ async fn what_a_user_wrote_stays_and_no_lease_outlasts_its_bound() -> Result<()>
         .await?;
     assert_eq!(stage.annotation().await?.as_deref(), Some("true"));
     // And one that he took over.
-    let none = json!({ "metadata": { "annotations": { KEY: null } } });
-    stage.plane.call(Method::PATCH, path, Some(("application/merge-patch+json", &none))).await?;
+    stage.write_as_user(None).await?;
     stage.protected(600).await?;
-    stage.plane.call(Method::PATCH, path, Some(("application/merge-patch+json", &users))).await?;
+    stage.write_as_user(Some("true")).await?;
     assert_eq!(stage.refused(protect(3600)).await?.reason, "not_ours");
     stage.order(release(), "it is over", |out, sequence| out.sequence == sequence && out.protection.is_none()).await?;
     assert_eq!(stage.annotation().await?.as_deref(), Some("true"));
     ensure!(agent.metrics().await?.sum("darter_report_refusals_total", &[("reason", "not_ours")]) >= 2.0);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_lease_of_an_earlier_life_is_told_and_ends_and_its_row_goes_on() -> Result<()> {
+    if !can_run("a_lease_of_an_earlier_life_is_told_and_ends_and_its_row_goes_on", &NEEDS) {
+        return Ok(());
+    }
+    let mut stage = Stage::start().await?;
+    stage.allow().await?;
+    let mut agent = Agent::start(stage.options().set("report.protect_max", "1h")).await?;
+    stage.ear.next(0).await?;
+    let first = stage.protected(600).await?;
+    let written = stage.pod("darter-abcde").await?;
+    // As an agent that is killed for its memory: it says nothing, and its pod stays.
+    agent.kill().await?;
+    let before = stage.ear.heard().len();
+    agent.start_again().await?;
+    let protection = |report: &Report| report.carried_out.clone().unwrap_or_default().protection;
+    let told = stage.ear.hears(before, "the lease is told", |heard| protection(&heard.report).is_some());
+    let told = protection(&told.await?.report).context("no protection")?;
+    ensure!(told.sequence == 0 && told.reason.contains("earlier life"), "{told:?}");
+    // Whole seconds are written: the end is up to one later, the beginning up to one earlier.
+    ensure!((1..=first.remaining_ms + 1000).contains(&told.remaining_ms), "{first:?} {told:?}");
+    ensure!(told.most_ms < first.most_ms && told.most_ms > 3_400_000, "{first:?} {told:?}");
+    assert_eq!(agent.metrics().await?.sum("darter_report_protected", &[]), 1.0);
+    // What is written will do.
+    let again = stage.protected(600).await?;
+    ensure!(again.reason == "a job runs" && again.most_ms < first.most_ms, "{first:?} {again:?}");
+    assert_eq!(stage.pod("darter-abcde").await?["metadata"]["resourceVersion"], written["metadata"]["resourceVersion"]);
+    // One that is over before anybody asks for anything goes.
+    stage.protected(2).await?;
+    agent.kill().await?;
+    ensure!(stage.annotation().await?.is_some());
+    stage.ear.stop().await;
+    agent.start_again().await?;
+    eventually("it is taken off", async || Ok(stage.annotation().await?.is_none())).await?;
+    // A row that was as long as it may be is that after a restart too.
+    agent.kill().await?;
+    stage.write_as_agent(&format!("0s{AGE}s")).await?;
+    stage.ear.start_again()?;
+    let before = stage.ear.heard().len();
+    agent.start_again().await?;
+    stage.ear.next(before).await?;
+    assert_eq!(stage.refused(protect(60)).await?.reason, "spent");
+    eventually("it is taken off", async || Ok(stage.annotation().await?.is_none())).await?;
+    // One that somebody else wrote is neither told nor touched.
+    agent.kill().await?;
+    let users = format!("{AGE}s600s");
+    stage.write_as_user(Some(&users)).await?;
+    let before = stage.ear.heard().len();
+    agent.start_again().await?;
+    stage.ear.next(before).await?;
+    assert_eq!(stage.refused(protect(700)).await?.reason, "not_ours");
+    ensure!(stage.ear.heard().iter().skip(before).all(|heard| protection(&heard.report).is_none()));
+    assert_eq!(stage.annotation().await?.as_deref(), Some(users.as_str()));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_node_that_is_made_anew_is_told_by_its_new_uid() -> Result<()> {
+    if !can_run("a_node_that_is_made_anew_is_told_by_its_new_uid", &NEEDS) {
+        return Ok(());
+    }
+    let stage = Stage::start().await?;
+    // It is watched once for all: nobody asks for it by itself.
+    let nodes = json!([{ "apiGroups": [""], "resources": ["nodes"], "verbs": ["list", "watch"] }]);
+    stage.plane.allow_everywhere("gpu", "darter", &nodes).await?;
+    let agent = Agent::start(stage.options()).await?;
+    let known = async |instance: &str| {
+        let provider = Some(format!("aws:///us-east-1a/{instance}"));
+        let is_so = |report: &Report| report.node.as_ref().is_some_and(|node| node.provider_id == provider);
+        let heard = stage.ear.hears(0, "its node is known", |heard| is_so(&heard.report)).await?;
+        heard.report.node.and_then(|node| node.uid).context("no uid")
+    };
+    let first = known("i-0123456789abcdef0").await?;
+    stage.plane.delete(&node("i-0123456789abcdef0")).await?;
+    let nobody = |report: &Report| report.node.as_ref().is_some_and(|node| node.uid.is_none());
+    let after = stage.ear.heard().len() - 1;
+    stage.ear.hears(after, "it is gone", |heard| nobody(&heard.report)).await?;
+    let made = stage.plane.apply(&node("i-0fedcba9876543210")).await?;
+    let second = known("i-0fedcba9876543210").await?;
+    ensure!(first != second && made["metadata"]["uid"] == second.as_str(), "{first} {second} {made}");
+    // That its pod may not be looked at for a lease is told too, though nobody asked for one.
+    ensure!(agent.log().contains("get and patch of the pod darter-abcde"), "{}", agent.log());
+    ensure!(agent.metrics().await?.sum("darter_report_refusals_total", &[("reason", "forbidden")]) >= 1.0);
     Ok(())
 }

@@ -41,6 +41,8 @@ pub(super) struct Shown {
 pub struct Facts {
     /// Another node of the same name has another.
     pub uid: String,
+    /// Of the cloud, such as `aws:///us-east-1a/i-0123456789abcdef0`.
+    pub provider_id: Option<String>,
     /// When it was made, by the API server's clock.
     pub created: Option<SystemTime>,
     /// In their order there.
@@ -64,6 +66,7 @@ impl Facts {
         let capacity = devices(status.and_then(|status| status.capacity.as_ref()));
         Self {
             uid: node.metadata.uid.clone().unwrap_or_default(),
+            provider_id: spec.and_then(|spec| spec.provider_id.clone()),
             created: node.metadata.creation_timestamp.as_ref().map(|time| time.0.into()),
             taints: taints.map(|taint| Taint { key: taint.key.clone(), effect: taint.effect.clone() }).collect(),
             allocatable: devices(status.and_then(|status| status.allocatable.as_ref())),

@@ -37,7 +37,7 @@ use crate::sites::Registries;
 const MANAGER: &str = "darter-agent";
 
 /// Nothing: not told yet, or there is no such node.
-type Known = Option<Arc<Facts>>;
+pub(crate) type Known = Option<Arc<Facts>>;
 
 /// This node, before anybody was asked.
 pub struct OwnNode {
@@ -226,6 +226,11 @@ impl View {
     /// What is known now.
     pub fn facts(&self) -> Option<Arc<Facts>> {
         self.known.borrow().clone()
+    }
+
+    /// Hears when something else is known.
+    pub(crate) fn changes(&self) -> watch::Receiver<Known> {
+        self.known.clone()
     }
 
     /// The next that is known. Never, where nobody tells any more.

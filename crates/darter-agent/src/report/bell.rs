@@ -6,10 +6,10 @@ use darter_core::Registry;
 use tokio::sync::watch;
 
 use super::gather::Sources;
-use super::pod::Identity;
 use crate::certs_d::{HostsState, Preflight};
 use crate::going::Reason;
 use crate::gpu::Judgement;
+use crate::node::Known;
 use crate::swarm::control::Standing;
 
 /// All that may ring.
@@ -19,7 +19,8 @@ pub(super) struct Bell {
     pulls: watch::Receiver<()>,
     directives: watch::Receiver<()>,
     going: watch::Receiver<Option<Reason>>,
-    identity: watch::Receiver<Identity>,
+    node: watch::Receiver<Known>,
+    namespace: watch::Receiver<Option<String>>,
     serving: watch::Receiver<Result<(), String>>,
     hosts: watch::Receiver<Vec<(Registry, HostsState)>>,
     preflight: watch::Receiver<Preflight>,
@@ -36,7 +37,8 @@ impl Bell {
             pulls: sources.pulls.changes(),
             directives: sources.desk.changes(),
             going: sources.going.clone(),
-            identity: sources.identity.clone(),
+            node: watched.node.changes(),
+            namespace: sources.namespace.clone(),
             serving: watched.serving.clone(),
             hosts: watched.hosts.clone(),
             preflight: watched.preflight.clone(),
@@ -52,7 +54,8 @@ impl Bell {
         self.pulls.mark_unchanged();
         self.directives.mark_unchanged();
         self.going.mark_unchanged();
-        self.identity.mark_unchanged();
+        self.node.mark_unchanged();
+        self.namespace.mark_unchanged();
         self.serving.mark_unchanged();
         self.hosts.mark_unchanged();
         self.preflight.mark_unchanged();
@@ -70,7 +73,8 @@ impl Bell {
             () = heard(&mut self.pulls) => {}
             () = heard(&mut self.directives) => {}
             () = heard(&mut self.going) => {}
-            () = heard(&mut self.identity) => {}
+            () = heard(&mut self.node) => {}
+            () = heard(&mut self.namespace) => {}
             () = heard(&mut self.serving) => {}
             () = heard(&mut self.hosts) => {}
             () = heard(&mut self.preflight) => {}

@@ -10,23 +10,27 @@ use futures_util::StreamExt as _;
 use super::clip;
 use super::desk::{Desk, Held, LeaseOrder};
 use super::lease::{Lease, Wish};
-use super::pod::{Fault, OwnPod};
+use super::pod::{Fault, Left, OwnPod};
 use crate::prewarm::{Event, Order, Pin, Prewarm};
 
 /// Between two writes to the API server, whatever the scaler asks for.
 const REST: Duration = Duration::from_secs(1);
 /// Before a write that failed is tried again.
 const AGAIN: Duration = Duration::from_secs(5);
-/// Before a lease that is over is tried to be taken off again: it counts no more anyway.
+/// Before what nobody waits for is tried again: to take off a lease that is over, which counts no more anyway, or to
+/// look for one of an earlier life.
 const TIDY_AGAIN: Duration = Duration::from_secs(60);
 /// An image that is not here by then does not come.
 const IMAGE_PATIENCE: Duration = Duration::from_secs(3600);
+/// What a lease is for that an earlier life of the agent wrote: why, only the scaler knows.
+const EARLIER: &str = "an earlier life of this agent wrote it";
 
 /// Keeps the lease what it is asked to be. Never ends.
 pub(super) async fn leases(desk: &Desk, mut pod: OwnPod, protect_max: Duration) {
-    let mut keeper = Keeper { desk, lease: Lease::new(protect_max), is_written: true, order: None };
+    let lease = Lease::new(protect_max);
+    let mut keeper = Keeper { desk, lease, is_known: false, is_written: false, order: None };
     let mut wanted = desk.lease();
-    let mut again = None;
+    let mut again = Some(Instant::now());
     loop {
         let due = again.or_else(|| keeper.lease.until(Instant::now()));
         tokio::select! {
@@ -49,7 +53,9 @@ async fn sleep_until(at: Option<Instant>) {
 struct Keeper<'a> {
     desk: &'a Desk,
     lease: Lease,
-    /// There may be an annotation of ours: an earlier life of the agent in the same pod may have left one.
+    /// Whether it is known what an earlier life of the agent left on this pod.
+    is_known: bool,
+    /// There may be an annotation of ours.
     is_written: bool,
     /// What is still to be done.
     order: Option<LeaseOrder>,
@@ -58,6 +64,11 @@ struct Keeper<'a> {
 impl Keeper<'_> {
     /// Does what is to be done now. When it is to be tried again, if it has to be.
     async fn keep(&mut self, pod: &mut OwnPod) -> Option<Duration> {
+        if let Err(fault) = self.recall(pod).await {
+            self.order = self.order.take().filter(|order| !order.is_over(Instant::now()));
+            let Some(order) = &self.order else { return self.troubled(fault) };
+            return self.failed(order.sequence(), fault);
+        }
         match self.order.clone() {
             Some(LeaseOrder::Protect { sequence, received, length, reason }) => {
                 let now = Instant::now();
@@ -71,9 +82,8 @@ impl Keeper<'_> {
                         self.refused(sequence, "spent", "it had as much as report.protect_max in one row".to_owned())
                     }
                     Wish::Holds => self.holds(sequence, &reason, now),
-                    Wish::Write(until) => match pod.protect(until).await {
+                    Wish::Write(until) => match self.write(pod, now, until).await {
                         Ok(()) => {
-                            self.is_written = true;
                             self.lease.written(now, until);
                             self.holds(sequence, &reason, now);
                         }
@@ -92,12 +102,33 @@ impl Keeper<'_> {
                 Err(fault) => self.failed(sequence, fault),
             },
             // A lease that ran out by itself.
-            None if self.lease.until(Instant::now()).is_none() => {
+            None if self.is_written && self.lease.until(Instant::now()).is_none() => {
                 self.desk.holds(None);
-                self.take_off(pod).await.err().map(|_| TIDY_AGAIN)
+                self.take_off(pod).await.err().and_then(|fault| self.troubled(fault))
             }
             None => None,
         }
+    }
+
+    /// Finds out what an earlier life of the agent left, once.
+    async fn recall(&mut self, pod: &mut OwnPod) -> Result<(), Fault> {
+        if self.is_known {
+            return Ok(());
+        }
+        let left = pod.left().await?;
+        self.is_known = true;
+        if let Some(Left { began, until }) = left {
+            self.is_written = true;
+            self.lease.resume(began, until);
+            self.holds(0, EARLIER, Instant::now());
+        }
+        Ok(())
+    }
+
+    async fn write(&mut self, pod: &mut OwnPod, now: Instant, until: Instant) -> Result<(), Fault> {
+        // Also one whose answer is lost is written.
+        self.is_written = true;
+        pod.protect(self.lease.row(now), until).await
     }
 
     async fn take_off(&mut self, pod: &mut OwnPod) -> Result<(), Fault> {
@@ -119,6 +150,12 @@ impl Keeper<'_> {
 
     fn refused(&self, sequence: u64, reason: &'static str, detail: String) {
         self.desk.lease_refused(sequence, reason, detail);
+    }
+
+    /// What nobody waits for did not work.
+    fn troubled(&self, fault: Fault) -> Option<Duration> {
+        self.desk.lease_trouble(fault.reason, &fault.detail);
+        Some(TIDY_AGAIN)
     }
 
     fn failed(&mut self, sequence: u64, fault: Fault) -> Option<Duration> {

@@ -35,6 +35,23 @@ pub(super) enum LeaseOrder {
     Release { sequence: u64 },
 }
 
+impl LeaseOrder {
+    /// Of the directive.
+    pub(super) const fn sequence(&self) -> u64 {
+        match self {
+            Self::Protect { sequence, .. } | Self::Release { sequence } => *sequence,
+        }
+    }
+
+    /// Whether it asks for nothing any more.
+    pub(super) fn is_over(&self, now: Instant) -> bool {
+        match self {
+            Self::Protect { received, length, .. } => now.saturating_duration_since(*received) >= *length,
+            Self::Release { .. } => false,
+        }
+    }
+}
+
 /// One image that was ordered.
 #[derive(Debug, Clone)]
 pub(super) struct Item {
@@ -54,6 +71,8 @@ struct State {
     prewarm_refused: Option<Refusal>,
     /// What the log said of what is refused, on this stream.
     said: BTreeSet<&'static str>,
+    /// What the log said of leases that nobody waits for.
+    troubles: BTreeSet<&'static str>,
 }
 
 /// A lease, as it is told.
@@ -210,6 +229,19 @@ impl Desk {
         drop(state);
         if is_news {
             self.changes.send_replace(());
+        }
+    }
+
+    /// What a lease needs that nobody asked for did not work; counted, and said once.
+    pub(super) fn lease_trouble(&self, reason: &'static str, detail: &str) {
+        self.metrics.report_refusals.get_or_create(&ReasonLabels { reason }).inc();
+        if self.state().troubles.insert(reason) {
+            warn!(
+                reason,
+                detail,
+                "a lease that may be on this agent's own pod is not read, or one that is over is not taken off; \
+                 it is tried again"
+            );
         }
     }
 

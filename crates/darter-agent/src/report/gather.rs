@@ -11,7 +11,6 @@ use tokio::sync::watch;
 
 use super::desk::Desk;
 use super::gpus::gpus;
-use super::pod::Identity;
 use super::{clip, ms};
 use crate::admin::Watched;
 use crate::going::Reason;
@@ -35,7 +34,8 @@ pub(super) struct Sources {
     pub(super) metrics: Arc<Metrics>,
     pub(super) pulls: Pulls,
     pub(super) catalogue: Catalogue,
-    pub(super) identity: watch::Receiver<Identity>,
+    /// Of the own pod, once it is known.
+    pub(super) namespace: watch::Receiver<Option<String>>,
     pub(super) going: watch::Receiver<Option<Reason>>,
     /// Since when the reason is what it is.
     pub(super) going_since: Mutex<Option<(Reason, Instant)>>,
@@ -77,8 +77,10 @@ impl Sources {
     }
 
     fn node(&self) -> Node {
-        let Identity { uid, provider_id, namespace } = self.identity.borrow().clone();
-        Node { uid, provider_id, namespace, ..self.node.clone() }
+        let facts = self.watched.node.facts();
+        let uid = facts.as_ref().map(|facts| facts.uid.clone()).filter(|uid| !uid.is_empty());
+        let provider_id = facts.and_then(|facts| facts.provider_id.clone());
+        Node { uid, provider_id, namespace: self.namespace.borrow().clone(), ..self.node.clone() }
     }
 
     fn store(&self) -> Store {

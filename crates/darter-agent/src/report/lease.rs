@@ -2,8 +2,9 @@
 //!
 //! A scaler renews a lease with each heartbeat, and a write to the API server is not worth a heartbeat: what is
 //! written is a little longer than asked for, and written anew when that is used up. It lapses by itself, and
-//! no scaler can make it last for ever.
+//! no scaler can make it last for ever: what is written says when its row began, for the next life of the agent.
 
+use std::fmt;
 use std::time::{Duration, Instant};
 
 /// Added to what is asked for: a quarter of it, so that it is written four times in its time, and no longer.
@@ -71,27 +72,57 @@ impl Lease {
         self.until = Some(until);
     }
 
+    /// An earlier life of the agent wrote that it is protected until then, in a row that began there.
+    pub(super) fn resume(&mut self, began: Instant, until: Instant) {
+        // A row may be shorter now than it was when that was written.
+        let until = began.checked_add(self.most).map_or(until, |end| until.min(end));
+        (self.began, self.until) = (Some(began), Some(until));
+    }
+
     /// It is protected no more.
     pub(super) fn ended(&mut self, now: Instant) {
         self.until = self.until.map(|until| until.min(now));
     }
 
     /// When the row began to which a lease from now on belongs.
-    fn row(&self, now: Instant) -> Instant {
+    pub(super) fn row(&self, now: Instant) -> Instant {
         let in_row = self.until.is_some_and(|until| now.saturating_duration_since(until) < PAUSE);
         self.began.filter(|_| in_row).unwrap_or(now)
     }
 }
 
-/// As Go reads it: `5h3m20s`.
-pub(super) fn go_duration(length: Duration) -> String {
-    // A part of a second protects for the whole of it.
-    let seconds = length.as_secs() + u64::from(length.subsec_nanos() > 0);
-    let (hours, minutes, seconds) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
-    match (hours, minutes) {
-        (0, 0) => format!("{seconds}s"),
-        (0, _) => format!("{minutes}m{seconds}s"),
-        _ => format!("{hours}h{minutes}m{seconds}s"),
+/// A lease as it is written, from the pod's start on: until its row began, and from there until its end.
+///
+/// Go reads a duration that has two parts as their sum (`time.ParseDuration`), which is all that Karpenter has to know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Written {
+    pub(super) began: Duration,
+    pub(super) length: Duration,
+}
+
+impl Written {
+    /// Of lengths from the pod's start on.
+    pub(super) fn new(began: Duration, until: Duration) -> Self {
+        // Whole seconds: a row is not made younger, and a part of a second protects for the whole of it.
+        let began = began.as_secs();
+        let until = until.as_secs() + u64::from(until.subsec_nanos() > 0);
+        Self { began: Duration::from_secs(began), length: Duration::from_secs(until.saturating_sub(began)) }
+    }
+
+    /// None: no agent of this kind wrote that.
+    pub(super) fn read(text: &str) -> Option<Self> {
+        let (began, length) = text.strip_suffix('s')?.split_once('s')?;
+        let seconds = |part: &str| {
+            let is_number = part.bytes().all(|byte| byte.is_ascii_digit());
+            part.parse().ok().filter(|_| is_number).map(Duration::from_secs)
+        };
+        Some(Self { began: seconds(began)?, length: seconds(length)? })
+    }
+}
+
+impl fmt::Display for Written {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}s{}s", self.began.as_secs(), self.length.as_secs())
     }
 }
 
@@ -148,15 +179,50 @@ mod tests {
     }
 
     #[test]
-    fn durations_are_as_go_reads_them() {
-        for (length, text) in [
-            (secs(5), "5s"),
-            (Duration::from_millis(4001), "5s"),
-            (secs(60), "1m0s"),
-            (secs(3 * 3600 + 1), "3h0m1s"),
-            (secs(30 * 24 * 3600), "720h0m0s"),
+    fn a_lease_of_an_earlier_life_is_the_same_lease_and_its_row_goes_on() {
+        let t0 = Instant::now();
+        let mut lease = Lease::new(secs(3600));
+        lease.resume(t0, t0 + secs(1200));
+        let now = t0 + secs(1000);
+        assert_eq!((lease.until(now), lease.most(now)), (Some(t0 + secs(1200)), secs(2600)));
+        assert_eq!(lease.wish(now, secs(180)), Wish::Holds);
+        assert_eq!(lease.wish(now, secs(3600)), Wish::Write(t0 + secs(3600)));
+        assert_eq!(lease.row(t0 + secs(1200) + PAUSE - secs(1)), t0, "a short pause is none");
+        let later = t0 + secs(1200) + PAUSE;
+        assert_eq!((lease.until(later), lease.most(later)), (None, secs(3600)));
+        // Where report.protect_max was made less, it is over earlier.
+        let mut lease = Lease::new(secs(600));
+        lease.resume(t0, t0 + secs(1200));
+        assert_eq!(lease.until(t0), Some(t0 + secs(600)));
+        assert_eq!(lease.wish(t0 + secs(700), secs(60)), Wish::Spent);
+    }
+
+    #[test]
+    fn what_is_written_is_a_duration_of_go_that_says_when_its_row_began() {
+        for (began, until, text) in [
+            (secs(0), secs(5), "0s5s"),
+            (Duration::from_millis(3_600_900), Duration::from_millis(4_200_001), "3600s601s"),
+            (secs(7), secs(7), "7s0s"),
+            (secs(7), secs(3), "7s0s"),
         ] {
-            assert_eq!(go_duration(length), text);
+            let written = Written::new(began, until);
+            assert_eq!((written.to_string().as_str(), Written::read(text)), (text, Some(written)));
+        }
+        for text in [
+            "",
+            "true",
+            "s",
+            "1s",
+            "ss",
+            "1h2s",
+            "1s2m",
+            "+1s2s",
+            "1s-2s",
+            "1s2s3s",
+            "1.5s2s",
+            "99999999999999999999s1s",
+        ] {
+            assert_eq!(Written::read(text), None, "{text}");
         }
     }
 }

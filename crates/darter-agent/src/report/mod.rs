@@ -28,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use crate::admin::Watched;
-use crate::config::{self, Config};
+use crate::config::Config;
 use crate::going::Reason;
 use crate::images::Images;
 use crate::metrics::Metrics;
@@ -38,7 +38,7 @@ use crate::pulls::Pulls;
 use self::client::Teller;
 use self::desk::Desk;
 use self::gather::Sources;
-use self::pod::{Identity, OwnPod, identify};
+use self::pod::OwnPod;
 pub use self::standing::Standing;
 
 /// Bytes of a text in a report: a sentence, or a name.
@@ -80,11 +80,10 @@ impl Reporter {
     pub async fn run(self, going: watch::Receiver<Option<Reason>>, stop: CancellationToken) {
         let Some(scaler) = self.config.report.scaler.clone() else { return stop.cancelled().await };
         let settings = self.config.report.clone();
-        let kubernetes = self.config.kubernetes.clone();
-        let pod = OwnPod::new(&kubernetes);
+        let (namespace, found) = watch::channel(None);
+        let pod = OwnPod::new(&self.config.kubernetes, namespace);
         let protect_max = settings.protect_max.0;
         let desk = Arc::new(Desk::new(pod.is_some(), protect_max, self.metrics.clone()));
-        let (identity, identified) = watch::channel(Identity::default());
         let (catalogue, store) = (self.images.catalogue(), self.watched.store.clone());
         let sources = Arc::new(Sources {
             node: node(&self.watched, &self.config),
@@ -94,7 +93,7 @@ impl Reporter {
             metrics: self.metrics,
             pulls: self.pulls,
             catalogue: catalogue.clone(),
-            identity: identified,
+            namespace: found,
             going,
             going_since: std::sync::Mutex::default(),
             desk: desk.clone(),
@@ -110,20 +109,13 @@ impl Reporter {
             }
             teller.run().await;
         };
-        let learn = learn(&kubernetes, identity);
         let protect = async {
             if let Some(pod) = pod {
                 carry_out::leases(&desk, pod, protect_max).await;
             }
         };
         let bring = carry_out::images(&desk, &self.prewarm);
-        stop.run_until_cancelled(async { tokio::join!(tell, learn, protect, bring) }).await;
-    }
-}
-
-async fn learn(settings: &config::Kubernetes, identity: watch::Sender<Identity>) {
-    if settings.node.is_some() || settings.pod.is_some() {
-        identity.send_replace(identify(settings).await);
+        stop.run_until_cancelled(async { tokio::join!(tell, protect, bring) }).await;
     }
 }
 

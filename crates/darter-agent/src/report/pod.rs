@@ -1,4 +1,4 @@
-//! What the API server has of this agent: its own pod, on which a lease is written, and its node's identity.
+//! What the API server has of this agent: its own pod, on which a lease is written.
 //!
 //! Written by server-side apply and never by force: an annotation that somebody else set belongs to him, and the
 //! API server itself says so. Not here: how long the lease is.
@@ -6,13 +6,14 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime};
 
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::Api;
 use kube::api::{Patch, PatchParams};
-use kube::{Api, Client};
 use serde_json::json;
-use tracing::debug;
+use tokio::sync::watch;
 
-use super::lease::go_duration;
+use super::lease::Written;
 use crate::config;
 use crate::kubernetes::{Connected, connect};
 use crate::log::chain;
@@ -63,6 +64,8 @@ impl Fault {
 pub(super) struct OwnPod {
     name: String,
     kubeconfig: Option<PathBuf>,
+    /// Where it is, once the credentials said so.
+    namespace: watch::Sender<Option<String>>,
     found: Option<Found>,
 }
 
@@ -71,21 +74,45 @@ struct Found {
     /// A name may be used again, a uid is not.
     uid: String,
     started: SystemTime,
+    /// The annotation as it was found, if an agent wrote it.
+    written: Option<String>,
+}
+
+/// A lease that an earlier life of the agent left on its pod.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Left {
+    /// When its row began.
+    pub(super) began: Instant,
+    pub(super) until: Instant,
 }
 
 impl OwnPod {
     /// As configured, if it is.
-    pub(super) fn new(settings: &config::Kubernetes) -> Option<Self> {
+    pub(super) fn new(settings: &config::Kubernetes, namespace: watch::Sender<Option<String>>) -> Option<Self> {
         let (name, kubeconfig) = (settings.pod.clone()?, settings.kubeconfig.clone());
-        Some(Self { name, kubeconfig, found: None })
+        Some(Self { name, kubeconfig, namespace, found: None })
     }
 
-    /// Has it protected until then.
-    pub(super) async fn protect(&mut self, until: Instant) -> Result<(), Fault> {
+    /// What an earlier life left there. To be asked for before anything is written.
+    pub(super) async fn left(&mut self) -> Result<Option<Left>, Fault> {
+        let Found { started, written, .. } = self.find().await?;
+        let Some(text) = written else { return Ok(None) };
+        let (now, age) = (Instant::now(), SystemTime::now().duration_since(*started).unwrap_or_default());
+        // What no agent of this kind wrote under our name is over now. Times before the machine's first are now.
+        let left = Written::read(text).map_or(Left { began: now, until: now }, |Written { began, length }| Left {
+            began: at(now, age, began),
+            until: at(now, age, began.saturating_add(length)),
+        });
+        Ok(Some(left))
+    }
+
+    /// Has it protected until then, in a row of leases that began there.
+    pub(super) async fn protect(&mut self, began: Instant, until: Instant) -> Result<(), Fault> {
         let started = self.find().await?.started;
-        let age = SystemTime::now().duration_since(started).unwrap_or_default();
-        let value = go_duration(age + until.saturating_duration_since(Instant::now()));
-        self.apply(Some(&value)).await
+        let (now, age) = (Instant::now(), SystemTime::now().duration_since(started).unwrap_or_default());
+        let began = age.saturating_sub(now.saturating_duration_since(began));
+        let written = Written::new(began, age + until.saturating_duration_since(now));
+        self.apply(Some(&written.to_string())).await
     }
 
     /// Takes the annotation back, if it is ours.
@@ -121,61 +148,41 @@ impl OwnPod {
     async fn look(&self) -> Result<Found, Fault> {
         let name = &self.name;
         let Connected { client, namespace, .. } = connected(self.kubeconfig.as_deref()).await?;
+        self.namespace.send_if_modified(|known| {
+            let is_news = known.as_ref() != Some(&namespace);
+            *known = Some(namespace.clone());
+            is_news
+        });
         let api = Api::<Pod>::namespaced(client, &namespace);
         let pod = api.get(name).await.map_err(|error| Fault::of(&error, name))?;
+        let written = written(&pod.metadata);
         let lacks = |what| Fault::new("api", format!("the pod {name} has no {what} yet"));
         let uid = pod.metadata.uid.ok_or_else(|| lacks("uid"))?;
         let started = pod.status.and_then(|status| status.start_time).ok_or_else(|| lacks("status.startTime"))?;
-        Ok(Found { api, uid, started: started.0.into() })
+        Ok(Found { api, uid, started: started.0.into(), written })
     }
+}
+
+/// The moment when the pod, which has this age now, has that one.
+fn at(now: Instant, age: Duration, then: Duration) -> Instant {
+    let moment = match then.checked_sub(age) {
+        Some(later) => now.checked_add(later),
+        None => now.checked_sub(age.saturating_sub(then)),
+    };
+    moment.unwrap_or(now)
+}
+
+/// The annotation, if it is an agent's by the API server's own books.
+fn written(metadata: &ObjectMeta) -> Option<String> {
+    let ours = metadata.managed_fields.iter().flatten().any(|entry| {
+        let fields = entry.fields_v1.as_ref().map(|fields| &fields.0["f:metadata"]["f:annotations"]);
+        entry.manager.as_deref() == Some(MANAGER)
+            && entry.operation.as_deref() == Some("Apply")
+            && fields.is_some_and(|fields| fields.get(format!("f:{ANNOTATION}")).is_some())
+    });
+    metadata.annotations.as_ref()?.get(ANNOTATION).filter(|_| ours).cloned()
 }
 
 async fn connected(kubeconfig: Option<&std::path::Path>) -> Result<Connected, Fault> {
     connect(kubeconfig).await.map_err(|reason| Fault::new("credentials", reason))
-}
-
-/// What the API server says of this node.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Identity {
-    /// metadata.uid.
-    pub(super) uid: Option<String>,
-    /// spec.providerID.
-    pub(super) provider_id: Option<String>,
-    /// Of the agent's credentials.
-    pub(super) namespace: Option<String>,
-}
-
-/// Between two questions that were not answered, doubled each time.
-const ASK_AGAIN_MIN: Duration = Duration::from_secs(1);
-const ASK_AGAIN_MAX: Duration = Duration::from_secs(60);
-
-/// Asks until it is known. A pod does not outlive its node, so once is enough.
-pub(super) async fn identify(settings: &config::Kubernetes) -> Identity {
-    let mut wait = ASK_AGAIN_MIN;
-    loop {
-        match ask(settings).await {
-            Ok(identity) => return identity,
-            // What cannot be asked is not told: the log has it from those who watch there.
-            Err(Fault { reason, detail, .. }) => {
-                debug!(reason, detail, "who this node is for the API server is not known")
-            }
-        }
-        tokio::time::sleep(wait).await;
-        wait = (wait * 2).min(ASK_AGAIN_MAX);
-    }
-}
-
-async fn ask(settings: &config::Kubernetes) -> Result<Identity, Fault> {
-    let Connected { client, namespace, .. } = connected(settings.kubeconfig.as_deref()).await?;
-    let (uid, provider_id) = match &settings.node {
-        Some(name) => node(client, name).await?,
-        None => (None, None),
-    };
-    Ok(Identity { uid, provider_id, namespace: Some(namespace) })
-}
-
-async fn node(client: Client, name: &str) -> Result<(Option<String>, Option<String>), Fault> {
-    let node = Api::<Node>::all(client).get(name).await;
-    let node = node.map_err(|error| Fault::new("api", format!("node {name}: {}", chain(&error))))?;
-    Ok((node.metadata.uid, node.spec.and_then(|spec| spec.provider_id)))
 }
