@@ -18,6 +18,7 @@ pub const FIXTURES: &[(&str, &str)] = &[
     ("driver-580-65", include_str!("../fixtures/driver-580-65.toml")),
     ("driver-580-82", include_str!("../fixtures/driver-580-82.toml")),
     ("driver-mismatch", include_str!("../fixtures/driver-mismatch.toml")),
+    ("ecc", include_str!("../fixtures/ecc.toml")),
     ("gpu-lost", include_str!("../fixtures/gpu-lost.toml")),
     ("h100x8", include_str!("../fixtures/h100x8.toml")),
     ("h200-busy", include_str!("../fixtures/h200-busy.toml")),
@@ -36,6 +37,7 @@ pub const FIXTURES: &[(&str, &str)] = &[
     ("xid-63", include_str!("../fixtures/xid-63.toml")),
     ("xid-79", include_str!("../fixtures/xid-79.toml")),
     ("xid-94", include_str!("../fixtures/xid-94.toml")),
+    ("xid-storm", include_str!("../fixtures/xid-storm.toml")),
 ];
 
 /// So many files may stand on one another: more is a circle.

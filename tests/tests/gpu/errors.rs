@@ -102,6 +102,97 @@ async fn the_kernels_log_tells_of_a_gpu_while_nvml_is_dead() -> Result<()> {
     Ok(())
 }
 
+#[tokio::test]
+async fn a_storm_of_errors_stays_within_bounds_and_does_not_hide_the_fatal_one() -> Result<()> {
+    if !can_run("a_storm_of_errors_stays_within_bounds_and_does_not_hide_the_fatal_one", &NEEDS) {
+        return Ok(());
+    }
+    /// What a record keeps: pairs of a GPU and a code.
+    const MOST: usize = 512;
+    let mock = Mock::fixture("xid-storm")?;
+    let mut agent = Agent::start(mock.options(8)?).await?;
+    let file = agent.dir().join("data/xids.json");
+    let stored = || -> Result<Vec<serde_json::Value>> {
+        let Ok(text) = std::fs::read(&file) else { return Ok(Vec::new()) };
+        let record: serde_json::Value = serde_json::from_slice(&text)?;
+        Ok(record["noted"].as_array().cloned().unwrap_or_default())
+    };
+    // The last that comes: code 100 of the last GPU.
+    let last = "the driver reports an error of a GPU";
+    let all = async || Ok(agent.log().matches(last).count() >= 800);
+    eventually("all were heard", all).await?;
+    assert_eq!(agent.log().matches(last).count(), 800, "each once");
+    eventually("the last is stored", async || Ok(stored()?.len() == MOST)).await?;
+    becomes(&agent, "NotReady", "FatalXid").await?;
+    let fatal = |metrics: &darter_tests::agent::Metrics| metrics.sum("darter_gpu_xid_errors_total", &[("xid", "79")]);
+    let metrics = agent.metrics().await?;
+    assert_eq!((fatal(&metrics), metrics.sum("darter_gpu_xid_errors_total", &[])), (8.0, 512.0));
+    agent.kill().await?;
+    mock.set("base = 'h100x8'")?;
+    agent.start_again().await?;
+    becomes(&agent, "NotReady", "FatalXid").await?;
+    assert_eq!(fatal(&agent.metrics().await?), 8.0, "stored, and not too much to be read again");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_gpu_that_says_the_same_again_and_again_is_counted_in_full_and_logged_in_a_few_lines() -> Result<()> {
+    if !can_run("a_gpu_that_says_the_same_again_and_again_is_counted_in_full_and_logged_in_a_few_lines", &NEEDS) {
+        return Ok(());
+    }
+    const TIMES: u32 = 300;
+    let mock = Mock::fixture("h200-idle")?;
+    let options = mock.options(1)?.set("gpu.kmsg", true);
+    let log = mock.host(1)?.join("dev/kmsg");
+    rustix::fs::mkfifoat(rustix::fs::CWD, &log, rustix::fs::Mode::from_raw_mode(0o600))?;
+    let mut kernel = OpenOptions::new().read(true).write(true).open(&log)?;
+    let agent = Agent::start(options).await?;
+    for time in 1..=TIMES {
+        // Three seconds apart by the kernel's clock. A read of the pipe is to end with a line, as one of the device
+        // does: so each has 128 bytes.
+        let line =
+            format!("4,{time},{},-;NVRM: Xid (PCI:0000:1b:00): 31, pid=1, MMU Fault", u64::from(time) * 3_000_000);
+        kernel.write_all(format!("{line:<127}\n").as_bytes())?;
+    }
+    let counted =
+        async || Ok(agent.metrics().await?.sum("darter_gpu_xid_errors_total", &[("xid", "31")]) == f64::from(TIMES));
+    eventually("each is counted", counted).await?;
+    // The 1st, 2nd, 4th and so on.
+    assert_eq!(agent.log().matches("the driver reports an error of a GPU").count(), 9);
+    becomes(&agent, "Ready", "").await
+}
+
+#[tokio::test]
+async fn an_uncorrectable_ecc_error_counts_when_it_comes_and_not_when_it_was_there_before() -> Result<()> {
+    if !can_run("an_uncorrectable_ecc_error_counts_when_it_comes_and_not_when_it_was_there_before", &NEEDS) {
+        return Ok(());
+    }
+    let mock = Mock::fixture("h200-idle")?;
+    let agent = Agent::start(mock.options(1)?).await?;
+    becomes(&agent, "Ready", "").await?;
+    let errors = async |agent: &Agent| {
+        let of = [("kind", "uncorrected"), ("scope", "volatile")];
+        anyhow::Ok(agent.metrics().await?.sum("darter_gpu_ecc_errors_total", &of))
+    };
+    eventually("its counters were read", async || {
+        Ok(agent.metrics().await?.sum("darter_gpu_power_limit_watts", &[]) > 0.0)
+    })
+    .await?;
+    assert_eq!(errors(&agent).await?, 0.0);
+    mock.set("base = 'ecc'")?;
+    becomes(&agent, "NotReady", "UncorrectableEcc").await?;
+    assert_eq!(errors(&agent).await?, 1.0);
+    // Corrected ones are what ECC is for.
+    let healthy = Mock::new("base = 'ecc'\n[gpu.ecc]\ncorrected = { volatile = 4, aggregate = 4 }\n")?;
+    let agent = Agent::start(healthy.options(1)?).await?;
+    eventually("its counters were read", async || Ok(errors(&agent).await? == 1.0)).await?;
+    becomes(&agent, "Ready", "").await?;
+    healthy.set("base = 'ecc'\n[gpu.ecc]\ncorrected = { volatile = 9, aggregate = 9 }\n")?;
+    let read = async || Ok(agent.metrics().await?.sum("darter_gpu_ecc_errors_total", &[("kind", "corrected")]) > 9.0);
+    eventually("more were corrected", read).await?;
+    becomes(&agent, "Ready", "").await
+}
+
 /// `darter gpu clear` with these arguments, to this agent.
 async fn clear(agent: &Agent, arguments: &[&str]) -> Result<(Option<i32>, String)> {
     let mut command = darter(&Place::Host)?;

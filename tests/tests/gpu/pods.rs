@@ -113,6 +113,31 @@ async fn a_node_whose_plugin_gives_out_nothing_is_not_ready_until_it_does() -> R
 }
 
 #[tokio::test]
+async fn a_gpu_that_many_share_is_one_device_and_does_not_stand_in_for_one_that_is_missing() -> Result<()> {
+    if !can_run("a_gpu_that_many_share_is_one_device_and_does_not_stand_in_for_one_that_is_missing", &NEEDS) {
+        return Ok(());
+    }
+    const OTHER: &str = "GPU-4a2b6f10-0000-4000-8000-000000000201";
+    let mock = Mock::new(&format!("base = 'h200-idle'\ncount = 2\n[gpus.1]\nuuid = '{OTHER}'\n"))?;
+    let kubelet = Kubelet::start()?;
+    let replicas = |uuid: &str| (0..4).map(|replica| format!("{uuid}::{replica}")).collect::<Vec<_>>();
+    let gives = |ids: &[String]| {
+        let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
+        kubelet.set(&[], &[("nvidia.com/gpu", &ids)]);
+    };
+    let both = [replicas(UUID), replicas(OTHER)].concat();
+    gives(&both);
+    let socket = kubelet.socket().display().to_string();
+    let agent = Agent::start(mock.options(2)?.set("gpu.pod_resources", socket)).await?;
+    becomes(&agent, "Ready", "").await?;
+    assert_eq!(agent.metrics().await?.sum("darter_node_gpu_devices_allocatable", &[]), 2.0);
+    gives(&both[..4]);
+    becomes(&agent, "NotReady", "DevicesUnhealthy(1 of 2)").await?;
+    gives(&both);
+    becomes(&agent, "Ready", "").await
+}
+
+#[tokio::test]
 async fn a_gpu_that_nobody_has_is_empty_one_that_waits_is_idle_and_one_kernel_makes_it_busy() -> Result<()> {
     if !can_run("a_gpu_that_nobody_has_is_empty_one_that_waits_is_idle_and_one_kernel_makes_it_busy", &NEEDS) {
         return Ok(());

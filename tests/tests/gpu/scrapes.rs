@@ -140,6 +140,24 @@ async fn readyz_says_why_gpus_cannot_be_given_work_and_stays_200() -> Result<()>
 }
 
 #[tokio::test]
+async fn an_agent_that_was_not_handed_the_devices_does_not_call_gpus_broken() -> Result<()> {
+    if !can_run("an_agent_that_was_not_handed_the_devices_does_not_call_gpus_broken", &NEEDS) {
+        return Ok(());
+    }
+    let hidden = Mock::fixture("no-driver")?;
+    let options = hidden.options(1)?;
+    let dev = hidden.host(1)?.join("dev");
+    for device in ["nvidiactl", "nvidia0"] {
+        std::fs::remove_file(dev.join(device))?;
+    }
+    let agent = Agent::start(options).await?;
+    becomes(&agent, "Unknown", "GpusNotVisible").await?;
+    // It is the driver's absence that is a fault.
+    std::fs::remove_file(hidden.dir().join("host/proc/driver/nvidia/version"))?;
+    becomes(&agent, "NotReady", "DriverNotLoaded").await
+}
+
+#[tokio::test]
 async fn promtool_finds_nothing_to_say() -> Result<()> {
     if !can_run("promtool_finds_nothing_to_say", &[Need::Darter, Need::MockNvml, Need::Prometheus]) {
         return Ok(());
@@ -190,7 +208,7 @@ async fn a_node_without_a_driver_says_nothing_of_gpus_and_is_ready() -> Result<(
     // One that has a GPU on its bus misses the library.
     let another = Mock::fixture("h200-idle")?;
     let lacking = another.options(1)?.set("gpu.library", "/nonexistent/libnvidia-ml.so.1");
-    becomes(&Agent::start(lacking).await?, "NotReady", "LibraryNotFound").await?;
+    becomes(&Agent::start(lacking).await?, "Unknown", "LibraryNotFound").await?;
     let off = Agent::start(mock.options(1)?.set("gpu.mode", "off")).await?;
     assert_eq!(off.metrics().await?.sum("darter_nvml_init_total", &[]), 0.0);
     Ok(())

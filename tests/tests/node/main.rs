@@ -5,6 +5,7 @@
 mod alerts;
 mod away;
 mod condition;
+mod handed;
 mod startup;
 
 use anyhow::{Context as _, Result};

@@ -352,7 +352,11 @@ fn allocations(page: &mut Page<'_>, gpus: &[Shown<'_>], pods: &Pods) -> Result<(
     )?;
     let Some(devices) = pods.devices else { return Ok(()) };
     let allocatable = vec![(Vec::new(), f64::from(devices))];
-    page.gauge("node_gpu_devices_allocatable", "Healthy devices of the device plugin, replicas apart", allocatable)
+    page.gauge(
+        "node_gpu_devices_allocatable",
+        "Healthy devices of the device plugin, each once, however many share it",
+        allocatable,
+    )
 }
 
 /// Errors that the driver reported.

@@ -128,6 +128,9 @@ impl Judge {
             plugin_expected: count.filter(|_| now.snapshot.gpus.iter().all(|gpu| !gpu.is_mig())),
             gpus,
             should_have_gpus: node.as_ref().and_then(|node| node.has_gpus.then_some(true)),
+            instance_gpus: node.as_ref().and_then(|node| node.instance_gpus),
+            // It counts what NVML has now: no more than a witness of what was here.
+            learned_gpus: node.as_ref().and_then(|node| node.whole_gpus),
             allocatable: node.as_ref().and_then(|node| node.allocatable),
             gfd_labels: node.zip(counted).map(|(node, gpus)| node.labelled_gpus == Some(gpus)),
             ..Observation::default()

@@ -4,6 +4,7 @@
 //! take a GPU past the device plugin. So "no pod has it" is one witness of several. The last answer stays,
 //! with its age, while the kubelet restarts.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -49,8 +50,11 @@ pub struct Allocation {
 pub struct Pods {
     /// What containers have.
     pub allocations: Vec<Allocation>,
-    /// Devices that the plugin says are healthy, replicas apart; nothing where the kubelet does not tell.
+    /// Devices that the plugin says are healthy, each once, however many share it; nothing where the kubelet
+    /// does not tell.
     pub devices: Option<u32>,
+    /// There are more than `allocations` has: too many, or ids that nobody can read.
+    pub has_more: bool,
 }
 
 impl Pods {
@@ -65,12 +69,13 @@ impl Pods {
     }
 
     /// Whether any pod has it, or a part of it. `gpus` are all of this node: nothing where a MIG device is given
-    /// out that is of none of them, as long as this one is cut into some.
+    /// out that is of none of them, as long as this one is cut into some; and where not all that was given out is
+    /// known.
     pub fn has(&self, gpu: &Gpu, gpus: &[Gpu]) -> Option<bool> {
         let is_given = self.of(gpu).next().is_some();
         let is_known = |uuid: &String| gpus.iter().any(|gpu| gpu.mig_devices().iter().any(|mig| mig.uuid == *uuid));
         let is_open = |one: &Allocation| matches!(&one.id.device, Device::Mig(uuid) if !is_known(uuid));
-        let is_unsure = gpu.is_mig() && self.allocations.iter().any(is_open);
+        let is_unsure = self.has_more || gpu.is_mig() && self.allocations.iter().any(is_open);
         (is_given || !is_unsure).then_some(is_given)
     }
 }
@@ -97,6 +102,7 @@ impl Kubelet {
     ) {
         let mut channel = None;
         let mut fails = None;
+        let mut had_more = false;
         while !stop.is_cancelled() {
             if !is_wanted() {
                 let _ = tokio::time::timeout(every, stop.cancelled()).await;
@@ -108,6 +114,15 @@ impl Kubelet {
                     if fails.take().is_some() {
                         info!("the kubelet tells again who has which GPU");
                     }
+                    if pods.has_more && !had_more {
+                        warn!(
+                            known = pods.allocations.len(),
+                            most = ALLOCATIONS_MAX,
+                            "the kubelet gave out devices of NVIDIA's that are too many or have ids of an unknown form: \
+                             no GPU is taken for free by its word"
+                        );
+                    }
+                    had_more = pods.has_more;
                     *lock(&self.said) = Some((Instant::now(), Arc::new(pods)));
                 }
                 // The socket is made anew when the kubelet restarts; and there is none where there is no kubelet.
@@ -138,9 +153,12 @@ async fn ask(socket: &Path, channel: &mut Option<Channel>) -> Result<Pods, tonic
     *channel = Some(connected);
     let of_plugin = |devices: wire::Allocatable| {
         let ours = devices.devices.iter().filter(|device| device.resource_name.starts_with(RESOURCES));
-        u32::try_from(ours.map(|device| device.device_ids.len()).sum::<usize>()).unwrap_or(u32::MAX)
+        let ids = ours.flat_map(|device| &device.device_ids);
+        let devices: BTreeSet<&str> = ids.map(|id| DeviceId::shared(id)).collect();
+        u32::try_from(devices.len()).unwrap_or(u32::MAX)
     };
-    Ok(Pods { allocations: allocations(list), devices: allocatable.map(of_plugin) })
+    let (allocations, has_more) = allocations(list);
+    Ok(Pods { allocations, devices: allocatable.map(of_plugin), has_more })
 }
 
 async fn call<T: Message + Default + 'static>(channel: Channel, path: &'static str) -> Result<T, tonic::Status> {
@@ -151,24 +169,31 @@ async fn call<T: Message + Default + 'static>(channel: Channel, path: &'static s
     Ok(client.unary(request, PathAndQuery::from_static(path), codec).await?.into_inner())
 }
 
-fn allocations(list: wire::List) -> Vec<Allocation> {
+/// What containers have, as far as it can be told, and whether that is not all.
+fn allocations(list: wire::List) -> (Vec<Allocation>, bool) {
     let mut found = Vec::new();
+    let mut has_more = false;
     for pod in list.pods {
         for container in pod.containers {
             let ours = container.devices.into_iter().filter(|devices| devices.resource_name.starts_with(RESOURCES));
             for devices in ours {
-                found.extend(devices.device_ids.iter().filter_map(|id| DeviceId::parse(id)).map(|id| Allocation {
-                    id,
-                    resource: devices.resource_name.clone(),
-                    namespace: pod.namespace.clone(),
-                    pod: pod.name.clone(),
-                    container: container.name.clone(),
-                }));
+                for id in &devices.device_ids {
+                    let Some(id) = DeviceId::parse(id).filter(|_| found.len() < ALLOCATIONS_MAX) else {
+                        has_more = true;
+                        continue;
+                    };
+                    found.push(Allocation {
+                        id,
+                        resource: devices.resource_name.clone(),
+                        namespace: pod.namespace.clone(),
+                        pod: pod.name.clone(),
+                        container: container.name.clone(),
+                    });
+                }
             }
         }
     }
-    found.truncate(ALLOCATIONS_MAX);
-    found
+    (found, has_more)
 }
 
 /// The messages of the kubelet's API `v1.PodResourcesLister`, as far as they are read.
@@ -240,12 +265,33 @@ mod tests {
                 pod: String::new(),
                 container: String::new(),
             };
-            let pods = Pods { allocations: ids.iter().map(allocation).collect(), devices: None };
+            let allocations = ids.iter().map(allocation).collect();
+            let pods = Pods { allocations, ..Pods::default() };
             gpus.each_ref().map(|gpu| pods.has(gpu, &gpus))
         };
         assert_eq!(has(&[]), [Some(false); 3]);
         assert_eq!(has(&["MIG-2"]), [Some(true), Some(false), Some(false)]);
         assert_eq!(has(&["MIG-9"]), [None, None, Some(false)], "cut after the last reading");
         assert_eq!(has(&["MIG-9", "MIG-3"]), [None, Some(true), Some(false)]);
+    }
+
+    #[test]
+    fn where_not_all_that_was_given_out_is_known_no_gpu_is_free() {
+        let given = |ids: Vec<String>| {
+            let devices = vec![wire::Devices { resource_name: "nvidia.com/gpu".to_owned(), device_ids: ids }];
+            let containers = vec![wire::Container { name: "main".to_owned(), devices }];
+            let pod = wire::Pod { name: "train-0".to_owned(), namespace: "team".to_owned(), containers };
+            let (allocations, has_more) = allocations(wire::List { pods: vec![pod] });
+            Pods { allocations, has_more, ..Pods::default() }
+        };
+        let (a, b) = (gpu("GPU-a", &[]), gpu("GPU-b", &[]));
+        let has = |pods: &Pods| (pods.has(&a, &[]), pods.has(&b, &[]));
+        let most: Vec<_> = (0..ALLOCATIONS_MAX).map(|replica| format!("GPU-a::{replica}")).collect();
+        let all = given(most.clone());
+        assert_eq!((all.allocations.len(), has(&all)), (ALLOCATIONS_MAX, (Some(true), Some(false))));
+        let more = given([most, vec!["GPU-b".to_owned()]].concat());
+        assert_eq!((more.allocations.len(), has(&more)), (ALLOCATIONS_MAX, (Some(true), None)));
+        let odd = given(vec!["GPU-a".to_owned(), "gpu/of/tomorrow".to_owned()]);
+        assert_eq!(has(&odd), (Some(true), None));
     }
 }

@@ -74,11 +74,20 @@ impl Xids {
 
     /// Notes an error, and says so if it is new.
     fn note(&self, event: &Event) {
-        if !lock(&self.record).note(event, &self.policy) {
-            return;
+        let times = {
+            let mut record = lock(&self.record);
+            if !record.note(event, &self.policy) {
+                return;
+            }
+            let known = record.noted().iter().find(|noted| (noted.pci, noted.xid) == (event.pci, event.xid));
+            // It is gone again where there are too many that are worse.
+            known.map_or(1, |noted| noted.count)
+        };
+        // A GPU that says the same for hours says it in a few lines.
+        if times.is_power_of_two() {
+            let means = self.policy.worst(event.xid);
+            warn!(pci = %event.pci, xid = event.xid, ?means, times, "the driver reports an error of a GPU");
         }
-        let means = self.policy.worst(event.xid);
-        warn!(pci = %event.pci, xid = event.xid, ?means, "the driver reports an error of a GPU");
         if let Err(error) = self.store() {
             warn!(file = %self.file.display(), error = %chain(&error), "an error of a GPU is not stored: a restart forgets it");
         }

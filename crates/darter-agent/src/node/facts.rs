@@ -14,9 +14,14 @@ pub(super) const CONDITION: &str = "darter.dev/GpuReady";
 const DEVICES: &str = "nvidia.com/";
 /// Whose GPUs the instance type has, by Karpenter.
 const MANUFACTURER: &str = "karpenter.k8s.aws/instance-gpu-manufacturer";
-/// By GPU feature discovery: that there is one, and how many.
+/// And how many it has, whoever made them.
+const INSTANCE_COUNT: &str = "karpenter.k8s.aws/instance-gpu-count";
+/// By GPU feature discovery: that there is one, how many, and what they are called.
 const PRESENT: &str = "nvidia.com/gpu.present";
 const COUNT: &str = "nvidia.com/gpu.count";
+const PRODUCT: &str = "nvidia.com/gpu.product";
+/// Part of that name where it counts MIG devices in the place of GPUs (its strategy `single`).
+const PARTS: &str = "-MIG-";
 
 /// A taint, without what does not tell it from others.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,6 +58,10 @@ pub struct Facts {
     pub has_gpus: bool,
     /// So many GPUs it has by the label of GPU feature discovery.
     pub labelled_gpus: Option<u32>,
+    /// The same, where these are whole GPUs.
+    pub whole_gpus: Option<u32>,
+    /// So many GPUs of NVIDIA's its instance type has.
+    pub instance_gpus: Option<u32>,
     pub(super) condition: Option<Shown>,
 }
 
@@ -63,6 +72,9 @@ impl Facts {
         let (spec, status) = (node.spec.as_ref(), node.status.as_ref());
         let taints = spec.and_then(|spec| spec.taints.as_ref()).into_iter().flatten();
         let conditions = status.and_then(|status| status.conditions.as_ref()).into_iter().flatten();
+        let count = |name: &str| label(name).and_then(|count| count.parse::<u32>().ok());
+        let is_nvidia = label(MANUFACTURER) == Some("nvidia");
+        let has_parts = label(PRODUCT).is_some_and(|product| product.contains(PARTS));
         let capacity = devices(status.and_then(|status| status.capacity.as_ref()));
         Self {
             uid: node.metadata.uid.clone().unwrap_or_default(),
@@ -70,10 +82,10 @@ impl Facts {
             created: node.metadata.creation_timestamp.as_ref().map(|time| time.0.into()),
             taints: taints.map(|taint| Taint { key: taint.key.clone(), effect: taint.effect.clone() }).collect(),
             allocatable: devices(status.and_then(|status| status.allocatable.as_ref())),
-            has_gpus: label(MANUFACTURER) == Some("nvidia")
-                || label(PRESENT) == Some("true")
-                || capacity.is_some_and(|devices| devices > 0),
-            labelled_gpus: label(COUNT).and_then(|count| count.parse().ok()),
+            has_gpus: is_nvidia || label(PRESENT) == Some("true") || capacity.is_some_and(|devices| devices > 0),
+            labelled_gpus: count(COUNT),
+            whole_gpus: count(COUNT).filter(|_| !has_parts),
+            instance_gpus: count(INSTANCE_COUNT).filter(|_| is_nvidia),
             condition: conditions.into_iter().find(|condition| condition.type_ == CONDITION).map(Shown::of),
         }
     }
@@ -133,6 +145,20 @@ mod tests {
         assert_eq!((label(COUNT, "8").labelled_gpus, label(COUNT, "many").labelled_gpus), (Some(8), None));
         assert!(facts(json!({ "status": { "capacity": { "nvidia.com/gpu": "8" } } })).has_gpus);
         assert!(!facts(json!({ "status": { "capacity": { "cpu": "8", "nvidia.com/gpu": "0" } } })).has_gpus);
+    }
+
+    #[test]
+    fn how_many_gpus_there_should_be_is_said_by_the_instance_type_and_not_by_counts_of_others_or_of_parts() {
+        let labels = |labels: Value| facts(json!({ "metadata": { "labels": labels } }));
+        let of = |maker: &str, count: &str| labels(json!({ MANUFACTURER: maker, INSTANCE_COUNT: count })).instance_gpus;
+        assert_eq!((of("nvidia", "8"), of("nvidia", "some"), of("amd", "4")), (Some(8), None, None));
+        assert_eq!(labels(json!({ INSTANCE_COUNT: "8" })).instance_gpus, None, "whose?");
+        let of = |product: &str| {
+            let facts = labels(json!({ COUNT: "7", PRODUCT: product }));
+            (facts.labelled_gpus, facts.whole_gpus)
+        };
+        assert_eq!(of("NVIDIA-H200-SHARED"), (Some(7), Some(7)));
+        assert_eq!(of("NVIDIA-A100-SXM4-40GB-MIG-1g.5gb"), (Some(7), None));
     }
 
     #[test]

@@ -49,11 +49,33 @@ impl DeviceId {
         let number: Result<u32, ParseIntError> = node.parse();
         Some(Self { device: Device::Node(number.ok()?), replica: replica.or(instance) })
     }
+
+    /// An id without its replica: what is left is the same for all who share the device. Any text is an id.
+    pub fn shared(id: &str) -> &str {
+        let name = id.split_once("::").map_or(id, |(name, _)| name);
+        name.split_once("/vgpu").map_or(name, |(name, _)| name)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_shares_a_device_has_the_same_id_but_for_the_replica_and_parts_of_a_gpu_are_devices() {
+        for (id, shared) in [
+            ("GPU-4a2b", "GPU-4a2b"),
+            ("GPU-4a2b::3", "GPU-4a2b"),
+            ("MIG-77::0", "MIG-77"),
+            ("MIG-GPU-4a2b/7/0", "MIG-GPU-4a2b/7/0"),
+            ("nvidia0/vgpu1", "nvidia0"),
+            ("nvidia0/gi3", "nvidia0/gi3"),
+            ("nvidia0/gi3/vgpu1", "nvidia0/gi3"),
+            ("another", "another"),
+        ] {
+            assert_eq!(DeviceId::shared(id), shared, "{id}");
+        }
+    }
 
     #[test]
     fn every_form_of_an_id_is_read() {

@@ -15,7 +15,16 @@ impl Reason {
                 "load the driver (`modprobe nvidia`) and read `dmesg | grep NVRM`; where the GPU operator installs \
                  it, look at its driver pod on this node"
             }
-            Self::LibraryNotFound => "tell the agent where libnvidia-ml.so.1 is: gpu.library or gpu.driver_root",
+            Self::GpusNotVisible => {
+                "hand the GPUs to the agent, which cannot judge them before: in the chart set gpu.runtimeClass or \
+                 gpu.driverRoot, elsewhere start its container with the runtime `nvidia` and \
+                 NVIDIA_VISIBLE_DEVICES=all; where the host has no /dev/nvidiactl either, `nvidia-smi` there makes it"
+            }
+            Self::LibraryNotFound => {
+                "hand the driver's library to the agent, which cannot judge the GPUs before: in the chart set \
+                 gpu.runtimeClass or gpu.driverRoot, elsewhere start its container with the runtime `nvidia` and \
+                 NVIDIA_DRIVER_CAPABILITIES=utility, or say where libnvidia-ml.so.1 is (gpu.library, gpu.driver_root)"
+            }
             Self::DriverMismatch => "the driver was updated under the loaded module: drain the node and reboot it",
             Self::NvmlInitFailed => {
                 "run `nvidia-smi` on the node and read `dmesg | grep NVRM`; if it fails too, drain the node and \
@@ -124,6 +133,15 @@ mod tests {
         }
         let reset = Reason::RecoveryActionRequired(RecoveryAction::GpuReset).advice();
         assert!(reset.contains("--gpu-reset") && !reset.contains("reboot"), "{reset}");
+    }
+
+    #[test]
+    fn who_was_not_handed_the_gpus_is_not_told_to_load_a_driver() {
+        for reason in [Reason::GpusNotVisible, Reason::LibraryNotFound] {
+            let advice = reason.advice();
+            assert!(advice.contains("gpu.runtimeClass") && advice.contains("gpu.driverRoot"), "{advice}");
+            assert!(!advice.contains("modprobe"), "{advice}");
+        }
     }
 
     #[test]

@@ -65,16 +65,21 @@ pub(super) fn applies(o: &Observation, policy: &Policy) -> Option<bool> {
 pub(super) fn run(o: &Observation, policy: &Policy) -> Sheet {
     let mut sheet = Sheet::default();
     driver(&mut sheet, o);
+    let has_driver = o.driver_version_file != Some(false);
     if sheet.findings.is_empty() {
         nvml(&mut sheet, o);
-        count(&mut sheet, o, policy);
+        count(&mut sheet, o, policy, true);
     } else {
-        // Without the driver NVML fails too, and there is no device file to count.
+        // Without the driver or its devices NVML fails too, and there is no device file to count.
         (sheet.is_masked[2], sheet.is_masked[3]) = (true, true);
+        if has_driver {
+            count(&mut sheet, o, policy, false);
+        }
     }
     xids(&mut sheet, o);
     for gpu in o.gpus.iter().flatten() {
-        if !sheet.is_masked[3] {
+        // What NVML said of a GPU holds for whoever does not see it any more.
+        if has_driver {
             sheet.wrong(3, gpu, &gpu.is_lost, Reason::GpuLost, State::NotReady);
         }
         hardware(&mut sheet, gpu);
@@ -95,16 +100,29 @@ pub(super) fn run(o: &Observation, policy: &Policy) -> Sheet {
     sheet
 }
 
+/// /proc is the kernel's, in a container too; device files are those that the container was handed. So only the
+/// first tells that the driver is not loaded, and without the others nobody knows.
 fn driver(sheet: &mut Sheet, o: &Observation) {
+    let is_gone = sheet.know(1, &o.driver_version_file) == Some(false);
     let missing = [
-        (sheet.know(1, &o.driver_version_file) == Some(false), "/proc/driver/nvidia/version"),
+        (is_gone, "/proc/driver/nvidia/version"),
         (sheet.know(1, &o.control_node) == Some(false), "/dev/nvidiactl"),
         (sheet.know(1, &o.device_nodes) == Some(0), "/dev/nvidia0"),
     ];
     let missing: Vec<_> = missing.iter().filter(|(is_missing, _)| *is_missing).map(|(_, file)| *file).collect();
-    if !missing.is_empty() {
+    if is_gone {
         sheet.add(Reason::DriverNotLoaded, State::NotReady, format!("not there: {}", missing.join(", ")));
+    } else if !missing.is_empty() {
+        let loaded = if o.driver_version_file.is_some() { "the driver is loaded, and " } else { "" };
+        let detail = format!("{loaded}the agent does not see {}", missing.join(", "));
+        sheet.add(Reason::GpusNotVisible, State::Unknown, detail);
     }
+}
+
+/// The worst that NVML and counts can say: not that GPUs are broken, where nobody knows whether NVML has devices.
+fn at_worst(o: &Observation) -> State {
+    let has_devices = o.control_node == Some(true) && o.device_nodes.is_some_and(|nodes| nodes > 0);
+    if has_devices { State::NotReady } else { State::Unknown }
 }
 
 fn nvml(sheet: &mut Sheet, o: &Observation) {
@@ -112,24 +130,31 @@ fn nvml(sheet: &mut Sheet, o: &Observation) {
         Some(Nvml::Ok) if o.nvml_count.is_some() && o.gpus.is_some() => (),
         Some(Nvml::Ok) => sheet.add(Reason::NvmlNotObserved, State::Unknown, "it did not list the GPUs yet"),
         None => sheet.add(Reason::NvmlNotObserved, State::Unknown, ""),
-        Some(Nvml::LibraryNotFound) => sheet.add(Reason::LibraryNotFound, State::NotReady, ""),
-        Some(Nvml::DriverMismatch) => sheet.add(Reason::DriverMismatch, State::NotReady, ""),
-        Some(Nvml::InitFailed(code)) => sheet.add(Reason::NvmlInitFailed, State::NotReady, format!("code {code}")),
+        // Pods get theirs from the container runtime, and the device plugin tells if it has none: what the agent
+        // lacks says nothing of them.
+        Some(Nvml::LibraryNotFound) => sheet.add(Reason::LibraryNotFound, State::Unknown, ""),
+        Some(Nvml::DriverMismatch) => sheet.add(Reason::DriverMismatch, at_worst(o), ""),
+        Some(Nvml::InitFailed(code)) => sheet.add(Reason::NvmlInitFailed, at_worst(o), format!("code {code}")),
         Some(Nvml::Unresponsive) => sheet.add(Reason::NvmlUnresponsive, State::Unknown, ""),
     }
 }
 
-fn count(sheet: &mut Sheet, o: &Observation, policy: &Policy) {
+/// The bus is the kernel's, as /proc is: it is believed by whoever sees no GPU, too.
+fn count(sheet: &mut Sheet, o: &Observation, policy: &Policy, sees_gpus: bool) {
+    let here = |count: &Option<u32>| count.filter(|_| sees_gpus);
+    let expected = expected(o, policy);
     let counts = [
         (sheet.know(3, &o.pci_functions), "on the PCI bus"),
-        (sheet.know(3, &o.device_nodes), "device files"),
-        (sheet.know(3, &o.nvml_count), "in NVML"),
-        (expected(o, policy), "expected"),
+        (sheet.know(3, &here(&o.device_nodes)), "device files"),
+        (sheet.know(3, &here(&o.nvml_count)), "in NVML"),
+        (expected, "expected"),
     ];
     let known: Vec<_> = counts.iter().filter_map(|(count, what)| Some(((*count)?, *what))).collect();
     if known.windows(2).any(|pair| pair[0].0 != pair[1].0) {
         let detail: Vec<_> = known.iter().map(|(count, what)| format!("{count} {what}")).collect();
-        sheet.add(Reason::GpuCountMismatch, State::NotReady, detail.join(", "));
+        let is_off_the_bus = o.pci_functions.zip(expected).is_some_and(|(there, expected)| there != expected);
+        let state = if is_off_the_bus { State::NotReady } else { at_worst(o) };
+        sheet.add(Reason::GpuCountMismatch, state, detail.join(", "));
     }
 }
 
@@ -198,7 +223,7 @@ impl Sheet {
 
 /// Checks 10 and 11.
 fn device_plugin(sheet: &mut Sheet, o: &Observation) {
-    let of = o.plugin_expected.unwrap_or(0).saturating_mul(o.replicas.unwrap_or(1));
+    let of = o.plugin_expected.unwrap_or(0);
     let (devices, allocatable) = (sheet.know(10, &o.plugin_devices), sheet.know(11, &o.allocatable));
     match devices {
         Some(0) => sheet.add(Reason::DevicePluginNotRegistered, State::NotReady, ""),

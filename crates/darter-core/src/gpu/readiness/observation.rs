@@ -85,7 +85,7 @@ pub struct Observation {
     pub nvml_count: Option<u32>,
     /// How many the instance type has.
     pub instance_gpus: Option<u32>,
-    /// The most that were ever seen here. `Readiness` fills it in.
+    /// The most that were ever seen here, by others too. `Readiness` adds what it saw itself.
     pub learned_gpus: Option<u32>,
     /// Each GPU that NVML lists. `None` while NVML does not answer.
     pub gpus: Option<Vec<Gpu>>,
@@ -93,13 +93,12 @@ pub struct Observation {
     pub xids: Option<Vec<Outstanding>>,
     /// Whether the fabric manager runs. `None` where there is no NVSwitch.
     pub fabric_manager: Option<bool>,
-    /// Devices of `nvidia.com/*` that the kubelet lists as healthy (`GetAllocatableResources`).
+    /// Devices of `nvidia.com/*` that the kubelet lists as healthy (`GetAllocatableResources`), each once, however
+    /// many share it.
     pub plugin_devices: Option<u32>,
-    /// How many there should be, before replicas: GPUs without MIG, and MIG devices. Without it only none at all
+    /// How many there should be: GPUs without MIG, and MIG devices. Without it only none at all
     /// is too few.
     pub plugin_expected: Option<u32>,
-    /// Replicas of each, with time-slicing or MPS.
-    pub replicas: Option<u32>,
     /// What the API server says the node can give, of `nvidia.com/*`.
     pub allocatable: Option<u64>,
     /// Whether the labels of GPU feature discovery are there and agree with NVML.
@@ -119,7 +118,7 @@ impl Observation {
     pub(super) fn or(mut self, old: &Self) -> Self {
         newest!(self, old: pci_functions, should_have_gpus, driver_version_file, control_node, device_nodes, nvml);
         newest!(self, old: nvml_count, instance_gpus, learned_gpus, xids, fabric_manager, plugin_devices);
-        newest!(self, old: plugin_expected, replicas, allocatable, gfd_labels, cuda_smoke);
+        newest!(self, old: plugin_expected, allocatable, gfd_labels, cuda_smoke);
         let Some(gpus) = &mut self.gpus else {
             self.gpus.clone_from(&old.gpus);
             return self;

@@ -9,9 +9,11 @@ use serde::{Serialize, Serializer};
 pub enum Reason {
     /// Check 0: nobody can tell whether there should be GPUs.
     GpuNodeNotObserved,
-    /// Check 1: the driver's files are not there.
+    /// Check 1: the driver is not loaded.
     DriverNotLoaded,
-    /// Check 2: no `libnvidia-ml.so.1`.
+    /// It is, and this agent was not handed its devices: nothing can be said of the GPUs from here.
+    GpusNotVisible,
+    /// Check 2: no `libnvidia-ml.so.1` here. As little is known then.
     LibraryNotFound,
     /// The library is of another version than the driver.
     DriverMismatch,
@@ -68,6 +70,7 @@ impl Reason {
         match self {
             Self::GpuNodeNotObserved => "GpuNodeNotObserved",
             Self::DriverNotLoaded => "DriverNotLoaded",
+            Self::GpusNotVisible => "GpusNotVisible",
             Self::LibraryNotFound => "LibraryNotFound",
             Self::DriverMismatch => "DriverMismatch",
             Self::NvmlInitFailed => "NvmlInitFailed",
@@ -97,7 +100,7 @@ impl Reason {
     pub(super) const fn check(self) -> usize {
         match self {
             Self::GpuNodeNotObserved => 0,
-            Self::DriverNotLoaded => 1,
+            Self::DriverNotLoaded | Self::GpusNotVisible => 1,
             Self::LibraryNotFound | Self::DriverMismatch | Self::NvmlInitFailed => 2,
             Self::NvmlUnresponsive | Self::NvmlNotObserved => 2,
             Self::GpuCountMismatch | Self::GpuLost => 3,

@@ -56,7 +56,6 @@ fn healthy() -> Observation {
         fabric_manager: Some(true),
         plugin_devices: Some(2),
         plugin_expected: Some(2),
-        replicas: Some(1),
         allocatable: Some(2),
         gfd_labels: Some(true),
         cuda_smoke: Some(true),
@@ -109,10 +108,14 @@ fn every_row_of_the_table() {
         (Observation::default(), "Unknown GpuNodeNotObserved"),
         // 1
         (with(|o| o.driver_version_file = Some(false)), "NotReady DriverNotLoaded"),
-        (with(|o| o.control_node = Some(false)), "NotReady DriverNotLoaded"),
-        (with(|o| o.device_nodes = Some(0)), "NotReady DriverNotLoaded"),
+        (with(|o| o.control_node = Some(false)), "Unknown GpusNotVisible"),
+        (with(|o| o.device_nodes = Some(0)), "Unknown GpusNotVisible"),
+        (with(|o| (o.driver_version_file, o.control_node) = (None, Some(false))), "Unknown GpusNotVisible"),
+        (with(|o| (o.driver_version_file, o.control_node) = (Some(false), Some(false))), "NotReady DriverNotLoaded"),
+        (with(|o| (o.device_nodes, o.pci_functions) = (Some(0), Some(1))), "NotReady GpusNotVisible GpuCountMismatch"),
         // 2
-        (with(|o| o.nvml = Some(Nvml::LibraryNotFound)), "NotReady LibraryNotFound"),
+        (with(|o| o.nvml = Some(Nvml::LibraryNotFound)), "Unknown LibraryNotFound"),
+        (with(|o| (o.nvml, o.device_nodes) = (Some(Nvml::InitFailed(9)), None)), "Unknown NvmlInitFailed"),
         (with(|o| o.nvml = Some(Nvml::DriverMismatch)), "NotReady DriverMismatch"),
         (with(|o| o.nvml = Some(Nvml::InitFailed(999))), "NotReady NvmlInitFailed"),
         (with(|o| o.nvml = Some(Nvml::Unresponsive)), "Unknown NvmlUnresponsive"),
@@ -153,7 +156,6 @@ fn every_row_of_the_table() {
         (alone(Some(Fabric { state: 1, status: 0 })), "Ready FabricNotReady"),
         // 10
         (with(|o| o.plugin_devices = Some(0)), "NotReady DevicePluginNotRegistered"),
-        (with(|o| (o.plugin_devices, o.replicas) = (Some(6), Some(4))), "NotReady DevicesUnhealthy(2 of 8)"),
         (with(|o| (o.plugin_devices, o.plugin_expected) = (Some(9), Some(14))), "NotReady DevicesUnhealthy(5 of 14)"),
         (with(|o| (o.plugin_devices, o.allocatable) = (None, None)), "Unknown DevicePluginNotObserved"),
         (with(|o| o.plugin_devices = None), "Ready"),
@@ -280,6 +282,39 @@ fn a_driver_that_is_not_there_hides_what_follows_from_it() {
 }
 
 #[test]
+fn an_agent_that_was_not_handed_the_gpus_says_so_and_never_that_they_are_broken() {
+    let blind = || {
+        with(|o| {
+            (o.control_node, o.device_nodes) = (Some(false), Some(0));
+            (o.nvml, o.nvml_count, o.gpus) = (Some(Nvml::LibraryNotFound), None, None);
+            (o.plugin_devices, o.plugin_expected) = (None, None);
+        })
+    };
+    let mut node = Node::new();
+    for _ in 0..10 {
+        assert_eq!(node.poll(blind()), "Unknown GpusNotVisible");
+    }
+    let verdict = evaluate(&blind(), &Policy::default());
+    assert_eq!(
+        verdict.reasons[0].detail,
+        "the driver is loaded, and the agent does not see /dev/nvidiactl, /dev/nvidia0"
+    );
+    // The devices without the library, as without `utility`.
+    let no_library = || with(|o| (o.nvml, o.nvml_count, o.gpus) = (Some(Nvml::LibraryNotFound), None, None));
+    let mut node = Node::new();
+    for _ in 0..10 {
+        assert_eq!(node.poll(no_library()), "Unknown LibraryNotFound");
+    }
+    // What is known of the GPUs by others holds.
+    let mut node = Node::new();
+    node.poll(with_gpu(|gpu| gpu.is_lost = Some(true)));
+    assert!(node.poll(blind()).starts_with("NotReady"));
+    let mut node = Node::new();
+    let silent = (0..3).map(|_| node.poll(Observation { allocatable: Some(0), ..blind() })).last();
+    assert_eq!(silent.as_deref(), Some("NotReady GpusNotVisible AllocatableZero"), "no pod gets one either");
+}
+
+#[test]
 fn nvml_that_hangs_makes_a_ready_node_unknown_and_a_broken_one_no_better() {
     let hangs = || Observation { nvml: Some(Nvml::Unresponsive), ..Observation::default() };
     let mut node = Node::new();
@@ -360,8 +395,8 @@ fn built(levels: &[u8]) -> Observation {
     o.nvml_count = level(levels[5], &[2, 1, 0]);
     (o.gfd_labels, o.cuda_smoke, o.fabric_manager) = (right(6), right(7), right(8));
     o.allocatable = level(levels[9], &[2, 0]);
-    o.replicas = level(levels[10], &[1, 2]);
-    o.plugin_devices = level(levels[11], &[4, 1, 0]);
+    o.instance_gpus = level(levels[10], &[2, 3]);
+    o.plugin_devices = level(levels[11], &[3, 1, 0]);
     o.plugin_expected = level(levels[12], &[2, 3]);
     o.xids =
         level(levels[13], &[Some(Vec::new()), against(94, xid::Verdict::Degraded), against(79, xid::Verdict::Fatal)])
@@ -400,8 +435,12 @@ proptest! {
         if worse[at] > 0 {
             worse[at] = (worse[at] + by).min(LEVELS[at] - 1);
         }
-        let (some, worse) = (rank(&built(&some)), rank(&built(&worse)));
-        prop_assert!(worse >= some, "{:?} became {:?}", some, worse);
+        let verdict = evaluate(&built(&worse), &Policy { wants_cuda_smoke: true, ..Policy::default() });
+        let (some, worse) = (rank(&built(&some)), verdict.state);
+        // Who does not see the GPUs any more knows no more than that.
+        let is_blind = |finding: &Finding| matches!(finding.reason, Reason::GpusNotVisible | Reason::LibraryNotFound);
+        let least = if verdict.reasons.iter().any(is_blind) { some.min(State::Unknown) } else { some };
+        prop_assert!(worse >= least, "{:?} became {:?}", some, worse);
     }
 
     #[test]
