@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 
+use serde_json::{Value, json};
+
 use crate::http::Client;
 use crate::net::{Place, Port};
 use crate::process::{self, Process};
@@ -41,7 +43,7 @@ fn is_text(line: &str) -> bool {
     ["annotations:", "summary:", "description:"].iter().any(|key| line.trim_start().starts_with(key))
 }
 
-/// A Prometheus that scrapes one address every second.
+/// A Prometheus that scrapes every second.
 pub struct Prometheus {
     process: Process,
     address: SocketAddr,
@@ -53,13 +55,18 @@ pub struct Prometheus {
 impl Prometheus {
     /// Starts one and waits until it answers.
     pub async fn start(target: SocketAddr) -> Result<Self> {
+        Self::start_with(json!({ "static_configs": [{ "targets": [target.to_string()] }] })).await
+    }
+
+    /// The same with a scrape configuration of the test's own, but for its name.
+    pub async fn start_with(mut scrape: Value) -> Result<Self> {
         let (dir, place) = (Scratch::new()?, Place::Host);
         let port = place.port()?;
         let address = SocketAddr::new(place.address(), port.number());
-        let config = format!(
-            "global:\n  scrape_interval: 1s\nscrape_configs:\n  - job_name: darter\n    static_configs:\n      - targets: ['{target}']\n"
-        );
-        std::fs::write(dir.join("prometheus.yml"), config)?;
+        scrape["job_name"] = json!("darter");
+        let config = json!({ "global": { "scrape_interval": "1s" }, "scrape_configs": [scrape] });
+        // JSON is YAML.
+        std::fs::write(dir.join("prometheus.yml"), config.to_string())?;
         let program = tools::find("prometheus").context("prometheus is not installed")?;
         let mut command = place.command(program);
         command
@@ -79,14 +86,14 @@ impl Prometheus {
     }
 
     /// What an expression gives now: labels and value of each series.
-    pub async fn query(&self, expression: &str) -> Result<Vec<(serde_json::Value, f64)>> {
+    pub async fn query(&self, expression: &str) -> Result<Vec<(Value, f64)>> {
         let encoded: String = expression.bytes().map(|byte| format!("%{byte:02X}")).collect();
         let url = format!("http://{}/api/v1/query?query={encoded}", self.address);
         let answer = self.client.get(&url).await?;
-        let said: serde_json::Value = serde_json::from_slice(&answer.body)?;
+        let said: Value = serde_json::from_slice(&answer.body)?;
         ensure!(said["status"] == "success", "{expression}: {said}\n{}", process::tail(&self.process.log()));
         let series = said["data"]["result"].as_array().cloned().unwrap_or_default();
-        let value = |series: &serde_json::Value| series["value"][1].as_str().and_then(|value| value.parse().ok());
+        let value = |series: &Value| series["value"][1].as_str().and_then(|value| value.parse().ok());
         series
             .into_iter()
             .map(|series| Ok((series["metric"].clone(), value(&series).context("a series without a value")?)))

@@ -217,9 +217,15 @@ fn refused(status: &Status, rights: &str) -> Option<(&'static str, String)> {
         // Too much has happened since: all is listed again.
         410 => None,
         401 => Some(("unauthorized", format!("the API server does not accept the token or certificate: {message}"))),
+        // RBAC gave the right, and a policy or a webhook does not want this one thing done. 422: one that names no
+        // reason.
+        403 | 422 if message.contains("denied request") || message.contains("denied the request") => {
+            Some(("forbidden", format!("an admission policy does not let it: {message}")))
+        }
         403 => Some(("forbidden", format!("this service account needs {rights}: {message}"))),
         404 => Some(("not_found", message.clone())),
-        409 | 422 => Some(("conflict", message.clone())),
+        409 => Some(("conflict", message.clone())),
+        422 => Some(("invalid", format!("the API server does not take it: {message}"))),
         429 => Some(("throttled", format!("the API server has too much to do: {message}"))),
         code => Some(("answer", format!("{code}: {message}"))),
     }
@@ -296,10 +302,20 @@ mod tests {
         assert_eq!(told(410), None);
         let (reason, text) = told(403).unwrap();
         assert!(reason == "forbidden" && text.contains("needs a Role for nodes"), "{text}");
+        for message in [
+            "ValidatingAdmissionPolicy 'p' with binding 'b' denied request: no",
+            "webhook \"w\" denied the request: no",
+        ] {
+            for code in [403, 422] {
+                let status = Status { message: message.to_owned(), ..status(code) };
+                let (reason, text) = refused(&status, "a Role for nodes").unwrap();
+                assert!(reason == "forbidden" && text.ends_with(message) && !text.contains("a Role"), "{text}");
+            }
+        }
         assert_eq!(told(401).unwrap().0, "unauthorized");
         assert_eq!(
             [404, 409, 422, 429].map(|code| told(code).unwrap().0),
-            ["not_found", "conflict", "conflict", "throttled"]
+            ["not_found", "conflict", "invalid", "throttled"]
         );
         assert_eq!(told(500), Some(("answer", "500: says the server".to_owned())));
     }

@@ -8,7 +8,7 @@ use darter_tests::kubernetes::ControlPlane;
 use darter_tests::net::Place;
 use darter_tests::stage::eventually;
 use darter_tests::tools::{Need, can_run};
-use http::Method;
+use http::{Method, StatusCode};
 use serde_json::{Value, json};
 
 const MERGE: &str = "application/merge-patch+json";
@@ -184,14 +184,19 @@ fn forbidden() -> Vec<Ask> {
 }
 
 /// A cluster with the chart's objects, two nodes with an agent each, and a pod of the same name elsewhere.
-struct Cluster {
-    plane: ControlPlane,
+pub(crate) struct Cluster {
+    pub(crate) plane: ControlPlane,
     objects: Vec<Value>,
 }
 
 impl Cluster {
-    async fn start() -> Result<Self> {
-        let objects = Helm::new()?.render(&json!({})).await?;
+    pub(crate) async fn start() -> Result<Self> {
+        Self::with("darter.dev/not-ready", &json!({})).await
+    }
+
+    /// Its nodes are made with this taint, the chart with these values.
+    async fn with(taint: &str, values: &Value) -> Result<Self> {
+        let objects = Helm::new()?.render(values).await?;
         let plane = ControlPlane::start(&Place::Host).await?;
         for namespace in [NAMESPACE, "elsewhere"] {
             plane.namespace(namespace).await?;
@@ -203,7 +208,7 @@ impl Cluster {
             "metadata": { "name": "darter", "namespace": "elsewhere" } });
         plane.apply(&account).await?;
         for (node, namespace) in [("a", NAMESPACE), ("b", NAMESPACE), ("a", "elsewhere")] {
-            let taints = json!([{ "key": "darter.dev/not-ready", "effect": "NoSchedule" },
+            let taints = json!([{ "key": taint, "effect": "NoSchedule" },
                 { "key": "gpu", "value": "true", "effect": "NoSchedule" }]);
             let object = json!({ "apiVersion": "v1", "kind": "Node", "metadata": { "name": node, "labels": { "l": "v" } },
                 "spec": { "taints": taints } });
@@ -223,7 +228,12 @@ impl Cluster {
 
     /// A token as the kubelet mounts it in a pod. Without a pod: as anybody gets it who may ask for one.
     async fn token(&self, pod: Option<&str>) -> Result<String> {
-        let mut request = json!({ "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {} });
+        self.token_for(pod, &json!({})).await
+    }
+
+    /// The same for an audience of its own, if `spec` says one.
+    pub(crate) async fn token_for(&self, pod: Option<&str>, spec: &Value) -> Result<String> {
+        let mut request = json!({ "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": spec });
         if let Some(name) = pod {
             let path = format!("/api/v1/namespaces/{NAMESPACE}/pods/{name}");
             let uid = &self.plane.call(Method::GET, &path, None).await?["metadata"]["uid"];
@@ -232,6 +242,22 @@ impl Cluster {
         let path = format!("/api/v1/namespaces/{NAMESPACE}/serviceaccounts/darter/token");
         let answer = self.plane.call(Method::POST, &path, Some((JSON, &request))).await?;
         Ok(answer["status"]["token"].as_str().context("no token")?.to_owned())
+    }
+
+    /// Waits until the policies hold, which takes a moment after they are made, and with them the rights.
+    pub(crate) async fn holds(&self, token: &str) -> Result<()> {
+        let annotation = json!({ "metadata": { "annotations": { "a": "b" } } });
+        for path in [NODE, POD] {
+            let (dry, mut last) = (format!("{path}?dryRun=All"), String::new());
+            let holds = eventually("the policies hold", async || {
+                let answer = self.plane.call_as(token, Method::PATCH, &dry, Some((MERGE, &annotation))).await?;
+                last = answer.text();
+                Ok(answer.status.is_client_error() && last.contains("ValidatingAdmissionPolicy 'gpu-system-darter-"))
+            });
+            holds.await.with_context(|| format!("{path}: {last}"))?;
+        }
+        let events = async || self.may(token, "default", "create", "events.k8s.io:events").await;
+        eventually("the rights are there", events).await
     }
 
     /// Whether a token's rights reach so far, by RBAC alone.
@@ -267,7 +293,6 @@ async fn the_chart_grants_what_an_agent_needs_and_no_more() -> Result<()> {
         ("default", "nodes/status", &["patch"]),
         (NAMESPACE, "pods", &["get", "patch"]),
         (NAMESPACE, "discovery.k8s.io:endpointslices", &["get", "list", "watch"]),
-        (NAMESPACE, events, &["create", "patch"]),
         ("default", events, &["create", "patch"]),
     ];
     let kinds = [
@@ -312,26 +337,15 @@ async fn an_agent_changes_its_own_node_and_pod_alone_and_of_them_only_what_is_it
         .allow_everywhere(NAMESPACE, "darter", &json!([{ "apiGroups": [""], "resources": all, "verbs": ["*"] }]))
         .await?;
     let token = cluster.token(Some("agent-a")).await?;
-    // A policy holds a moment after it is made, for each of its kinds.
+    cluster.holds(&token).await?;
     let refused = |answer: &Answer, why: &str| {
         let text = answer.text();
-        answer.status.is_client_error()
+        // Of which nobody takes it for a conflict.
+        answer.status == StatusCode::FORBIDDEN
             && text.contains("ValidatingAdmissionPolicy 'gpu-system-darter-")
             && text.contains(why)
     };
     let asks = forbidden();
-    for ask in asks.iter().filter(|ask| matches!(ask.what, "for ever" | "an annotation of its node")) {
-        let mut dry = ask.path.clone();
-        dry.push_str("?dryRun=All");
-        let dry = Ask { path: dry, body: ask.body.clone(), method: ask.method.clone(), ..*ask };
-        let mut last = String::new();
-        let holds = eventually("the policies hold", async || {
-            let answer = dry.send(plane, &token).await?;
-            last = answer.text();
-            Ok(refused(&answer, ask.refusal))
-        });
-        holds.await.with_context(|| format!("{}: {last}", ask.what))?;
-    }
     // A token that is bound to no pod has no node of its own, nor has one of a pod on another node this one.
     for (token, which) in [(cluster.token(None).await?, "of no pod"), (cluster.token(Some("agent-b")).await?, "of b")] {
         for ask in allowed() {
@@ -376,6 +390,41 @@ async fn an_agent_changes_its_own_node_and_pod_alone_and_of_them_only_what_is_it
             Ok(answer.status.is_success())
         });
         taken.await.with_context(|| format!("{}, without the policies: {last}", ask.what))?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_taint_that_an_agent_may_take_off_is_that_of_its_configuration() -> Result<()> {
+    if !can_run("the_taint_that_an_agent_may_take_off_is_that_of_its_configuration", &[Need::Helm, Need::Kubernetes]) {
+        return Ok(());
+    }
+    let off = |key: &str, rest: Value| (format!("{key} off"), json!({ "spec": { "taints": rest } }));
+    let gpu = json!({ "key": "gpu", "value": "true", "effect": "NoSchedule" });
+    for (key, says) in
+        [("team.example/not-ready", "may change no taint but team.example/not-ready"), ("", "may change no taint")]
+    {
+        let on = if key.is_empty() { "darter.dev/not-ready" } else { key };
+        let cluster = Cluster::with(on, &json!({ "config": { "kubernetes": { "startup_taint": key } } })).await?;
+        let token = cluster.token(Some("agent-a")).await?;
+        let send = async |body: &Value, dry: &str| {
+            let path = format!("{NODE}?{dry}");
+            cluster.plane.call_as(&token, Method::PATCH, &path, Some((MERGE, body))).await
+        };
+        // Another taint never, and a policy holds a moment after it is made.
+        let (what, other) = off("gpu", json!([{ "key": on, "effect": "NoSchedule" }]));
+        let mut last = String::new();
+        let refused = eventually(&what, async || {
+            let answer = send(&other, "dryRun=All").await?;
+            last = answer.text();
+            Ok(answer.status == StatusCode::FORBIDDEN && last.contains(says))
+        });
+        refused.await.with_context(|| format!("`{key}`: {last}"))?;
+        let (what, own) = off(on, json!([gpu]));
+        let answer = send(&own, "").await?;
+        let may = !key.is_empty();
+        ensure!(answer.status.is_success() == may, "{what}: {} {}", answer.status, answer.text());
+        ensure!(may || answer.text().contains(says), "{what}: {}", answer.text());
     }
     Ok(())
 }

@@ -4,6 +4,7 @@
 mod admission;
 mod cluster;
 mod render;
+mod writes;
 
 use serde_json::{Value, json};
 
@@ -20,6 +21,8 @@ fn shapes() -> Vec<(&'static str, Value)> {
         "drainSeconds": 30, "ports": { "mirror": 5001 }, "secrets": ["login"],
         "swarm": { "zone": "us-east-1a", "handoverSeconds": 60 },
         "gpu": { "dcgmNames": "legacy" },
+        "report": { "scaler": "https://darter-scaler.gpu-system.svc:4010", "audience": "scaler.example",
+            "caConfigMap": "scaler-ca", "caKey": "root.pem" },
         "host": { "laterCertsDirs": ["/etc/docker/certs.d"], "containerdSocket": "/run/containerd/containerd.sock",
             "containerdContent": "/var/lib/containerd/io.containerd.content.v1.content" },
         "nodeSelector": { "darter": "yes" }, "affinity": { "podAntiAffinity": {} },
@@ -44,6 +47,14 @@ fn shapes() -> Vec<(&'static str, Value)> {
             "an account of others",
             json!({ "serviceAccount": { "create": false, "name": "theirs" }, "rbac": { "create": false },
             "admissionPolicy": { "enabled": false }, "fullnameOverride": "mirror" }),
+        ),
+        (
+            "a scaler known by a Secret",
+            json!({ "report": { "scaler": "https://s.example:4010", "caSecret": "scaler-tls" } }),
+        ),
+        (
+            "a scaler that asks for no token",
+            json!({ "report": { "scaler": "http://s.example:4010", "audience": "" }, "config": { "report": { "insecure": true } } }),
         ),
         ("IPv6", json!({ "swarm": { "address": "[::]" }, "admin": { "address": "[::]" } })),
         (

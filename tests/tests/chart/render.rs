@@ -97,6 +97,13 @@ async fn a_wrong_value_is_refused_and_named() -> Result<()> {
         (json!({ "gpu": { "dcgmNames": false } }), "/gpu/dcgmNames"),
         (json!({ "ports": { "mirror": 70000 } }), "/ports/mirror"),
         (json!({ "image": { "digest": "sha256:abc" } }), "/image/digest"),
+        (json!({ "report": { "scaler": "darter-scaler:4010" } }), "/report/scaler"),
+        (json!({ "report": { "scaler": "https://s.example:4010" } }), "report.caSecret or report.caConfigMap"),
+        (
+            json!({ "report": { "scaler": "https://s.example:4010", "caSecret": "a", "caConfigMap": "b" } }),
+            "only one of the two",
+        ),
+        (json!({ "report": { "caSecret": "a" } }), "without a meaning where report.scaler"),
         (json!({ "host": { "dataDir": "darter" } }), "/host/dataDir"),
         (json!({ "updateStrategy": { "maxUnavailable": 0 } }), "/updateStrategy/maxUnavailable"),
         (json!({ "config": { "miror": {} } }), "miror"),
@@ -139,7 +146,14 @@ async fn what_more_hangs_on_than_a_line_of_darter_toml_is_a_value_and_no_line() 
     let tables = own.iter().filter_map(|(section, keys)| Some((section, keys.as_table()?)));
     let written =
         tables.flat_map(|(section, keys)| keys.iter().map(move |(key, _)| (section.to_owned(), key.to_owned())));
-    let named = [("kubernetes", "node"), ("kubernetes", "kubeconfig"), ("swarm", "zone")];
+    let named = [
+        ("kubernetes", "node"),
+        ("kubernetes", "kubeconfig"),
+        ("swarm", "zone"),
+        ("report", "scaler"),
+        ("report", "token_file"),
+        ("report", "ca"),
+    ];
     let keys = written.chain(named.map(|(section, key)| (section.to_owned(), key.to_owned())));
     let defaults: toml_edit::DocumentMut = DEFAULT.parse()?;
     let mut refused = 0;
@@ -363,6 +377,39 @@ async fn a_pod_has_of_its_host_what_its_values_need_and_no_more() -> Result<()> 
     assert_eq!(driver["containers"][0]["securityContext"], privileged);
     let processes = pod(&helm, json!({ "gpu": { "processes": true } })).await?;
     assert_eq!((&processes["hostPID"], &processes["containers"][0]["securityContext"]), (&json!(true), &context));
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_scaler_is_shown_a_token_that_is_good_for_nothing_else() -> Result<()> {
+    if !can_run("the_scaler_is_shown_a_token_that_is_good_for_nothing_else", &[Need::Helm]) {
+        return Ok(());
+    }
+    let helm = Helm::new()?;
+    let reported = async |report: Value| -> Result<(darter_agent::config::Report, Value, Value)> {
+        let objects = helm.render(&json!({ "report": report })).await?;
+        let config = Layers::text("darter.toml".as_ref(), configuration(&objects)?.to_owned())?.config()?;
+        let pod = &find(&objects, "DaemonSet", "darter")?["spec"]["template"]["spec"];
+        let named = |list: &Value| {
+            let found = list.as_array().into_iter().flatten().find(|entry| entry["name"] == "report");
+            found.cloned().unwrap_or_default()
+        };
+        Ok((config.report, named(&pod["containers"][0]["volumeMounts"]), named(&pod["volumes"])))
+    };
+    let https = json!({ "scaler": "https://s.example:4010", "caSecret": "scaler-tls" });
+    let (config, mount, volume) = reported(https).await?;
+    let at = |path: Option<std::path::PathBuf>| path.map(|path| path.display().to_string()).unwrap_or_default();
+    let dir = mount["mountPath"].as_str().context("no mount")?;
+    assert_eq!((at(config.token_file), at(config.ca)), (format!("{dir}/token"), format!("{dir}/ca.pem")));
+    let token =
+        json!({ "serviceAccountToken": { "audience": "darter-scaler", "expirationSeconds": 3600, "path": "token" } });
+    let ca = json!({ "secret": { "name": "scaler-tls", "items": [{ "key": "ca.crt", "path": "ca.pem" }] } });
+    assert_eq!(volume["projected"], json!({ "defaultMode": 256, "sources": [token, ca] }));
+    // Nobody is sent the API server's, whatever is not set.
+    for report in [json!({}), json!({ "scaler": "http://127.0.0.1:4010", "audience": "" })] {
+        let (config, mount, volume) = reported(report).await?;
+        assert_eq!((at(config.token_file), mount, volume), (String::new(), Value::Null, Value::Null));
+    }
     Ok(())
 }
 

@@ -3,13 +3,16 @@
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use darter_tests::agent::Agent;
+use darter_tests::chart::{Helm, NAMESPACE, find};
+use darter_tests::kubelet::Kubelet;
 use darter_tests::nvml::Mock;
 use darter_tests::process;
 use darter_tests::prometheus::Prometheus;
 use darter_tests::stage::eventually;
 use darter_tests::tools::{Need, can_run};
+use serde_json::json;
 
 /// The queries of Grafana's dashboard 12239 (NVIDIA DCGM Exporter), with its variables for one node and all
 /// of its GPUs, and what an H200 under load gives.
@@ -56,6 +59,42 @@ async fn grafanas_dashboard_of_dcgm_exporter_finds_its_series() -> Result<()> {
     ensure!(up.len() == 1 && up[0].1 == 1.0, "{up:?}");
     let own = prometheus.query("darter_gpu_power_watts and on(uuid) darter_gpu_info{name=\"NVIDIA H200\"}").await?;
     ensure!(own.len() == 1 && (own[0].1 - 627.4).abs() < 1e-6, "{own:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_gpus_pod_is_the_one_that_has_it_and_not_the_agents_where_the_chart_has_it_scraped() -> Result<()> {
+    let name = "a_gpus_pod_is_the_one_that_has_it_and_not_the_agents_where_the_chart_has_it_scraped";
+    if !can_run(name, &[Need::Darter, Need::MockNvml, Need::Prometheus, Need::Helm]) {
+        return Ok(());
+    }
+    let (mock, kubelet) = (Mock::fixture("h200-busy")?, Kubelet::start()?);
+    let uuid = "GPU-4a2b6f10-0000-4000-8000-000000000200";
+    kubelet.set(&[("team", "train-0", "main", "nvidia.com/gpu", &[uuid])], &[("nvidia.com/gpu", &[uuid])]);
+    let socket = kubelet.socket().display().to_string();
+    let options = mock.options(1)?.set("gpu.pod_resources", socket).set("gpu.dcgm_names", "legacy");
+    let agent = Agent::start(options).await?;
+    let objects = Helm::new()?.render(&json!({ "podMonitor": { "enabled": true } })).await?;
+    let endpoint = &find(&objects, "PodMonitor", "darter")?["spec"]["podMetricsEndpoints"][0];
+    // What the operator makes of a pod.
+    let labels = json!({ "namespace": NAMESPACE, "pod": "darter-x7k2p", "container": "agent" });
+    let scrape = json!({ "honor_labels": endpoint["honorLabels"].as_bool().unwrap_or_default(),
+        "static_configs": [{ "targets": [agent.admin_address().to_string()], "labels": labels }] });
+    let prometheus = Prometheus::start_with(scrape).await?;
+    let readme = "darter_gpu_power_watts * on(uuid) group_left(namespace, pod) darter_gpu_allocation_info";
+    for query in [readme, "DCGM_FI_DEV_POWER_USAGE"] {
+        let mut found = Vec::new();
+        let is_told = async || {
+            found = prometheus.query(query).await?;
+            Ok(!found.is_empty() && prometheus.query("darter_gpu_allocation_info").await?.len() == 1)
+        };
+        eventually(query, is_told).await?;
+        let (labels, _) = found.first().context("no series")?;
+        ensure!(labels["namespace"] == "team" && labels["pod"] == "train-0", "{query}: {labels}");
+    }
+    // What says nothing of a pod is still of the agent's.
+    let up = prometheus.query("up").await?;
+    ensure!(up[0].0["pod"] == "darter-x7k2p", "{up:?}");
     Ok(())
 }
 

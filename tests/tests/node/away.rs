@@ -11,6 +11,7 @@ use darter_tests::process;
 use darter_tests::scratch::Scratch;
 use darter_tests::stage::eventually;
 use darter_tests::tools::{Need, can_run};
+use http::{Method, StatusCode};
 use serde_json::json;
 
 use crate::{Cluster, LOST, NEEDS, TAINT, rules, startup};
@@ -61,6 +62,70 @@ async fn rights_that_are_missing_are_named_once_each_and_asked_for_again() -> Re
         eventually(what, async || Ok(said(&format!("it works again: {what}")) == 1)).await?;
     }
     Ok(())
+}
+
+/// Forbids agents every change there. It names no reason, so that the API server answers 422.
+async fn policy(cluster: &Cluster, name: &str, resource: &str) -> Result<()> {
+    let api = "admissionregistration.k8s.io/v1";
+    let rule = json!({ "apiGroups": [""], "apiVersions": ["v1"], "resources": [resource], "operations": ["UPDATE"] });
+    let agents =
+        json!([{ "name": "agents", "expression": "request.userInfo.username == 'system:serviceaccount:gpu:darter'" }]);
+    let spec = json!({ "failurePolicy": "Fail", "matchConstraints": { "resourceRules": [rule] }, "matchConditions": agents,
+        "validations": [{ "expression": "false", "message": format!("not with {name}") }] });
+    let object =
+        json!({ "apiVersion": api, "kind": "ValidatingAdmissionPolicy", "metadata": { "name": name }, "spec": spec });
+    cluster.plane.apply(&object).await?;
+    let binding = json!({ "apiVersion": api, "kind": "ValidatingAdmissionPolicyBinding", "metadata": { "name": name },
+        "spec": { "policyName": name, "validationActions": ["Deny"] } });
+    cluster.plane.apply(&binding).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_a_policy_of_others_refuses_is_said_in_its_words_and_counted() -> Result<()> {
+    if !can_run("what_a_policy_of_others_refuses_is_said_in_its_words_and_counted", &NEEDS) {
+        return Ok(());
+    }
+    let cluster = Cluster::start(&[TAINT], 1).await?;
+    policy(&cluster, "no-conditions", "nodes/status").await?;
+    policy(&cluster, "no-taints", "nodes").await?;
+    // A policy holds a moment after it is made.
+    let probe = json!({ "metadata": { "annotations": { "a": "b" } } });
+    for path in ["/api/v1/nodes/gpu-1", "/api/v1/nodes/gpu-1/status"] {
+        let holds = async || {
+            let body = Some(("application/merge-patch+json", &probe));
+            let path = format!("{path}?dryRun=All");
+            let answer = cluster.plane.call_as(&cluster.token, Method::PATCH, &path, body).await?;
+            Ok(answer.status == StatusCode::UNPROCESSABLE_ENTITY && answer.text().contains("not with no-"))
+        };
+        eventually("the policies hold", holds).await?;
+    }
+    let mock = Mock::fixture("h200-idle")?;
+    let agent = Agent::start(cluster.options(mock.options(1)?)?).await?;
+    let said = |trouble: &str, policy: &str| {
+        agent.log().lines().filter(|line| line.contains(trouble) && line.contains(policy)).count()
+    };
+    let condition = "cannot write the condition darter.dev/GpuReady of this node";
+    let taint = "cannot remove the startup taint of this node";
+    for (trouble, policy) in [(condition, "not with no-conditions"), (taint, "not with no-taints")] {
+        eventually(trouble, async || Ok(said(trouble, policy) == 1))
+            .await
+            .with_context(|| process::tail(&agent.log()))?;
+    }
+    let counted = async |reason: &str| {
+        Ok::<_, anyhow::Error>(agent.metrics().await?.sum("darter_node_write_errors_total", &[("reason", reason)]))
+    };
+    eventually("each is tried again", async || Ok(counted("forbidden").await? >= 4.0)).await?;
+    ensure!(counted("conflict").await? == 0.0, "nobody else changes anything: {}", agent.log());
+    ensure!(said(condition, "") == 1 && said(taint, "") == 1, "{}", agent.log());
+    for name in ["no-conditions", "no-taints"] {
+        let binding = json!({ "apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingAdmissionPolicyBinding",
+            "metadata": { "name": name } });
+        cluster.plane.delete(&binding).await?;
+    }
+    eventually("the taint goes", async || Ok(cluster.taints().await?.is_empty())).await?;
+    let is_ready = async || Ok(cluster.condition("darter.dev/GpuReady").await?["status"] == "True");
+    eventually("the condition comes", is_ready).await
 }
 
 #[tokio::test]

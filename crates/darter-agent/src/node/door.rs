@@ -24,6 +24,8 @@ pub(super) struct Door<'a> {
     /// What the service account has to be allowed for it.
     rights: &'static str,
     teller: Teller<'a>,
+    /// What the API server said when somebody else was quicker.
+    conflict: String,
     fails: bool,
     pauses: DefaultBackoff,
 }
@@ -31,7 +33,7 @@ pub(super) struct Door<'a> {
 /// Why it was not done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Failed {
-    /// Something was changed by somebody else meanwhile.
+    /// What was asked of it is so no more: somebody else changed it meanwhile. Told by `lost`, if at all.
     Conflict,
     /// Something else, which has been told.
     Otherwise,
@@ -45,11 +47,37 @@ impl<'a> Door<'a> {
         errors: &'a Family<ReasonLabels, Counter>,
     ) -> Self {
         let teller = Teller::new(format!("cannot {what}; it is tried again"), errors);
-        Self { kubeconfig, client: None, what, rights, teller, fails: false, pauses: DefaultBackoff::default() }
+        Self {
+            kubeconfig,
+            client: None,
+            what,
+            rights,
+            teller,
+            conflict: String::new(),
+            fails: false,
+            pauses: DefaultBackoff::default(),
+        }
     }
 
-    /// Asks once.
+    /// Asks once. Whatever fails is told.
     pub(super) async fn ask<T, F>(&mut self, question: impl FnOnce(Client) -> F) -> Result<T, Failed>
+    where
+        F: Future<Output = kube::Result<T>>,
+    {
+        self.put(question, &[]).await
+    }
+
+    /// Asks once for a change that says what has to be there (`test` of a JSON patch). That it is not there is for
+    /// who asked; the API server says so with the code of whatever it does not take.
+    pub(super) async fn ask_if<T, F>(&mut self, question: impl FnOnce(Client) -> F) -> Result<T, Failed>
+    where
+        F: Future<Output = kube::Result<T>>,
+    {
+        self.put(question, &["conflict", "invalid"]).await
+    }
+
+    /// `conflicts`: the reasons that are for who asked.
+    async fn put<T, F>(&mut self, question: impl FnOnce(Client) -> F, conflicts: &[&str]) -> Result<T, Failed>
     where
         F: Future<Output = kube::Result<T>>,
     {
@@ -74,11 +102,14 @@ impl<'a> Door<'a> {
                 let refused = refusal(&error, self.rights);
                 let (reason, text) = refused.unwrap_or_else(|| ("answer", error.to_string()));
                 // Others may be a token or an address that has changed: credentials are read anew.
-                if matches!(reason, "conflict" | "forbidden" | "not_found" | "throttled") {
+                if matches!(reason, "conflict" | "invalid" | "forbidden" | "not_found" | "throttled") {
                     self.client = Some(client);
                 }
                 match reason {
-                    "conflict" => Err(Failed::Conflict),
+                    reason if conflicts.contains(&reason) => {
+                        self.conflict = text;
+                        Err(Failed::Conflict)
+                    }
                     "not_found" => {
                         let hint = "is kubernetes.node this node's name in Kubernetes (spec.nodeName)?";
                         Err(self.fail(reason, &format!("{text}; {hint}")))
@@ -91,7 +122,8 @@ impl<'a> Door<'a> {
 
     /// What somebody else changes again and again is trouble too.
     pub(super) fn lost(&mut self) {
-        self.fail("conflict", "somebody else changes it at the same time, again and again");
+        let text = std::mem::take(&mut self.conflict);
+        self.fail("conflict", &format!("somebody else changes it at the same time, again and again; the last: {text}"));
     }
 
     fn fail(&mut self, reason: &'static str, text: &str) -> Failed {
@@ -141,7 +173,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn each_refusal_is_counted_by_its_reason_and_a_conflict_is_for_who_asked() {
+    async fn each_refusal_is_counted_by_its_reason() {
         let dir = tempfile::tempdir().unwrap();
         let kubeconfig = answers(dir.path(), &[429, 404, 403, 409, 422, 401, 500, 200]).await;
         let errors = Family::default();
@@ -151,12 +183,30 @@ mod tests {
             let asked = door.ask(|client| async move { Api::<Node>::all(client).get("gpu-1").await }).await;
             said.push(asked.map(|_| ()));
         }
-        use Failed::{Conflict, Otherwise};
-        let (other, conflict) = (Err(Otherwise), Err(Conflict));
-        assert_eq!(said, [other, other, other, conflict, conflict, other, other, Ok(()), other], "the last: nobody");
+        let other = Err(Failed::Otherwise);
+        assert_eq!(said, [other, other, other, other, other, other, other, Ok(()), other], "the last: nobody");
         let count = |reason| errors.get_or_create(&ReasonLabels { reason }).get();
-        let reasons = ["throttled", "not_found", "forbidden", "conflict", "unauthorized", "answer", "unreachable"];
-        assert_eq!(reasons.map(count), [1, 1, 1, 0, 1, 1, 1]);
+        let reasons =
+            ["throttled", "not_found", "forbidden", "conflict", "invalid", "unauthorized", "answer", "unreachable"];
+        assert_eq!(reasons.map(count), [1; 8]);
         assert!(door.fails && door.client.is_none(), "credentials are read anew");
+    }
+
+    #[tokio::test]
+    async fn a_conflict_is_for_who_asks_whether_something_is_there_still_and_told_once_it_is_lost() {
+        let dir = tempfile::tempdir().unwrap();
+        let kubeconfig = answers(dir.path(), &[409, 422, 403]).await;
+        let errors = Family::default();
+        let mut door = Door::new(Some(&kubeconfig), "change", "a Role", &errors);
+        let mut said = Vec::new();
+        for _ in 0..3 {
+            let asked = door.ask_if(|client| async move { Api::<Node>::all(client).get("gpu-1").await }).await;
+            said.push(asked.map(|_| ()));
+        }
+        assert_eq!(said, [Err(Failed::Conflict), Err(Failed::Conflict), Err(Failed::Otherwise)]);
+        let count = |reason| errors.get_or_create(&ReasonLabels { reason }).get();
+        assert_eq!(["conflict", "invalid", "forbidden"].map(count), [0, 0, 1]);
+        door.lost();
+        assert_eq!(["conflict", "invalid", "forbidden"].map(count), [1, 0, 1]);
     }
 }

@@ -167,7 +167,7 @@ impl Keeper<'_> {
                 let patch: Patch<()> = Patch::Json(serde_json::from_value(patch).map_err(kube::Error::SerdeError)?);
                 Api::<Node>::all(client).patch(node, &params, &patch).await
             };
-            match self.door.ask(question).await {
+            match self.door.ask_if(question).await {
                 Ok(_) => return Outcome::Removed,
                 Err(Failed::Conflict) => {}
                 Err(Failed::Otherwise) => return Outcome::Failed,

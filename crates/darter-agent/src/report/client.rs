@@ -70,7 +70,8 @@ impl Lost {
             Code::Unauthenticated => Self::new(
                 "unauthorized",
                 format!(
-                    "the scaler does not accept the token of report.token_file; is it one for its audience? {said}"
+                    "the scaler does not accept the token of report.token_file, or wants one where that is \"\"; is it \
+                     one for its audience? {said}"
                 ),
             ),
             Code::PermissionDenied => Self::new(

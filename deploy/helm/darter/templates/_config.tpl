@@ -9,6 +9,7 @@ containerd: {config: host.containerdConfig, socket: host.containerdSocket}
 admin: {listen: admin.address and ports.admin, socket: host.runDir}
 swarm: {key_file: swarm.existingSecret, listen: swarm.address and ports.control, exchange_listen: swarm.address and ports.exchange, zone: swarm.zone, handover: swarm.handoverSeconds}
 kubernetes: {node: nothing, pod: nothing, kubeconfig: nothing}
+report: {scaler: report.scaler, token_file: report.audience, ca: report.caSecret or report.caConfigMap}
 gpu: {mode: gpu.mode, dcgm_names: gpu.dcgmNames, processes: gpu.processes, kmsg: gpu.kmsg, driver_root: gpu.driverRoot, pod_resources: host.podResources}
 {{- end -}}
 
@@ -44,6 +45,12 @@ gpu:
   kmsg: {{ $v.gpu.kmsg }}
   driver_root: {{ $v.gpu.driverRoot | quote }}
   pod_resources: {{ printf "%s/kubelet.sock" $v.host.podResources | quote }}
+{{- with $v.report.scaler }}
+report:
+  scaler: {{ . | quote }}
+  token_file: {{ ternary "/etc/darter-report/token" "" (ne $v.report.audience "") | quote }}
+  ca: {{ ternary "/etc/darter-report/ca.pem" "" (ne (include "darter.reportCa" $) "") | quote }}
+{{- end }}
 {{- end -}}
 
 {{- define "darter.toml" -}}

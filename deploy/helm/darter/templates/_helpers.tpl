@@ -57,6 +57,27 @@ container by the device cgroup, whatever its capabilities.
 {{- if or .Values.gpu.kmsg .Values.gpu.driverRoot }}true{{ end -}}
 {{- end -}}
 
+{{/* Where the certificates are by which the scaler is known: secret or configMap, or nothing. */}}
+{{- define "darter.reportCa" -}}
+{{- $report := .Values.report -}}
+{{- if and $report.caSecret $report.caConfigMap -}}
+{{- fail "report.caSecret, report.caConfigMap: only one of the two has the scaler's certificates" -}}
+{{- else if and (or $report.caSecret $report.caConfigMap) (not (hasPrefix "https://" $report.scaler)) -}}
+{{- fail "report.caSecret, report.caConfigMap: without a meaning where report.scaler is no https://<host>:<port>" -}}
+{{- else if $report.caSecret -}}
+secret
+{{- else if $report.caConfigMap -}}
+configMap
+{{- else if hasPrefix "https://" $report.scaler -}}
+{{- fail (printf "report.caSecret or report.caConfigMap: one has to have the certificates by which %s is known" $report.scaler) -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Whether pods have a volume with what they show the scaler, and know it by. */}}
+{{- define "darter.reportVolume" -}}
+{{- if or (include "darter.reportCa" .) (and .Values.report.scaler .Values.report.audience) }}true{{ end -}}
+{{- end -}}
+
 {{/* The kubelet kills what has not ended by then: 10 s more than the hand-over, and than the drain before it. */}}
 {{- define "darter.gracePeriod" -}}
 {{- max (add (int .Values.swarm.handoverSeconds) 10) (add (int .Values.drainSeconds) 20) -}}

@@ -154,6 +154,11 @@ spec:
         - name: config
           mountPath: /etc/darter
           readOnly: true
+        {{- if include "darter.reportVolume" $root }}
+        - name: report
+          mountPath: /etc/darter-report
+          readOnly: true
+        {{- end }}
         {{- range $v.secrets }}
         - name: {{ printf "secret-%s" . }}
           mountPath: {{ printf "/etc/darter-secrets/%s" . }}
@@ -184,6 +189,27 @@ spec:
                 - key: {{ $v.swarm.existingSecret | empty | ternary "swarm.key" $v.swarm.existingSecretKey }}
                   path: swarm.key
           {{- end }}
+    {{- if include "darter.reportVolume" $root }}
+    - name: report
+      projected:
+        # 0400
+        defaultMode: 256
+        sources:
+          {{- with $v.report.audience }}
+          # For the scaler alone: the API server does not take it, and the scaler is not sent one that it does.
+          - serviceAccountToken:
+              audience: {{ . | quote }}
+              expirationSeconds: 3600
+              path: token
+          {{- end }}
+          {{- with include "darter.reportCa" $root }}
+          - {{ . }}:
+              name: {{ $v.report.caSecret | default $v.report.caConfigMap }}
+              items:
+                - key: {{ $v.report.caKey | quote }}
+                  path: ca.pem
+          {{- end }}
+    {{- end }}
     {{- range $v.secrets }}
     - name: {{ printf "secret-%s" . }}
       secret:
