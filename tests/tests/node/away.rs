@@ -53,7 +53,7 @@ async fn rights_that_are_missing_are_named_once_each_and_asked_for_again() -> Re
     eventually("the taint goes", async || Ok(cluster.taints().await?.is_empty())).await?;
     let is_ready = async || Ok(cluster.condition("darter.dev/GpuReady").await?["status"] == "True");
     eventually("the condition comes", is_ready).await?;
-    let events = "needs a ClusterRole that lets it create and patch events (events.k8s.io)";
+    let events = "needs a Role in the namespace default that lets it create and patch events (events.k8s.io)";
     eventually("it says what Events need", async || Ok(said(events) == 1)).await?;
     cluster.plane.allow_everywhere("gpu", "darter", &rules()).await?;
     eventually("the Event comes", async || Ok(!cluster.events("StartupTaintRemoved").await?.is_empty())).await?;

@@ -211,7 +211,7 @@ impl OwnNode {
 }
 
 const EVENTS: &str = "write an Event for this node";
-const EVENT_RIGHTS: &str = "a ClusterRole that lets it create and patch events (events.k8s.io)";
+const EVENT_RIGHTS: &str = "a Role in the namespace default that lets it create and patch events (events.k8s.io)";
 const CONDITION: &str = "write the condition darter.dev/GpuReady of this node";
 const CONDITION_RIGHTS: &str = "a ClusterRole that lets it patch nodes/status (off: kubernetes.gpu_condition = false)";
 const TAINT: &str = "remove the startup taint of this node";
