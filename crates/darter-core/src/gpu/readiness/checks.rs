@@ -142,7 +142,9 @@ fn nvml(sheet: &mut Sheet, o: &Observation) {
 /// The bus is the kernel's, as /proc is: it is believed by whoever sees no GPU, too.
 fn count(sheet: &mut Sheet, o: &Observation, policy: &Policy, sees_gpus: bool) {
     let here = |count: &Option<u32>| count.filter(|_| sees_gpus);
-    let expected = expected(o, policy);
+    // One at the least, where nobody says how many.
+    let promised = (o.should_have_gpus == Some(true) && o.pci_functions == Some(0)).then_some(1);
+    let expected = expected(o, policy).or(promised);
     let counts = [
         (sheet.know(3, &o.pci_functions), "on the PCI bus"),
         (sheet.know(3, &here(&o.device_nodes)), "device files"),

@@ -113,6 +113,10 @@ fn every_row_of_the_table() {
         (with(|o| (o.driver_version_file, o.control_node) = (None, Some(false))), "Unknown GpusNotVisible"),
         (with(|o| (o.driver_version_file, o.control_node) = (Some(false), Some(false))), "NotReady DriverNotLoaded"),
         (with(|o| (o.device_nodes, o.pci_functions) = (Some(0), Some(1))), "NotReady GpusNotVisible GpuCountMismatch"),
+        (
+            with(|o| (o.device_nodes, o.pci_functions, o.instance_gpus) = (Some(0), Some(0), None)),
+            "NotReady GpusNotVisible GpuCountMismatch",
+        ),
         // 2
         (with(|o| o.nvml = Some(Nvml::LibraryNotFound)), "Unknown LibraryNotFound"),
         (with(|o| (o.nvml, o.device_nodes) = (Some(Nvml::InitFailed(9)), None)), "Unknown NvmlInitFailed"),
