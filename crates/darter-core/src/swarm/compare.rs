@@ -197,14 +197,7 @@ mod tests {
             others.for_each(|n| drop(heard(&mut swarm, n, Message::Holds { size: 8 * MIB })));
             let mut here = Bitfield::new(8);
             (0..have).for_each(|piece| here.set(piece));
-            let join = Join {
-                size: 8 * MIB,
-                have: here,
-                leased: Vec::new(),
-                can_import: true,
-                is_going: false,
-                neighbours: Vec::new(),
-            };
+            let join = Join::of(8 * MIB, here);
             let holders = |action| match action {
                 Action::Send { message: Message::Welcome { holders, .. }, .. } => Some(holders),
                 _ => None,

@@ -171,8 +171,7 @@ mod tests {
 
     fn wants(swarm: &mut Swarm, now: Time, n: u64) -> Vec<Action> {
         let have = Bitfield::new(Layout::new(SIZE).pieces());
-        let join =
-            Join { size: SIZE, have, leased: Vec::new(), can_import: true, is_going: false, neighbours: Vec::new() };
+        let join = Join::of(SIZE, have);
         swarm.handle(now, Event::Message { from: peer(2), blob: blob(n), message: Message::Join(join) })
     }
 

@@ -5,6 +5,7 @@
 //! state costs bytes, never correctness: a backup rebuilds it from joins. Not here: which piece goes
 //! from whom to whom, which is the receivers' choice.
 
+use std::cell::LazyCell;
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::time::Duration;
@@ -392,15 +393,14 @@ impl Coordinator {
         // Nobody is to wait for a seed, whom the others serve last.
         let is_incomplete = |id: &&PeerId| self.interested.get(id).is_some_and(|node| !node.is_complete);
         let seeds_too = cx.members.seeds().iter().filter(is_incomplete).count() == self.incomplete;
-        // Who is about to go reads from the origin what nobody else can.
-        let others_read =
-            || self.interested.values().any(|node| node.can_import && !node.is_going && !node.is_complete);
+        let is_in_turn = |id: &PeerId| (seeds_too || !cx.members.is_seed(id)) && self.complaints.is_trusted(id);
+        let stays = |node: &Interested| node.can_import && !node.is_going && !node.is_complete;
+        // Who is about to go reads what nobody else can. Looked at where one does, and once: all may.
+        let others_read = LazyCell::new(|| self.interested.iter().any(|(id, node)| stays(node) && is_in_turn(id)));
         let fits = |id: &PeerId, late_too: bool| {
             let is_late = |node: &Interested| node.is_late || (from.is_none() && self.budget.is_throttled_by(id));
-            let can_read = |node: &Interested| from.is_some() || (node.can_import && !(node.is_going && others_read()));
-            let may = |node: &Interested| can_read(node) && (late_too || !is_late(node));
-            let is_in_turn = seeds_too || !cx.members.is_seed(id);
-            is_in_turn && self.complaints.is_trusted(id) && self.interested.get(id).is_some_and(may)
+            let can_read = |node: &Interested| from.is_some() || (node.can_import && !(node.is_going && *others_read));
+            is_in_turn(id) && self.interested.get(id).is_some_and(|node| can_read(node) && (late_too || !is_late(node)))
         };
         let in_time = table.owner_for(cap, |id| fits(id, false));
         let owner = in_time.or_else(|| table.owner_for(cap, |id| fits(id, true)))?;

@@ -382,6 +382,14 @@ pub struct Join {
     pub neighbours: Vec<PeerId>,
 }
 
+#[cfg(test)]
+impl Join {
+    /// Of a node that may read from the origin, and does not yet.
+    pub(crate) const fn of(size: u64, have: Bitfield) -> Self {
+        Self { size, have, leased: Vec::new(), can_import: true, is_going: false, neighbours: Vec::new() }
+    }
+}
+
 /// A segment that a node reads, and where.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Reading {

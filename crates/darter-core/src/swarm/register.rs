@@ -125,14 +125,7 @@ mod tests {
 
     fn join(size: u64) -> Message {
         let have = Bitfield::new(Layout::new(size).pieces());
-        Message::Join(Join {
-            size,
-            have,
-            leased: Vec::new(),
-            can_import: true,
-            is_going: false,
-            neighbours: Vec::new(),
-        })
+        Message::Join(Join::of(size, have))
     }
 
     fn heard(swarm: &mut Swarm, from: u8, blob: Digest, message: Message) -> Vec<Action> {

@@ -259,14 +259,7 @@ mod tests {
         let join = |size| {
             let layout = Layout::new(size);
             let have = crate::pieces::Bitfield::new(layout.pieces());
-            Message::Join(super::super::Join {
-                size,
-                have,
-                leased: Vec::new(),
-                can_import: true,
-                is_going: false,
-                neighbours: Vec::new(),
-            })
+            Message::Join(super::super::Join::of(size, have))
         };
         let size = 64 * 1024 * 1024;
         let leases = |actions: &[Action]| -> Vec<PeerId> {

@@ -115,14 +115,7 @@ fn who_wants_a_blob_is_believed_over_a_wrong_size_that_somebody_told_before() {
     heard(&mut swarm, at(1), 3, blob, Message::Holds { size: 7 * MIB });
     let join = |size| {
         let have = Bitfield::new(Layout::new(size).pieces());
-        Message::Join(Join {
-            size,
-            have,
-            leased: Vec::new(),
-            can_import: true,
-            is_going: false,
-            neighbours: Vec::new(),
-        })
+        Message::Join(Join::of(size, have))
     };
     let welcomed = |actions: &[Action], who| {
         let to = |action: &Action| matches!(action, Action::Send { to, message: Message::Welcome { .. }, .. } if *to == peer(who));
@@ -191,14 +184,7 @@ fn a_node_that_has_just_started_waits_until_it_knows_the_others() {
 fn a_deputy_gives_no_leases_unless_somebody_misses_something() {
     let blob = blob_ranked(&[2, 1]);
     let mut swarm = node(1..=4);
-    let join = Join {
-        size: MIB,
-        have: Bitfield::new(1),
-        leased: vec![],
-        can_import: true,
-        is_going: false,
-        neighbours: vec![],
-    };
+    let join = Join::of(MIB, Bitfield::new(1));
     let is_lease = |action: &Action| matches!(action, Action::Send { message: Message::Lease(_), .. });
     let actions = heard(&mut swarm, at(2), 3, blob, Message::Join(join));
     assert!(!actions.iter().any(is_lease), "node 2 gives them: {actions:?}");
@@ -210,14 +196,7 @@ fn a_deputy_gives_no_leases_unless_somebody_misses_something() {
 fn a_lease_that_lapsed_goes_to_another_node() {
     let blob = blob_ranked(&[1]);
     let mut swarm = node(1..=4);
-    let join = || Join {
-        size: 17 * MIB,
-        have: Bitfield::new(17),
-        leased: vec![],
-        can_import: true,
-        is_going: false,
-        neighbours: vec![],
-    };
+    let join = || Join::of(17 * MIB, Bitfield::new(17));
     let owner = |actions: &[Action]| {
         let mut leases = actions.iter().filter_map(|action| match action {
             Action::Send { to, message: Message::Lease(_), .. } => Some(*to),
@@ -256,14 +235,7 @@ fn a_last_segment_of_a_few_bytes_does_not_make_the_others_look_late() {
     let size = 16 * MIB + 1;
     let join = || {
         let have = Bitfield::new(Layout::new(size).pieces());
-        Message::Join(Join {
-            size,
-            have,
-            leased: Vec::new(),
-            can_import: true,
-            is_going: false,
-            neighbours: Vec::new(),
-        })
+        Message::Join(Join::of(size, have))
     };
     let mut leased = Vec::new();
     let mut note = |actions: Vec<Action>| {
@@ -298,14 +270,7 @@ fn two_owners() -> (Swarm, Digest, Vec<(PeerId, u32)>) {
     swarm.node.limits.imports_first = 8;
     let leases = [2, 3].into_iter().flat_map(|other| {
         let have = Bitfield::new(Layout::new(64 * MIB).pieces());
-        let join = Join {
-            size: 64 * MIB,
-            have,
-            leased: Vec::new(),
-            can_import: true,
-            is_going: false,
-            neighbours: Vec::new(),
-        };
+        let join = Join::of(64 * MIB, have);
         leases(&heard(&mut swarm, at(5000), other, blob, Message::Join(join)))
     });
     let leases = leases.collect();
@@ -319,14 +284,7 @@ fn of_a_few_each_reads_one_segment_at_first_and_of_many_two() {
         (swarm.node.limits.few, swarm.node.limits.imports_first) = (few, 8);
         for other in [2, 3] {
             let have = Bitfield::new(Layout::new(64 * MIB).pieces());
-            let join = Join {
-                size: 64 * MIB,
-                have,
-                leased: Vec::new(),
-                can_import: true,
-                is_going: false,
-                neighbours: Vec::new(),
-            };
+            let join = Join::of(64 * MIB, have);
             let given = leases(&heard(&mut swarm, at(5000), other, blob, Message::Join(join)));
             assert_eq!(given.iter().filter(|(owner, _)| *owner == peer(other)).count(), each, "{given:?}");
         }

@@ -84,7 +84,7 @@ fn whoever_has_it_too_is_read_from_once_one_holder_turns_out_to_lie() {
 
 fn join(size: u64) -> Message {
     let have = Bitfield::new(Layout::new(size).pieces());
-    Message::Join(Join { size, have, leased: Vec::new(), can_import: true, is_going: false, neighbours: Vec::new() })
+    Message::Join(Join::of(size, have))
 }
 
 #[test]

@@ -11,8 +11,7 @@ fn an_owner_to_whom_bytes_come_slowly_keeps_its_lease_and_not_for_ever() {
         let mut given = Vec::new();
         for other in [2, 3] {
             let (size, have) = (5 * MIB, Bitfield::new(5));
-            let join =
-                Join { size, have, leased: Vec::new(), can_import: true, is_going: false, neighbours: Vec::new() };
+            let join = Join::of(size, have);
             given.extend(leases(&heard(&mut swarm, at(5000), other, blob, Message::Join(join))));
         }
         let [(owner, 0)] = given[..] else { panic!("{given:?}") };
@@ -54,6 +53,16 @@ fn who_is_about_to_go_reads_from_the_origin_what_nobody_else_can() {
     // It stays after all.
     given = leases(&heard(&mut swarm, at(20_000), 2, blob, join(false)));
     assert!(given.iter().any(|(owner, _)| *owner == peer(2)), "{given:?}");
+    // A seed reads no registry while others are there: who goes is not to wait for it.
+    let member = |n| Member { id: peer(n), zone: Zone::default(), is_seed: n == 3 };
+    let mut swarm = node(1..=4);
+    swarm.handle(at(0), Event::Members(Members::new((1..=4).map(member).collect())));
+    let mut given = leases(&heard(&mut swarm, at(5000), 3, blob, join(false)));
+    given.extend(leases(&heard(&mut swarm, at(5000), 2, blob, join(true))));
+    for time in (6000..20_000).step_by(500) {
+        given.extend(leases(&swarm.handle(at(time), Event::Tick)));
+    }
+    assert!(given.iter().any(|(owner, _)| *owner == peer(2)), "{given:?}");
     // And who is told it says so at once, of what comes and of what it asks for next.
     let blobs = [blob_ranked(&[2, 1, 3]), blob_ranked(&[3, 1, 2])];
     let mut swarm = node([1, 2, 3]);
@@ -83,7 +92,7 @@ fn who_waits_for_a_slow_piece_hears_of_it_from_the_coordinator_alone() {
     let comes = || Message::Have { pieces: Vec::new(), free_slots: Limits::default().slots, interested: 2 };
     let mut swarm = node(1..=4);
     let (size, have) = (5 * MIB, Bitfield::new(5));
-    let join = Join { size, have, leased: Vec::new(), can_import: true, is_going: false, neighbours: Vec::new() };
+    let join = Join::of(size, have);
     let mut given = Vec::new();
     for other in [2, 3] {
         given.extend(leases(&heard(&mut swarm, at(5000), other, blob, Message::Join(join.clone()))));
@@ -196,14 +205,7 @@ fn two_want_one_segment() -> (Swarm, Digest, PeerId) {
     let (mut swarm, blob) = (node(1..=4), blob_ranked(&[1]));
     let mut given = Vec::new();
     for other in [2, 3] {
-        let join = Join {
-            size: 5 * MIB,
-            have: Bitfield::new(5),
-            leased: Vec::new(),
-            can_import: true,
-            is_going: false,
-            neighbours: Vec::new(),
-        };
+        let join = Join::of(5 * MIB, Bitfield::new(5));
         given.extend(leases(&heard(&mut swarm, at(5000), other, blob, Message::Join(join))));
     }
     let [(owner, 0)] = given[..] else { panic!("{given:?}") };
@@ -250,14 +252,7 @@ fn one_who_says_that_the_origin_throttles_is_asked_last_and_does_not_stop_the_ot
 fn a_word_about_throttling_by_whoever_reads_from_another_node_stops_nobody() {
     let (mut swarm, blob) = (node(1..=4), blob_ranked(&[1]));
     heard(&mut swarm, at(5000), 4, blob, Message::Holds { size: 5 * MIB });
-    let join = Join {
-        size: 5 * MIB,
-        have: Bitfield::new(5),
-        leased: Vec::new(),
-        can_import: true,
-        is_going: false,
-        neighbours: Vec::new(),
-    };
+    let join = Join::of(5 * MIB, Bitfield::new(5));
     let given = leases(&heard(&mut swarm, at(5000), 2, blob, Message::Join(join)));
     assert_eq!(given, [(peer(2), 0)]);
     let again = heard(&mut swarm, at(5100), 2, blob, throttled(Some(peer(4)), 60));
@@ -268,14 +263,7 @@ fn a_word_about_throttling_by_whoever_reads_from_another_node_stops_nobody() {
 fn a_complaint_before_anybody_had_a_segment_does_not_count_once_somebody_has_it() {
     let blob = blob_ranked(&[1]);
     let mut swarm = node(1..=5);
-    let join = || Join {
-        size: MIB,
-        have: Bitfield::new(1),
-        leased: vec![],
-        can_import: true,
-        is_going: false,
-        neighbours: vec![],
-    };
+    let join = || Join::of(MIB, Bitfield::new(1));
     let mut given = Vec::new();
     for other in 2..=5 {
         given.extend(leases(&heard(&mut swarm, at(5000), other, blob, Message::Join(join()))));

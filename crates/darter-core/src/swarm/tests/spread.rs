@@ -10,7 +10,7 @@ fn few_read_a_blob_at_first_and_one_more_with_every_piece_that_comes() {
     let mut running = Vec::new();
     for other in 2..=40 {
         let have = Bitfield::new(512);
-        let join = Join { size, have, leased: Vec::new(), can_import: true, is_going: false, neighbours: Vec::new() };
+        let join = Join::of(size, have);
         running.extend(leases(&heard(&mut swarm, at(5000), other, blob, Message::Join(join))));
     }
     let limits = Limits::default();
