@@ -30,9 +30,8 @@ use crate::origin::Credential;
 const EVERY: Duration = Duration::from_secs(30);
 /// Bytes of the file: as many proofs, repositories and tags as an agent remembers, with long names.
 const BYTES_MAX: u64 = 16 << 20;
-/// Manifests that are read again at a start: those of the images that a node has room for. A thousand take a
-/// second of a slow disk.
-const READ_MAX: usize = 1024;
+/// Manifests that are read again at a start, before the first request: 110 pods, each with an index and a manifest.
+const READ_MAX: usize = 256;
 
 /// The file in the data directory, and what it says when it counts.
 pub(super) struct Keeper {
@@ -149,6 +148,26 @@ fn own(owner: Owner) -> CredentialKey {
     }
 }
 
+/// As many as are read again, and of each repository those that were used last; in the order in which they were.
+fn newest(manifests: &[(Place, Digest)]) -> impl Iterator<Item = &(Place, Digest)> {
+    let mut later = BTreeMap::<&Place, usize>::new();
+    // How many of the same repository were used after each.
+    let mut ranks: Vec<_> = manifests
+        .iter()
+        .rev()
+        .map(|(place, _)| {
+            let count = later.entry(place).or_default();
+            *count += 1;
+            *count
+        })
+        .collect();
+    ranks.reverse();
+    let mut sorted = ranks.clone();
+    sorted.sort_unstable();
+    let most = sorted.get(READ_MAX).copied().unwrap_or(usize::MAX);
+    manifests.iter().zip(ranks).filter(move |(_, rank)| *rank < most).map(|(manifest, _)| manifest).take(READ_MAX)
+}
+
 impl Images {
     /// Takes what the agent before this one kept. To be done before the first request.
     pub async fn recall(&self) {
@@ -157,8 +176,7 @@ impl Images {
         let manifests = self.0.gate.proofs().restore(now, elapsed, &content.kept, own);
         let (proofs, tags) = (content.kept.proofs.len(), content.tags.len());
         self.0.tags.restore(now, elapsed, content.tags, own);
-        let from = manifests.len().saturating_sub(READ_MAX);
-        for (place, digest) in &manifests[from..] {
+        for (place, digest) in newest(&manifests) {
             self.read_again(place, digest).await;
         }
         info!(proofs, tags, manifests = manifests.len(), "what was proved before this start is known still");
@@ -224,5 +242,20 @@ mod tests {
         assert_eq!(known(&config, own.as_str()), None);
         config.registries.push(RegistryConfig::named(own.clone()));
         assert_eq!(known(&config, own.as_str()), named);
+    }
+
+    #[test]
+    fn of_too_many_manifests_those_are_read_again_that_were_used_last_in_each_repository() {
+        let place = |name: &str| Place { registry: "reg.example".parse().unwrap(), repository: name.parse().unwrap() };
+        let of = |name: &str, count: u32| -> Vec<_> {
+            (0..count).map(|n| (place(name), Digest::of(format!("{name}{n}").as_bytes()))).collect()
+        };
+        let all = [of("a", 300), of("b", 2)].concat();
+        let read: Vec<_> = newest(&all).cloned().collect();
+        assert!(read.len() <= READ_MAX && read.len() > READ_MAX - 3, "{}", read.len());
+        assert_eq!(read.last(), all.last(), "a repository that comes late in the alphabet");
+        assert!(read.contains(&all[299]) && read.contains(&all[300]) && !read.contains(&all[0]));
+        assert!(read.is_sorted_by_key(|one| all.iter().position(|other| other == one)));
+        assert_eq!(newest(&of("a", 7)).count(), 7);
     }
 }
