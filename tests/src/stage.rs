@@ -218,7 +218,9 @@ impl Pair {
     pub async fn bring(&self, blob: &Item) -> Result<()> {
         let file = self.blob_file(blob.digest());
         let pulls = async || self.metric("darter_pulls_total", &[]).await;
-        let (was_there, before) = (file.exists(), pulls().await?);
+        // In this order: a pull that ends in between has named its file before it is counted.
+        let before = pulls().await?;
+        let was_there = file.exists();
         let answer = self.get(&format!("blobs/{}", blob.digest())).await?;
         ensure!(answer.status == 200, "{}: {} {}", blob.digest(), answer.status, answer.text());
         ensure!(Digest::of(&answer.body) == blob.digest(), "{} came wrong", blob.digest());
