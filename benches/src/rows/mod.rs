@@ -3,10 +3,12 @@
 //!
 //! - [`stand`]: a cluster, what its links carry, and what a round on it costs
 //! - `run`: what happens in a row
+//! - `played`: the same row in the simulator, which is to give the same time
 //!
 //! A run counts only if the machine was not too busy and bare TCP filled the links; else its figures
 //! say "void" and why, and none of them is ok.
 
+mod played;
 mod run;
 mod stand;
 

@@ -15,6 +15,8 @@ const SPREAD: f64 = 1.05;
 const COPIES_AFTER_A_CRASH: f64 = 0.02;
 const SPEED_UP: f64 = 5.0;
 const OVER_CONTAINERD: f64 = 1.25;
+/// A simulator is evidence as far as it gives what namespaces give, to either side.
+const SIMULATOR: f64 = 0.05;
 
 /// What the death of an agent may cost: one lease, which is at least so long.
 const LEASE: f64 = 2.0;
@@ -171,6 +173,16 @@ impl Table<'_> {
         let conditions = format!("{:.2} s; bound {bound:.2} s, goal {goal:.2} s", times.last());
         let ratio = (times.last() / bound, "ratio");
         self.add(cost, "last node / bound", ratio, Goal::AtMost(goal / bound), conditions);
+        if let Some(played) = self.stand.played {
+            let conditions = format!("{:.2} s, in the simulator {played:.2} s", times.last());
+            self.add(
+                cost,
+                "last node / simulator",
+                (times.last() / played, "ratio"),
+                Goal::Near(SIMULATOR),
+                conditions,
+            );
+        }
     }
 
     fn read_once(&mut self, cost: &Cost) {
@@ -202,6 +214,7 @@ impl Table<'_> {
         let (goal, better, met) = match goal {
             Goal::None => (None, Better::Lower, true),
             Goal::AtMost(most) => (Some(most), Better::Lower, value <= most),
+            Goal::Near(off) => (Some(1.0 + off), Better::Lower, (value - 1.0).abs() <= off),
             Goal::AtLeast(least) => (Some(least), Better::Higher, value >= least),
             Goal::Once(is_once) => (Some(1.0), Better::Lower, is_once),
         };
@@ -226,6 +239,8 @@ enum Goal {
     None,
     AtMost(f64),
     AtLeast(f64),
+    /// One, give or take so much.
+    Near(f64),
     /// One copy, and whether it is one of each byte: those that make up for each other are told apart.
     Once(bool),
 }

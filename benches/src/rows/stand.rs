@@ -27,6 +27,8 @@ pub(super) struct Stand {
     pub(super) bound: f64,
     /// What goal G1 allows, in seconds.
     pub(super) goal: f64,
+    /// The time of the last node in the simulator, in seconds, where it plays what happens in this row.
+    pub(super) played: Option<f64>,
     /// Of the control program, for half of the bytes and all of them.
     control: (Duration, Duration),
     control_cpu: Duration,
@@ -59,6 +61,7 @@ impl Stand {
             Case::Warm | Case::HolderKilled => warm_bound(nodes - 1, size, carried)?,
             _ => cold,
         };
+        let played = row.scenario(size_mib, carried).map(|scenario| super::played::last(&scenario)).transpose()?;
         let half = control::scatter_allgather(swarm.origin(), &places, size / 2, |_, to| Ok(to)).await?;
         let before = Usage::own()?.cpu;
         let whole = control::scatter_allgather(swarm.origin(), &places, size, |_, to| Ok(to)).await?;
@@ -69,6 +72,7 @@ impl Stand {
             size,
             bound: bound.seconds(),
             goal: goal_seconds(&bound),
+            played,
             control: (half, whole),
             control_cpu,
             control_bound: Duration::from_secs_f64(cold.seconds()),
@@ -79,12 +83,13 @@ impl Stand {
 
     fn say(&self, carried: f64, bound: &Bound) {
         println!(
-            "  a flow carries {:.1} Mbit/s; bound {:.2} s ({} piece-times), goal {:.2} s; control program {:.2} s",
+            "  a flow carries {:.1} Mbit/s; bound {:.2} s ({} piece-times), goal {:.2} s; control program {:.2} s{}",
             carried / 125_000.0,
             self.bound,
             bound.rounds,
             self.goal,
             self.control.1.as_secs_f64(),
+            self.played.map_or_else(String::new, |played| format!("; simulator {played:.2} s")),
         );
     }
 

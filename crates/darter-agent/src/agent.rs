@@ -102,7 +102,7 @@ impl Agent {
         let content_store = preflight.content_store().filter(|_| config.containerd.content_store == ContentStore::Auto);
         let store = Store::open(config.data_dir(), &config.store, content_store, metrics.clone()).await;
         let pulling = CancellationToken::new();
-        let swarm = SwarmPart::bind(&config, version, &store, &metrics).await?;
+        let swarm = SwarmPart::bind(&config, version, &store, &metrics, node.notes()).await?;
         let handle = swarm.as_ref().map(SwarmPart::handle);
         let pulls = Pulls::new(&config, store.clone(), handle, metrics.clone(), pulling.clone());
         let images = Images::new(&config, store.clone(), pulls.clone(), metrics.clone(), pulling.clone());
@@ -195,10 +195,22 @@ impl Agent {
         let mut hosts = Part::start("hosts.toml", certs_d.run(passes, files.clone()));
         let mut mirror = Part::start("mirror", mirror.run(serve.clone()));
         let mut admin = Part::start("admin", admin.run(keep.clone()));
-        let (disk, checkup, said) = (store.clone(), Checkup::default(), BTreeSet::new());
+        let (disk, checkup, said, notes) = (store.clone(), Checkup::default(), BTreeSet::new(), node.notes());
         let mut store = Part::start("store", store.run(keep.clone()));
-        let checks =
-            SelfTest { config, registries, address, store: disk, checkup, seen, serving, passing, preflight, said };
+        let checks = SelfTest {
+            config,
+            registries,
+            address,
+            store: disk,
+            checkup,
+            seen,
+            serving,
+            passing,
+            preflight,
+            said,
+            notes,
+            store_stopped: false,
+        };
         let mut checks = Part::start("self-test", checks.run(files.clone()));
         let (leaving, sharing) = (CancellationToken::new(), CancellationToken::new());
         let (leave, share, shared) = (leaving.clone(), sharing.clone(), pulls.clone());

@@ -17,8 +17,9 @@ use crate::config::Config;
 use crate::containerd::{self, Known};
 use crate::log::chain;
 use crate::mirror::{self, Seen};
+use crate::node::{Note, Notes};
 use crate::sites::Registries;
-use crate::store::{Checkup, Store};
+use crate::store::{Checkup, State, Store};
 
 /// A handful of small files, and one question.
 const CONTAINERD_PATIENCE: Duration = Duration::from_secs(3);
@@ -45,6 +46,10 @@ pub struct SelfTest {
     pub preflight: watch::Sender<Preflight>,
     /// The problems with it that the log has.
     pub said: BTreeSet<String>,
+    /// Whom it tells that the store stopped taking blobs.
+    pub notes: Notes,
+    /// Whether it has been told so.
+    pub store_stopped: bool,
 }
 
 impl SelfTest {
@@ -88,6 +93,16 @@ impl SelfTest {
             changed
         });
         self.passing.send_if_modified(|before| std::mem::replace(before, passes) != passes);
+        self.note_store();
+    }
+
+    fn note_store(&mut self) {
+        let state = self.store.state();
+        let is_stopped = state != State::Ok;
+        if std::mem::replace(&mut self.store_stopped, is_stopped) != is_stopped {
+            let stopped = || Note::StoreStopped { reason: state.to_string() };
+            self.notes.say(if is_stopped { stopped() } else { Note::StoreWorks });
+        }
     }
 
     async fn containerd(&mut self) {

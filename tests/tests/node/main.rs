@@ -6,6 +6,7 @@ mod alerts;
 mod away;
 mod condition;
 mod handed;
+mod notes;
 mod startup;
 
 use anyhow::{Context as _, Result};

@@ -8,6 +8,7 @@ mod condition;
 mod door;
 mod events;
 mod facts;
+mod notes;
 mod startup;
 
 use std::path::Path;
@@ -19,13 +20,14 @@ use darter_core::status;
 use k8s_openapi::api::core::v1::Node;
 use kube::Api;
 use kube::runtime::watcher;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use self::door::Door;
 use self::events::Events;
 pub use self::facts::{Facts, Taint};
+pub use self::notes::{Note, Notes};
 use crate::certs_d::States;
 use crate::config;
 use crate::gpu;
@@ -44,6 +46,8 @@ pub struct OwnNode {
     settings: config::Kubernetes,
     known: watch::Sender<Known>,
     startup: watch::Sender<Startup>,
+    notes: Notes,
+    noted: mpsc::Receiver<Note>,
 }
 
 /// What is known of the node, for whoever wants to know. Cheap to clone.
@@ -115,11 +119,19 @@ async fn told<T>(receiver: &mut watch::Receiver<T>) -> bool {
 impl OwnNode {
     /// As configured.
     pub fn new(settings: &config::Kubernetes) -> Self {
+        let (notes, noted) = Notes::new();
         Self {
             settings: settings.clone(),
             known: watch::Sender::new(None),
             startup: watch::Sender::new(Startup::Unknown),
+            notes,
+            noted,
         }
+    }
+
+    /// For parts that have something to say of the node.
+    pub fn notes(&self) -> Notes {
+        self.notes.clone()
     }
 
     /// For readers.
@@ -132,11 +144,19 @@ impl OwnNode {
     }
 
     /// Watches and writes until `stop`. Without a name nothing is asked.
-    pub async fn run(self, around: Around, metrics: Arc<Metrics>, stop: CancellationToken) {
+    pub async fn run(mut self, around: Around, metrics: Arc<Metrics>, stop: CancellationToken) {
         let Some(name) = self.settings.node.clone() else { return stop.cancelled().await };
         let began = Instant::now();
         let kubeconfig = self.settings.kubeconfig.as_deref();
         let (events, said) = Events::new(&metrics);
+        let (_, nothing) = mpsc::channel(1);
+        let mut noted = std::mem::replace(&mut self.noted, nothing);
+        let notes = async {
+            while let Some(note) = noted.recv().await {
+                events.say(note.into());
+            }
+            std::future::pending::<()>().await
+        };
         let door = |what, rights| Door::new(kubeconfig, what, rights, &metrics.node_write_errors);
         let known = || self.known.subscribe();
         let writes = events::write(&name, known(), said, door(EVENTS, EVENT_RIGHTS));
@@ -165,7 +185,8 @@ impl OwnNode {
             };
             keeper.run().await
         };
-        let all = async { tokio::join!(self.watch(&name, kubeconfig, &metrics), condition.run(), taint, writes) };
+        let all =
+            async { tokio::join!(self.watch(&name, kubeconfig, &metrics), condition.run(), taint, writes, notes) };
         stop.run_until_cancelled(all).await;
     }
 

@@ -25,6 +25,7 @@ use super::wire::{VALUES, feature_for};
 use super::witnesses::Witnesses;
 use crate::config::Scope;
 use crate::metrics::{Metrics, ReasonLabels};
+use crate::node::{Note, Notes};
 use crate::store::Store;
 
 /// Words of pulls and of the exchange that were not taken yet. Then whoever speaks waits.
@@ -45,6 +46,8 @@ const ANNOUNCE_EVERY: Duration = Duration::from_secs(1);
 /// The driver of one node.
 pub(super) struct Driver {
     core: Swarm,
+    /// The core's longest ban: that of a peer with three strikes.
+    ban_last: Duration,
     control: ControlHandle,
     client: Arc<Client>,
     /// Where pieces go in plaintext.
@@ -67,6 +70,8 @@ pub(super) struct House {
     pub(super) metrics: Arc<Metrics>,
     /// Blobs to bring here that nobody on this node asks for.
     pub(super) errands: mpsc::Sender<Errand>,
+    /// Who was banned is said of this node too.
+    pub(super) notes: Notes,
 }
 
 /// A blob to bring here from other nodes.
@@ -98,6 +103,7 @@ impl Driver {
     ) -> Self {
         let limits = Limits { scope_is_zone: scope == Scope::Zone, ..Limits::default() };
         Self {
+            ban_last: limits.ban_last,
             core: Swarm::new(control.me(), zone, limits, seed()),
             control,
             client,
@@ -351,6 +357,10 @@ impl Driver {
 
     fn ban(&self, peer: PeerId, period: Duration) {
         warn!(%peer, ?period, "a peer did what no node does; it is left alone for a while");
+        // Once may be a bit that flipped on its way.
+        if period >= self.ban_last {
+            self.house.notes.say(Note::PeerBanned { peer: peer.to_string(), period });
+        }
         self.control.ban(peer, period);
         self.client.forget(peer);
     }

@@ -29,6 +29,7 @@ use crate::going::Reason;
 use crate::images::Memory;
 use crate::log::chain;
 use crate::metrics::Metrics;
+use crate::node::Notes;
 use crate::pulls::Pulls;
 use crate::store::Store;
 
@@ -94,6 +95,7 @@ impl SwarmPart {
         version: &str,
         store: &Store,
         metrics: &Arc<Metrics>,
+        notes: Notes,
     ) -> Result<Option<Self>, SwarmError> {
         let swarm = &config.swarm;
         let Some(file) = &swarm.key_file else { return Ok(None) };
@@ -139,7 +141,7 @@ impl SwarmPart {
         let client = Arc::new(Client::new(ours, Arc::new(others()), limits, metrics.clone()));
         let endings = Arc::new(Endings::default());
         let (errand, errands) = mpsc::channel(ERRANDS);
-        let house = House { store: store.clone(), metrics: metrics.clone(), errands: errand };
+        let house = House { store: store.clone(), metrics: metrics.clone(), errands: errand, notes };
         let witnesses = Arc::new(Witnesses::new(words.clone(), metrics.clone()));
         let (asking, has_rights, ending) = (witnesses.clone(), tokens.clone(), endings.clone());
         let place = (zone, swarm.scope);
