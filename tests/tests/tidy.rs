@@ -63,7 +63,8 @@ fn dependencies_point_from_the_binary_to_the_core() {
     };
     assert_eq!(workspace("crates/darter-core/Cargo.toml"), [""; 0]);
     assert_eq!(workspace("crates/darter-api/Cargo.toml"), [""; 0]);
-    assert_eq!(workspace("crates/darter-agent/Cargo.toml"), ["darter-api", "darter-core"]);
+    assert_eq!(workspace("crates/darter-nvml/Cargo.toml"), [""; 0]);
+    assert_eq!(workspace("crates/darter-agent/Cargo.toml"), ["darter-api", "darter-core", "darter-nvml"]);
     // darter-api comes with the report stream.
     assert_eq!(workspace("crates/darter-scaler/Cargo.toml"), ["darter-core"]);
     assert_eq!(workspace("crates/darter/Cargo.toml"), ["darter-agent", "darter-core", "darter-scaler"]);
@@ -85,20 +86,23 @@ fn what_ships_contains_no_mock() {
 }
 
 #[test]
-fn only_the_mock_of_a_c_library_may_be_unsafe() {
+fn only_what_speaks_c_may_be_unsafe() {
+    let unsafe_ones = ["crates/darter-nvml/Cargo.toml", "tests/nvml-mock/Cargo.toml"];
     for path in manifests() {
         let manifest = manifest(&path);
         let inherits = manifest["lints"].get("workspace").and_then(|value| value.as_bool()) == Some(true);
-        assert_eq!(inherits, path != "tests/nvml-mock/Cargo.toml", "{path}: [lints]");
+        assert_eq!(inherits, !unsafe_ones.contains(&path.as_str()), "{path}: [lints]");
     }
-    // The one that does not inherit the workspace's lints has the others all the same.
-    let (all, own) = (manifest("Cargo.toml"), manifest("tests/nvml-mock/Cargo.toml"));
+    // Those that do not inherit the workspace's lints have the others all the same.
+    let all = manifest("Cargo.toml");
     assert_eq!(all["workspace"]["lints"]["rust"]["unsafe_code"].as_str(), Some("forbid"));
     for tool in ["rust", "clippy"] {
         let lints = all["workspace"]["lints"][tool].as_table().expect("a table of lints");
         for (name, level) in lints.iter().filter(|(name, _)| *name != "unsafe_code") {
-            let own = own["lints"][tool].get(name).and_then(|level| level.as_str());
-            assert_eq!(own, level.as_str(), "tests/nvml-mock/Cargo.toml: {tool} {name}");
+            for path in unsafe_ones {
+                let own = manifest(path)["lints"][tool].get(name).and_then(|level| level.as_str().map(str::to_owned));
+                assert_eq!(own.as_deref(), level.as_str(), "{path}: {tool} {name}");
+            }
         }
     }
 }

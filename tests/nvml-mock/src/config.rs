@@ -242,6 +242,9 @@ pub struct Fabric {
     /// Version 3 only.
     #[serde(default)]
     pub health_summary: u8,
+    /// The driver is of before version 3.
+    #[serde(default)]
+    pub is_old: bool,
 }
 
 /// `83`, or with a scope `138/0`, `138/all` (all links: u32::MAX). No scope is scope 0.

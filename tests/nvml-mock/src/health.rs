@@ -146,6 +146,9 @@ exports! {
             return Err(nvmlReturn_enum_NVML_ERROR_ARGUMENT_VERSION_MISMATCH);
         }
         let fabric = supported(device.gpu()?.fabric.as_ref())?;
+        if fabric.is_old {
+            return Err(nvmlReturn_enum_NVML_ERROR_ARGUMENT_VERSION_MISMATCH);
+        }
         // SAFETY: our caller says that it is one of version 3.
         unsafe {
             info.write(nvmlGpuFabricInfo_v3_t {

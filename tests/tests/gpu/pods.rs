@@ -94,6 +94,18 @@ async fn a_gpu_that_is_cut_up_while_the_agent_runs_has_its_parts_and_their_pods(
     // What the whole card takes is not this pod's.
     assert_eq!(metrics.sum("DCGM_FI_DEV_POWER_USAGE", &[("pod", "slice-0")]), 0.0);
     ensure!(metrics.sum("DCGM_FI_DEV_POWER_USAGE", &[]) > 0.0);
+    // What it does is told of its own GPU instance, and of its pod.
+    mock.set("base = 'h200-mig'\n[gpu.gpm.instances]\n9 = { 1 = 40.0, 2 = 37.5, 3 = 0.0, 5 = 25.0, 10 = 12.5 }")?;
+    let sm = [("darter_gpu_mig_sm_active_ratio", "mig_uuid", slice), ("DCGM_FI_PROF_SM_ACTIVE", "pod", "slice-0")];
+    let works = async || {
+        let metrics = agent.metrics().await?;
+        Ok(sm.iter().all(|(name, label, value)| metrics.sum(name, &[(label, value)]) == 0.375))
+    };
+    eventually("its work is told", works).await?;
+    let metrics = agent.metrics().await?;
+    assert_eq!(metrics.sum("darter_gpu_mig_sm_active_ratio", &[]), 0.375, "the other parts do nothing");
+    assert_eq!(metrics.sum("DCGM_FI_PROF_SM_ACTIVE", &[("GPU_I_ID", "9"), ("GPU_I_PROFILE", "1g.18gb")]), 0.375);
+    assert_eq!(metrics.sum("darter_gpu_mig_tensor_active_ratio", &[("mig_uuid", slice)]), 0.25);
     // Holes among its parts, and what a part does not have, are no errors.
     assert_eq!(metrics.sum("darter_nvml_errors_total", &[]), 0.0);
     mock.set("base = 'h200-idle'")?;

@@ -99,12 +99,12 @@ async fn dashboards_find_the_names_that_they_know() -> Result<()> {
     if !can_run("dashboards_find_the_names_that_they_know", &NEEDS) {
         return Ok(());
     }
-    let mock = Mock::fixture("h200-idle")?;
-    for names in ["legacy", "v49"] {
+    for (fixture, names) in [("h200-idle", "legacy"), ("h200-idle", "v49"), ("h200-mig", "legacy")] {
+        let mock = Mock::fixture(fixture)?;
         let agent = agent(mock.options(1)?.set("gpu.dcgm_names", names)).await?;
         let said = gpu_series(&agent).await?;
         let dcgm: Vec<_> = said.lines().filter(|line| line.starts_with("DCGM_")).collect();
-        ensure_golden(&format!("h200-idle-{names}"), &(dcgm.join("\n") + "\n"))?;
+        ensure_golden(&format!("{fixture}-{names}"), &(dcgm.join("\n") + "\n"))?;
         let url = format!("http://{}/metrics", agent.admin_address());
         let accept = [("Accept", "application/openmetrics-text; version=1.0.0")];
         let page = agent.client().call(Method::GET, &url, &accept).await?.text();
@@ -129,6 +129,9 @@ async fn readyz_says_why_gpus_cannot_be_given_work_and_stays_200() -> Result<()>
         ("recovery-reboot", 1, "NotReady", "RecoveryActionRequired"),
         ("remap-failed", 1, "NotReady", "RowRemapFailed"),
         ("remap-pending", 1, "Degraded", "RowRemapPending"),
+        ("fabric-not-started", 8, "NotReady", "FabricNotReady"),
+        ("sram-exceeded", 1, "NotReady", "UncorrectableEcc"),
+        ("too-hot", 1, "Degraded", "ThermalSlowdown"),
     ];
     try_join_all(cases.map(|(fixture, gpus, state, reason)| async move {
         let mock = Mock::fixture(fixture)?;

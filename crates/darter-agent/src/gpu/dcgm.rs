@@ -148,6 +148,15 @@ impl View {
         let host = rustix::system::uname();
         let host = host.nodename().to_string_lossy();
         let gpus = now.snapshot.gpus.iter().filter(|gpu| !gpu.is_lost);
+        let parts: Vec<_> = gpus.clone().flat_map(|gpu| instances(gpu, now.young(&gpu.fast, fast))).collect();
+        let of_parts = parts.iter().map(|part| {
+            let owner = pods.as_ref().and_then(|pods| pods.of(part.gpu).filter(|one| part.has(one)).last().cloned());
+            let mut labels = labels(part.gpu, &host, driver, names, owner);
+            let profile = part.profile.as_deref().map(|profile| format!(",GPU_I_PROFILE=\"{}\"", escaped(profile)));
+            labels.push_str(&profile.unwrap_or_default());
+            let _ = write!(labels, ",GPU_I_ID=\"{}\"", part.instance);
+            (labels, Reading { fast: Some(&part.fast), slow: None, xid: None })
+        });
         let known: Vec<_> = gpus
             .map(|gpu| {
                 let xid = gpu.identity.pci().and_then(|pci| self.0.xids.last(pci));
@@ -159,12 +168,49 @@ impl View {
                 });
                 (labels(gpu, &host, driver, names, owner), reading)
             })
+            .chain(of_parts)
             .collect();
         let is_ended = text.ends_with(END);
         text.truncate(text.len() - if is_ended { END.len() } else { 0 });
         ROWS.iter().for_each(|row| add(text, row, names, &known));
         text.push_str(if is_ended { END } else { "" });
     }
+}
+
+/// A GPU instance: what DCGM takes for a GPU where one is cut up. Power, heat and errors are those of the GPU.
+struct Part<'a> {
+    gpu: &'a Gpu,
+    instance: u32,
+    /// Of the GPU instance: `3g.71gb`, of which `1c.3g.71gb` is a compute instance.
+    profile: Option<String>,
+    /// As far as it has such readings of its own.
+    fast: Fast,
+}
+
+impl Part<'_> {
+    /// Whether somebody has a compute instance in it.
+    fn has(&self, allocation: &Allocation) -> bool {
+        let Device::Mig(uuid) = &allocation.id.device else { return false };
+        self.gpu.mig_devices().iter().any(|mig| mig.instance == Some(self.instance) && mig.uuid == *uuid)
+    }
+}
+
+/// What a GPU is cut into: one for each GPU instance, however many compute instances it has.
+fn instances<'a>(gpu: &'a Gpu, fast: Option<&Fast>) -> Vec<Part<'a>> {
+    let mut parts: Vec<Part<'a>> = Vec::new();
+    for mig in gpu.mig_devices() {
+        let Some(instance) = mig.instance.filter(|number| parts.iter().all(|part| part.instance != *number)) else {
+            continue;
+        };
+        let profile = mig.profile.as_deref().map(|profile| match profile.split_once('.') {
+            Some((compute, rest)) if compute.ends_with('c') => rest.to_owned(),
+            _ => profile.to_owned(),
+        });
+        let profiled = fast.and_then(|fast| fast.instances.get(&instance).copied());
+        let fast = Fast { memory: mig.memory, profile: profiled, ..Fast::default() };
+        parts.push(Part { gpu, instance, profile, fast });
+    }
+    parts
 }
 
 fn add(text: &mut String, row: &Row, names: DcgmNames, gpus: &[(String, Reading<'_>)]) {

@@ -232,6 +232,11 @@ fn heat_and_power(page: &mut Page<'_>, gpus: &[Shown<'_>]) -> Result<(), Error> 
         [("gpu", gpu), ("memory", fast.and_then(|fast| fast.memory_temperature).map(number))]
     };
     page.gauge("gpu_temperature_celsius", "Temperature", split(gpus, temperature, "sensor"))?;
+    page.gauge(
+        "gpu_thermal_margin_celsius",
+        "Degrees until heat slows it down",
+        each(gpus, |shown| shown.fast?.thermal_margin.map(f64::from)),
+    )?;
     let watts = |milliwatts: u32| f64::from(milliwatts) / 1000.0;
     page.gauge("gpu_power_watts", "Power that the card takes", each(gpus, |shown| shown.fast?.power.map(watts)))?;
     page.gauge(
@@ -319,6 +324,16 @@ fn errors(page: &mut Page<'_>, gpus: &[Shown<'_>]) -> Result<(), Error> {
         "gpu_retired_pages_pending",
         "1 if pages are retired at the next reboot",
         each(gpus, |shown| flag(shown.slow?.retired_pending)),
+    )?;
+    page.gauge(
+        "gpu_sram_threshold_exceeded",
+        "1 if so many errors of the SRAM could not be corrected that the GPU should be replaced",
+        each(gpus, |shown| flag(shown.slow?.sram_exceeded)),
+    )?;
+    page.gauge(
+        "gpu_fabric_state",
+        "NVSwitch: 0 not supported, 1 not started, 2 in progress, 3 completed",
+        each(gpus, |shown| shown.slow?.fabric.map(|fabric| f64::from(fabric.state))),
     )?;
     page.counter("gpu_pcie_replays", "Packets sent again over PCIe", each(gpus, |shown| shown.slow?.pcie_replays))?;
     page.gauge(

@@ -1,8 +1,8 @@
 //! GPUs that are cut into MIG devices: what each is asked, and what a scrape shows of them.
 //!
 //! A MIG device has a name, memory and multiprocessors of its own. Power, heat, clocks and errors are those of
-//! its GPU, and so is what follows from them. Not here: its utilisation, for which NVML wants the number of its
-//! GPU instance, and nvml-wrapper has no safe call that tells it.
+//! its GPU, and so is what follows from them. What the profiling counters say is said of GPU instances, which
+//! compute instances share.
 
 use std::fmt::Error;
 
@@ -12,7 +12,7 @@ use nvml_wrapper::struct_wrappers::device::{DeviceAttributes, MemoryInfo};
 
 use super::calls::Questions;
 use super::exposition::{Labels, Page, Series, Shown, number};
-use super::sample::{Memory, MigDevice};
+use super::sample::{Memory, MigDevice, Profile};
 
 /// No GPU can be cut into more than 7; past this NVML's count is wrong.
 const DEVICES_MAX: u32 = 64;
@@ -48,6 +48,7 @@ fn read(mig: &Device<'_>, gpu: &mut Questions<'_, '_>) -> Option<MigDevice> {
         uuid,
         profile: name.as_deref().and_then(profile).map(str::to_owned),
         multiprocessors: attributes.map(|attributes| attributes.multiprocessor_count),
+        instance: gpu.ask("mig_gpu_instance", || darter_nvml::gpu_instance(mig)),
         memory: gpu.ask("mig_memory_info", || mig.memory_info()).map(Memory::from),
     })
 }
@@ -66,11 +67,16 @@ impl From<MemoryInfo> for Memory {
 
 /// What a scrape shows of them.
 pub(super) fn show(page: &mut Page<'_>, gpus: &[Shown<'_>]) -> Result<(), Error> {
-    let all = || gpus.iter().flat_map(of);
+    let all = || gpus.iter().flat_map(of_gpu);
     let multiprocessors: Vec<_> = all().map(|(_, mig)| mig.multiprocessors.map(|count| count.to_string())).collect();
-    let info = all().zip(&multiprocessors).map(|((gpu, mig), multiprocessors)| {
+    let instances: Vec<_> = all().map(|(_, mig)| mig.instance.map(|number| number.to_string())).collect();
+    let info = all().zip(multiprocessors.iter().zip(&instances)).map(|((gpu, mig), (multiprocessors, instance))| {
         let mut labels = labels(gpu, mig);
-        let known = [("profile", mig.profile.as_deref()), ("multiprocessors", multiprocessors.as_deref())];
+        let known = [
+            ("profile", mig.profile.as_deref()),
+            ("multiprocessors", multiprocessors.as_deref()),
+            ("gpu_instance", instance.as_deref()),
+        ];
         labels.extend(known.into_iter().filter_map(|(name, value)| Some((name, value?))));
         (labels, 1.0)
     });
@@ -83,11 +89,22 @@ pub(super) fn show(page: &mut Page<'_>, gpus: &[Shown<'_>]) -> Result<(), Error>
     let used = memory(|memory| memory.used);
     page.gauge("gpu_mig_memory_used_bytes", "Framebuffer of its GPU instance that processes have", used)?;
     let free = memory(|memory| memory.free);
-    page.gauge("gpu_mig_memory_free_bytes", "Framebuffer of its GPU instance that nobody has", free)
+    page.gauge("gpu_mig_memory_free_bytes", "Framebuffer of its GPU instance that nobody has", free)?;
+    let profiled = |part: fn(&Profile) -> Option<f64>| -> Series<'_, f64> {
+        let of = |shown: &Shown<'_>, mig: &MigDevice| part(shown.fast?.instances.get(&mig.instance?)?);
+        let each = |shown| of_gpu(shown).filter_map(move |(gpu, mig)| Some((labels(gpu, mig), of(shown, mig)?)));
+        gpus.iter().flat_map(each).collect()
+    };
+    let sm = profiled(|profile| profile.sm);
+    page.gauge("gpu_mig_sm_active_ratio", "Share of time that the multiprocessors of its GPU instance worked", sm)?;
+    let tensor = profiled(|profile| profile.tensor);
+    page.gauge("gpu_mig_tensor_active_ratio", "Share of time that the tensor cores of its instance worked", tensor)?;
+    let dram = profiled(|profile| profile.dram);
+    page.gauge("gpu_mig_dram_active_ratio", "Share of time that the memory of its GPU instance worked", dram)
 }
 
 /// With the UUID of their GPU.
-fn of<'a>(shown: &Shown<'a>) -> impl Iterator<Item = (&'a str, &'a MigDevice)> + use<'a> {
+fn of_gpu<'a>(shown: &Shown<'a>) -> impl Iterator<Item = (&'a str, &'a MigDevice)> + use<'a> {
     let gpu = shown.gpu.identity.uuid.as_str();
     shown.slow.and_then(|slow| slow.mig.as_deref()).unwrap_or_default().iter().map(move |mig| (gpu, mig))
 }

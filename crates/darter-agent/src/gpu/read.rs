@@ -1,7 +1,9 @@
 //! What one GPU is asked, tier by tier.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use darter_core::gpu::readiness::Fabric;
 use nvml_wrapper::Device;
 use nvml_wrapper::enum_wrappers::device::{Clock, PerformanceState, TemperatureSensor};
 use nvml_wrapper::enums::device::SampleValue;
@@ -104,12 +106,13 @@ pub(super) fn identity(index: u32, device: &Device<'_>, gpu: &mut Questions<'_, 
     }
 }
 
-/// What costs little; `profile` was read before.
+/// What costs little; `profile` and those of its `instances` were read before.
 pub(super) fn fast(
     device: &Device<'_>,
     gpu: &mut Questions<'_, '_>,
     asks_codecs: bool,
     profile: Option<Profile>,
+    instances: BTreeMap<u32, Profile>,
 ) -> Fast {
     let memory = gpu.ask("memory_info", || device.memory_info());
     let utilization = gpu.ask("utilization_rates", || device.utilization_rates());
@@ -137,7 +140,9 @@ pub(super) fn fast(
         pcie_received: of(field::PCIE_RECEIVED),
         recovery_action: of(field::RECOVERY_ACTION),
         codecs: if asks_codecs { codecs(device, gpu) } else { (None, None) },
+        thermal_margin: gpu.ask("thermal_margin", || darter_nvml::thermal_margin(device)),
         profile,
+        instances,
     }
 }
 
@@ -152,12 +157,31 @@ fn codecs(device: &Device<'_>, gpu: &mut Questions<'_, '_>) -> (Option<u32>, Opt
 pub(super) struct Profiler<'n>(Option<(Instant, GpmSample<'n>)>);
 
 impl<'n> Profiler<'n> {
-    /// What the counters say of the time since they were read last. Too little time says nothing yet.
+    /// What the counters of a whole GPU say of the time since they were read last. Too little time says nothing yet.
     pub(super) fn read(&mut self, device: &Device<'n>, gpu: &mut Questions<'_, '_>) -> Option<Profile> {
+        self.compare(device, gpu, |gpu| gpu.ask("gpm_sample", || device.gpm_sample()))
+    }
+
+    /// The same of one GPU instance.
+    pub(super) fn read_instance(
+        &mut self,
+        device: &Device<'n>,
+        instance: u32,
+        gpu: &mut Questions<'_, '_>,
+    ) -> Option<Profile> {
+        self.compare(device, gpu, |gpu| gpu.ask("gpm_mig_sample", || device.gpm_mig_sample(instance)))
+    }
+
+    fn compare<'q, 'a>(
+        &mut self,
+        device: &Device<'n>,
+        gpu: &mut Questions<'q, 'a>,
+        take: impl FnOnce(&mut Questions<'q, 'a>) -> Option<GpmSample<'n>>,
+    ) -> Option<Profile> {
         if self.0.as_ref().is_some_and(|(at, _)| at.elapsed() < PROFILE_MIN) {
             return None;
         }
-        let sample = gpu.ask("gpm_sample", || device.gpm_sample())?;
+        let sample = take(gpu)?;
         let (at, before) = self.0.replace((Instant::now(), sample))?;
         let (_, after) = self.0.as_ref()?;
         if at.elapsed() > PROFILE_MAX {
@@ -209,6 +233,11 @@ pub(super) fn slow(device: &Device<'_>, gpu: &mut Questions<'_, '_>, sees_proces
         remap_failed: is(field::REMAP_FAILURE),
         retired_pages: (of(field::RETIRED_SINGLE), of(field::RETIRED_DOUBLE)),
         retired_pending: is(field::RETIRED_PENDING),
+        sram_exceeded: gpu.ask("sram_ecc_status", || darter_nvml::is_sram_threshold_exceeded(device)),
+        fabric: gpu.ask("fabric_info", || darter_nvml::fabric(device)).map(|fabric| {
+            let darter_nvml::Fabric { state, status } = fabric;
+            Fabric { state, status }
+        }),
         pcie_replays: of(field::PCIE_REPLAYS),
         processes: if sees_processes { processes(device, gpu) } else { None },
         mig: mig::is_on(device, gpu).then(|| mig::devices(device, gpu)),

@@ -1,8 +1,10 @@
 //! One reading of all GPUs. `None` is what a GPU does not say, or could not be asked: never a zero.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant, SystemTime};
 
 use darter_core::gpu::PciAddress;
+use darter_core::gpu::readiness::Fabric;
 
 /// What was read last. Never changes; the next reading is another one.
 #[derive(Debug, Clone)]
@@ -102,6 +104,8 @@ pub struct MigDevice {
     pub profile: Option<String>,
     /// Streaming multiprocessors.
     pub multiprocessors: Option<u32>,
+    /// The number of its GPU instance, which may have other compute instances too.
+    pub instance: Option<u32>,
     /// Bytes of its GPU instance, which it may share with other compute instances: not to be added up.
     pub memory: Option<Memory>,
 }
@@ -159,8 +163,12 @@ pub struct Fast {
     pub recovery_action: Option<u64>,
     /// Percent of the encoder and of the decoder; asked where DCGM's names are wanted.
     pub codecs: (Option<u32>, Option<u32>),
+    /// Degrees Celsius until heat slows it down.
+    pub thermal_margin: Option<i32>,
     /// What the profiling counters say of the time since the last round. From Hopper on.
     pub profile: Option<Profile>,
+    /// The same of each GPU instance, by its number, where it is cut into some.
+    pub instances: BTreeMap<u32, Profile>,
 }
 
 /// Shares of time (0 to 1) between two readings of the profiling counters: nothing is missed between them.
@@ -212,6 +220,10 @@ pub struct Slow {
     pub retired_pages: (Option<u64>, Option<u64>),
     /// Pages wait for the next reboot to be retired.
     pub retired_pending: Option<bool>,
+    /// So many errors of the SRAM could not be corrected that the GPU should be replaced.
+    pub sram_exceeded: Option<bool>,
+    /// How it stands in the fabric of its NVSwitches; nothing where there is none.
+    pub fabric: Option<Fabric>,
     /// Packets sent again over PCIe. Not zero on healthy cards.
     pub pcie_replays: Option<u64>,
     /// Compute, graphics and MPS processes; nothing where this agent may not see them.

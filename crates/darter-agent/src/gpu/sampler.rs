@@ -3,7 +3,7 @@
 //! NVML stays open for the life of the agent: without persistence each start takes seconds and wakes every
 //! GPU. What a start finds is a session; its handles are good until something is lost.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant, SystemTime};
@@ -229,7 +229,12 @@ impl Thread<'_> {
             }
         };
         let gpu = Gpu { identity, is_lost, fast: None, slow: None };
-        Seat { device: device.ok().filter(|_| !is_lost), profiler: Profiler::default(), gpu }
+        Seat {
+            device: device.ok().filter(|_| !is_lost),
+            profiler: Profiler::default(),
+            instances: BTreeMap::new(),
+            gpu,
+        }
     }
 }
 
@@ -237,6 +242,8 @@ impl Thread<'_> {
 struct Seat<'n> {
     device: Option<Device<'n>>,
     profiler: Profiler<'n>,
+    /// Of GPU instances, by their numbers.
+    instances: BTreeMap<u32, Profiler<'n>>,
     gpu: Gpu,
 }
 
@@ -246,14 +253,20 @@ impl Seat<'_> {
         let device = self.device.as_ref()?;
         let mut questions = calls.of(self.gpu.identity.index);
         let profile = self.profiler.read(device, &mut questions);
-        let fast = read::fast(device, &mut questions, settings.dcgm_names != DcgmNames::Off, profile);
+        let cut: BTreeSet<u32> = self.gpu.mig_devices().iter().filter_map(|mig| mig.instance).collect();
+        let of = |instance: u32| {
+            let profiler = self.instances.entry(instance).or_default();
+            Some((instance, profiler.read_instance(device, instance, &mut questions)?))
+        };
+        let instances = cut.into_iter().filter_map(of).collect();
+        let fast = read::fast(device, &mut questions, settings.dcgm_names != DcgmNames::Off, profile, instances);
         let asks = is_slow && questions.loss.is_none();
         let slow = asks.then(|| read::slow(device, &mut questions, settings.processes));
         let loss = questions.loss;
         if loss.is_some() {
             // What it said before the loss, in the same round, is half a reading.
             (self.device, self.gpu.fast, self.gpu.slow) = (None, None, None);
-            self.profiler = Profiler::default();
+            (self.profiler, self.instances) = (Profiler::default(), BTreeMap::new());
             self.gpu.is_lost = true;
             warn!(gpu = self.gpu.identity.index, uuid = self.gpu.identity.uuid, "a GPU is lost");
             return loss;
@@ -261,6 +274,10 @@ impl Seat<'_> {
         let now = Instant::now();
         self.gpu.fast = Some((now, fast));
         if let Some(slow) = slow {
+            // Numbers of GPU instances are given again: of what was cut anew nothing is compared.
+            if slow.mig.as_deref().unwrap_or_default() != self.gpu.mig_devices() {
+                self.instances.clear();
+            }
             self.gpu.slow = Some((now, slow));
         }
         None
