@@ -46,7 +46,8 @@ test: control-plane ## Every test, against real containerd and registries, and a
 	@echo "== building the agent that the tests start"
 	cargo build --locked -p darter
 	@echo "== testing"
-	cargo test --locked --workspace --no-fail-fast | tee "$(TEST_LOG)" || { scripts/test-summary "$(TEST_LOG)" FAILED; exit 1; }
+	@# Most tests wait: for links that have a rate, for timers, for other programs.
+	RUST_TEST_THREADS=$${RUST_TEST_THREADS:-$$((2 * $$(nproc)))} cargo test --locked --workspace --no-fail-fast | tee "$(TEST_LOG)" || { scripts/test-summary "$(TEST_LOG)" FAILED; exit 1; }
 	@scripts/test-summary "$(TEST_LOG)"
 
 test-gpu: tools ## What this machine's own GPUs say against what the fixtures of the mock say (DARTER_NVML_PATH)

@@ -15,6 +15,7 @@ use crate::http::{Answer, Client};
 use crate::net::{Place, Port};
 use crate::process::{self, Process, Usage};
 use crate::scratch::Scratch;
+use crate::stage::eventually;
 use crate::tools;
 
 /// Past this an agent does not start, or does not stop, at all.
@@ -229,6 +230,18 @@ impl Agent {
         let answer = self.admin("/metrics").await?;
         ensure!(answer.status == 200, "/metrics: {}", answer.status);
         Ok(Metrics::parse(&answer.text()))
+    }
+
+    /// Waits until the sum of a metric is what it is to be, and gives it back. What an answer brings is counted
+    /// after its last byte, and a pull after its last reader has it: whoever just read may look too early.
+    pub async fn counted(&self, name: &str, labels: &[(&str, &str)], is_so: impl Fn(f64) -> bool) -> Result<f64> {
+        let mut sum = 0.0;
+        let looked = eventually(name, async || {
+            sum = self.metrics().await?.sum(name, labels);
+            Ok(is_so(sum))
+        })
+        .await;
+        looked.with_context(|| format!("{name} {labels:?} is {sum}")).map(|()| sum)
     }
 
     /// Everything it logged.

@@ -39,6 +39,11 @@ impl Tmpfs {
         self.mount(&["-o", "remount,rw"])
     }
 
+    /// Opens no device of it from now on.
+    pub fn without_devices(&self) -> Result<()> {
+        self.mount(&["-o", "remount,nodev"])
+    }
+
     /// Leaves no byte free.
     pub fn fill(&self) -> Result<()> {
         let written = fs::write(self.filler(), vec![0; 256 << 20]);

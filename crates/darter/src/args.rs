@@ -143,7 +143,8 @@ pub(crate) enum GpuCommand {
     /// Tell the agent that GPUs were reset or mended: errors (XIDs) that stood against them stand no more.
     ///
     /// Without this such an error makes the node not ready until the next boot. Counters go on, and the next
-    /// error stands again. Only over the agent's unix socket.
+    /// error stands again. Without a GPU named, NVML is asked again too where it was not for its crashes. Only
+    /// over the agent's unix socket.
     #[command(after_help = "Examples:\n  \
         nvidia-smi --gpu-reset -i 3 && darter gpu clear 3\n  \
         darter gpu clear GPU-4a2b6f10-0000-4000-8000-000000000200\n  \

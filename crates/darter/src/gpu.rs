@@ -37,9 +37,14 @@ pub(crate) async fn clear(order: Wiping) -> Result<ExitCode> {
     if cleared.is_empty() {
         return print("nothing to do: no error stands against it\n");
     }
-    let line = |one: &Cleared| {
-        let uuid = one.uuid.as_deref().unwrap_or("does not answer");
-        format!("cleared XID {} of the GPU at {} ({uuid})\n", one.xid, one.pci)
+    let line = |one: &Cleared| match one {
+        Cleared::Error { pci, uuid, xid } => {
+            let uuid = uuid.as_deref().unwrap_or("does not answer");
+            format!("cleared XID {xid} of the GPU at {pci} ({uuid})\n")
+        }
+        Cleared::Crashes { nvml_crashes } => {
+            format!("NVML is asked again, over which {nvml_crashes} agents had ended\n")
+        }
     };
     print(&cleared.iter().map(line).collect::<String>())
 }

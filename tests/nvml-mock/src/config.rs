@@ -408,6 +408,9 @@ pub struct Override {
     /// It does not return, as long as the configuration says so.
     #[serde(default)]
     pub hang: bool,
+    /// It ends the process, as a fault in the library does.
+    #[serde(default)]
+    pub crash: bool,
 }
 
 /// Something that happens to a GPU.

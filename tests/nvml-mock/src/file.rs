@@ -129,7 +129,7 @@ fn check(config: &Config, count: u32) -> Result<(), String> {
         if entry.symbol != "*" && !crate::exports().contains(&entry.symbol.as_str()) {
             return Err(format!("`overrides` {number}: the mock has no `{}`", entry.symbol));
         }
-        if entry.return_code.is_none() && entry.delay_ms == 0 && !entry.hang {
+        if entry.return_code.is_none() && entry.delay_ms == 0 && !entry.hang && !entry.crash {
             return Err(format!("`overrides` {number} does nothing"));
         }
         if entry.gpu.is_some_and(|gpu| gpu >= count) {

@@ -179,6 +179,9 @@ fn carry_out(entry: Option<Override>, mut config: Arc<Config>) -> Result<Arc<Con
         thread::sleep(Duration::from_millis(entry.delay_ms));
         config = lock().current()?;
     }
+    if entry.crash {
+        std::process::abort();
+    }
     while entry.hang && config.overrides.contains(&entry) {
         thread::sleep(LOOK);
         // In a file that is wrong nothing says that the call may go on.

@@ -34,6 +34,7 @@ fn shapes() -> Vec<(&'static str, Value)> {
         ("everything", everything),
         ("no GPUs", json!({ "gpu": { "mode": "off" } })),
         ("processes", json!({ "gpu": { "processes": true } })),
+        ("MIG devices", json!({ "gpu": { "migMonitor": true } })),
         ("kernel log", json!({ "gpu": { "kmsg": true } })),
         ("driver root", json!({ "gpu": { "driverRoot": "/run/nvidia/driver", "dcgmNames": "v49" } })),
         ("runtime class", json!({ "gpu": { "runtimeClass": "nvidia" } })),

@@ -161,10 +161,10 @@ async fn what_more_hangs_on_than_a_line_of_darter_toml_is_a_value_and_no_line() 
         let default = defaults[&section][&key].as_value().with_context(|| format!("no key {section}.{key}"))?;
         let value = default.as_bool().map_or_else(|| json!(default.as_str()), Value::from);
         let output = helm.template(&json!({ "config": { &section: { &key: value } } })).await?;
-        // Three are defaults of the chart, which users may have otherwise.
+        // Four are defaults of the chart, which users may have otherwise.
         if matches!(
             (section.as_str(), key.as_str()),
-            ("containerd", "content_store") | ("swarm", "service" | "endpoint_port")
+            ("containerd", "content_store") | ("swarm", "service" | "endpoint_port") | ("gpu", "driver_grace")
         ) {
             ensure!(output.status.success(), "{section}.{key}: {}", output.stderr);
             continue;
@@ -375,6 +375,19 @@ async fn a_pod_has_of_its_host_what_its_values_need_and_no_more() -> Result<()> 
     assert!(mounts(&kmsg)?.contains(&("/dev/kmsg".to_owned(), false)));
     let driver = pod(&helm, json!({ "gpu": { "driverRoot": "/run/nvidia/driver" } })).await?;
     assert_eq!(driver["containers"][0]["securityContext"], privileged);
+    // What NVIDIA's runtime hands in for MIG devices it gives to whoever has this capability, and refuses to others.
+    let parts = pod(&helm, json!({ "gpu": { "migMonitor": true } })).await?;
+    let asks = |pod: &Value| {
+        let variables = pod["containers"][0]["env"].as_array().into_iter().flatten();
+        variables.filter(|variable| variable["name"] == "NVIDIA_MIG_MONITOR_DEVICES").count() == 1
+    };
+    let administers = json!({ "runAsUser": 0, "runAsGroup": 0, "readOnlyRootFilesystem": true,
+        "capabilities": { "drop": ["ALL"], "add": ["SYS_ADMIN"] } });
+    assert_eq!((&parts["containers"][0]["securityContext"], asks(&parts), asks(&plain)), (&administers, true, false));
+    let both = pod(&helm, json!({ "gpu": { "migMonitor": true, "kmsg": true } })).await?;
+    assert_eq!((&both["containers"][0]["securityContext"], asks(&both)), (&privileged, true));
+    let off = pod(&helm, json!({ "gpu": { "migMonitor": true, "mode": "off" } })).await?;
+    assert_eq!((&off["containers"][0]["securityContext"], asks(&off)), (&context, false));
     let processes = pod(&helm, json!({ "gpu": { "processes": true } })).await?;
     assert_eq!((&processes["hostPID"], &processes["containers"][0]["securityContext"]), (&json!(true), &context));
     Ok(())

@@ -194,7 +194,7 @@ async fn an_uncorrectable_ecc_error_counts_when_it_comes_and_not_when_it_was_the
 }
 
 /// `darter gpu clear` with these arguments, to this agent.
-async fn clear(agent: &Agent, arguments: &[&str]) -> Result<(Option<i32>, String)> {
+pub(crate) async fn clear(agent: &Agent, arguments: &[&str]) -> Result<(Option<i32>, String)> {
     let mut command = darter(&Place::Host)?;
     command.args(["gpu", "clear"]).args(arguments).arg("--config").arg(agent.dir().join("darter.toml"));
     let output = process::run("darter gpu clear", command, Duration::from_secs(20)).await?;

@@ -4,10 +4,12 @@
 
 mod alerts;
 mod dashboards;
+mod driver;
 mod errors;
 mod pods;
 mod real;
 mod scrapes;
+mod verdicts;
 
 use anyhow::{Context as _, Result};
 use darter_tests::agent::Agent;

@@ -16,6 +16,8 @@ const INTERVAL_MIN: Duration = Duration::from_secs(1);
 const IDLE_READINGS: u32 = 12;
 /// Past this nobody sees a GPU fail.
 const INTERVAL_MAX: Duration = Duration::from_secs(600);
+/// Past this nobody waits for a driver.
+const GRACE_MAX: Duration = Duration::from_secs(60 * 60);
 
 /// How GPUs are looked at. The keys are described in `default.toml`.
 #[allow(missing_docs, reason = "default.toml describes the keys")]
@@ -39,6 +41,7 @@ pub struct Gpu {
     #[serde(with = "optional")]
     pub pod_resources: Option<PathBuf>,
     pub device_plugin: bool,
+    pub driver_grace: Seconds,
     pub xid_fatal: Vec<u32>,
     pub xid_ignore: Vec<u32>,
 }
@@ -86,6 +89,9 @@ pub(super) fn check_gpu(gpu: &Gpu) -> Result<(), Fault> {
     })?;
     require(gpu.slow_interval.0 >= gpu.interval.0, "gpu.slow_interval", || {
         format!("must not be shorter than gpu.interval ({})", gpu.interval)
+    })?;
+    require(gpu.driver_grace.0 <= GRACE_MAX, "gpu.driver_grace", || {
+        "must be at most 1h: a node whose GPUs cannot be read helps nobody (0s: the agent goes on)".to_owned()
     })?;
     let errors = xid::Policy::new(gpu.xid_fatal.clone(), gpu.xid_ignore.clone());
     require(errors.is_ok(), "gpu.xid_ignore", || errors.err().map(|error| error.to_string()).unwrap_or_default())?;

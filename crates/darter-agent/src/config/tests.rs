@@ -187,6 +187,7 @@ fn gpus_are_asked_neither_all_the_time_nor_hardly_ever() {
         ("interval = \"900ms\"", "gpu.interval", "from 1s to 10m"),
         ("slow_interval = \"11m\"", "gpu.slow_interval", "from 1s to 10m"),
         ("slow_interval = \"4s\"", "gpu.slow_interval", "shorter than gpu.interval (5s)"),
+        ("driver_grace = \"61m\"", "gpu.driver_grace", "at most 1h"),
         ("idle_window = \"59s\"", "gpu.idle_window", "12 times gpu.interval (5s)"),
         ("driver_root = \"/run/nvidia/driver\"\nlibrary = \"/nvml.so\"", "gpu.driver_root", "either"),
     ] {

@@ -1,4 +1,5 @@
-//! The operator says that GPUs are well again: errors that stood against them until the next boot stand no more.
+//! The operator says that GPUs are well again: errors that stood against them until the next boot stand no more, and
+//! NVML is asked again where it was not for its crashes.
 //!
 //! A GPU that was reset on a node that goes on is well, and nothing tells this agent of a reset. Errors are
 //! counted still, and the next one stands again.
@@ -6,9 +7,10 @@
 use std::io;
 
 use darter_core::gpu::PciAddress;
+use darter_core::gpu::xid::Outstanding;
 use serde::{Deserialize, Serialize};
 
-use super::View;
+use super::{View, lock};
 
 /// What is ordered.
 #[derive(Debug, Clone, Default, Deserialize, Serialize)]
@@ -19,15 +21,24 @@ pub struct Clear {
     pub gpu: Option<String>,
 }
 
-/// One error that stands no more.
+/// What stands no more.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
-pub struct Cleared {
-    /// Where the GPU is.
-    pub pci: String,
-    /// Its UUID, if it answers.
-    pub uuid: Option<String>,
-    /// The code.
-    pub xid: u32,
+#[serde(untagged)]
+pub enum Cleared {
+    /// An error of a GPU.
+    Error {
+        /// Where the GPU is.
+        pci: String,
+        /// Its UUID, if it answers.
+        uuid: Option<String>,
+        /// The code.
+        xid: u32,
+    },
+    /// NVML was not asked any more, and is asked again.
+    Crashes {
+        /// So many agents ended while they asked it.
+        nvml_crashes: u32,
+    },
 }
 
 /// Why nothing was cleared, or not for good.
@@ -37,7 +48,7 @@ pub enum ClearError {
     #[error("this node has no GPU {0}: name one by its UUID, PCI address or index, as `darter status` has them")]
     Unknown(String),
     /// A restart of the agent brings them back.
-    #[error("cleared, but not stored: the errors stand again when the agent is started again")]
+    #[error("cleared, but not stored: what stood stands again when the agent is started again")]
     Store(#[source] io::Error),
 }
 
@@ -52,16 +63,19 @@ impl View {
             None => None,
         };
         let stood = self.0.xids.clear(pci).map_err(ClearError::Store)?;
+        let crashes = match &order.gpu {
+            None => lock(&self.0.crashes).clear().map_err(ClearError::Store)?,
+            Some(_) => None,
+        };
         self.0.published.notify_one();
         let snapshot = self.now().snapshot;
         let uuid = |pci: PciAddress| {
             let gpu = snapshot.gpus.iter().find(|gpu| gpu.identity.pci() == Some(pci));
             gpu.map(|gpu| gpu.identity.uuid.clone())
         };
-        Ok(stood
-            .into_iter()
-            .map(|one| Cleared { pci: one.pci.to_string(), uuid: uuid(one.pci), xid: one.xid })
-            .collect())
+        let error = |one: Outstanding| Cleared::Error { pci: one.pci.to_string(), uuid: uuid(one.pci), xid: one.xid };
+        let crashes = crashes.map(|nvml_crashes| Cleared::Crashes { nvml_crashes });
+        Ok(stood.into_iter().map(error).chain(crashes).collect())
     }
 
     /// Where a GPU is that an operator names. One that fell off the bus may be named by its address alone.

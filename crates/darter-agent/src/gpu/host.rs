@@ -14,12 +14,14 @@ pub(super) struct Host {
     pub(super) pci_functions: Option<u32>,
     pub(super) driver_version_file: Option<bool>,
     pub(super) control_node: Option<bool>,
+    /// Only where it was tried: the driver counts who has it open.
+    pub(super) control_node_opens: Option<bool>,
     pub(super) device_nodes: Option<u32>,
 }
 
 impl Host {
-    /// Below `root`: `/`, or where the host is mounted.
-    pub(super) fn look(root: &Path) -> Self {
+    /// Below `root`: `/`, or where the host is mounted. Tries to open the driver's device if it `may_open` it.
+    pub(super) fn look(root: &Path, may_open: bool) -> Self {
         let dev = root.join("dev");
         let nodes = fs::read_dir(&dev)
             .ok()
@@ -28,6 +30,7 @@ impl Host {
             pci_functions: pci_functions(&root.join("sys/bus/pci/devices")),
             driver_version_file: there(&root.join("proc/driver/nvidia/version")),
             control_node: there(&dev.join("nvidiactl")),
+            control_node_opens: may_open.then(|| opens(&dev.join("nvidiactl"))).flatten(),
             device_nodes: nodes.and_then(|count| u32::try_from(count).ok()),
         }
     }
@@ -36,6 +39,16 @@ impl Host {
 /// Whether a file is there, where its directory's file system can be looked at.
 fn there(path: &Path) -> Option<bool> {
     path.try_exists().ok()
+}
+
+/// Whether the kernel lets this process open a device, which is closed at once. What else may be wrong with it says
+/// nothing of that.
+fn opens(device: &Path) -> Option<bool> {
+    match fs::File::open(device) {
+        Ok(_) => Some(true),
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => Some(false),
+        Err(_) => None,
+    }
 }
 
 fn is_gpu_node(name: &std::ffi::OsStr) -> bool {
@@ -60,7 +73,10 @@ mod tests {
     #[test]
     fn what_a_host_shows_is_counted_and_what_it_hides_is_not_known() {
         let root = tempfile::tempdir().unwrap();
-        assert_eq!(Host::look(&root.path().join("gone")).pci_functions, None);
+        assert_eq!(
+            Host::look(&root.path().join("gone"), true),
+            Host { driver_version_file: Some(false), control_node: Some(false), ..Host::default() }
+        );
         let device = |name: &str, vendor: &str, class: &str| {
             let dir = root.path().join("sys/bus/pci/devices").join(name);
             fs::create_dir_all(&dir).unwrap();
@@ -79,8 +95,10 @@ mod tests {
             pci_functions: Some(2),
             driver_version_file: Some(false),
             control_node: Some(true),
+            control_node_opens: None,
             device_nodes: Some(2),
         };
-        assert_eq!(Host::look(root.path()), wanted);
+        assert_eq!(Host::look(root.path(), false), wanted);
+        assert_eq!(Host::look(root.path(), true), Host { control_node_opens: Some(true), ..wanted });
     }
 }

@@ -100,6 +100,7 @@ impl Judge {
         let (nvml, gpus) = match (&now.snapshot.driver, now.hung) {
             (Driver::Off | Driver::Starting, _) => (None, None),
             (_, Some(_)) => (Some(Nvml::Unresponsive), None),
+            (Driver::Crashes(times), _) => (Some(Nvml::Crashes(*times)), None),
             (Driver::NoLibrary(_), _) => (Some(Nvml::LibraryNotFound), None),
             (Driver::Failed(18, _), _) => (Some(Nvml::DriverMismatch), None),
             // Of those that there were nothing is known any more.
@@ -122,6 +123,7 @@ impl Judge {
             pci_functions: host.pci_functions,
             driver_version_file: host.driver_version_file,
             control_node: host.control_node,
+            control_node_opens: host.control_node_opens,
             device_nodes: host.device_nodes,
             nvml,
             nvml_count: counted,

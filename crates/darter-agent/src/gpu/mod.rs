@@ -6,6 +6,7 @@
 
 mod calls;
 mod clear;
+mod crashes;
 mod dcgm;
 mod exposition;
 mod host;
@@ -15,6 +16,7 @@ mod library;
 mod mig;
 mod pods;
 mod read;
+mod replaced;
 mod sample;
 mod sampler;
 mod xids;
@@ -31,6 +33,7 @@ use tracing::{error, info, warn};
 
 use self::calls::InCall;
 pub use self::clear::{Clear, ClearError, Cleared};
+use self::crashes::Crashes;
 use self::exposition::Exposition;
 use self::host::Host;
 use self::judge::Judge;
@@ -38,6 +41,7 @@ pub use self::judge::Judgement;
 use self::learned::Learned;
 use self::pods::Kubelet;
 pub use self::pods::{Allocation, Pods};
+use self::replaced::Replaced;
 pub use self::sample::{Driver, Fast, Gpu, Identity, MigDevice, Slow, Snapshot};
 use self::xids::Xids;
 use crate::config;
@@ -72,6 +76,7 @@ struct Shared {
     /// What was concluded last; nothing before the first look.
     judgement: watch::Sender<Option<Arc<Judgement>>>,
     xids: Xids,
+    crashes: Mutex<Crashes>,
     kubelet: Kubelet,
     /// Where what is learned is kept.
     data: PathBuf,
@@ -99,11 +104,23 @@ impl Gpus {
         let (snapshot, call) = (Mutex::new(Arc::new(Snapshot::new(is_on))), Mutex::new(None));
         let judgement = watch::Sender::new(None);
         let xids = Xids::open(settings, data);
+        let crashes = Mutex::new(Crashes::open(data, &root(settings), &xids::boot_id()));
         let (settings, kubelet) = (settings.clone(), Kubelet::default());
         let published = Notify::new();
         let data = data.to_owned();
         Self {
-            shared: Arc::new(Shared { settings, snapshot, published, call, judgement, xids, kubelet, data, node }),
+            shared: Arc::new(Shared {
+                settings,
+                snapshot,
+                published,
+                call,
+                judgement,
+                xids,
+                crashes,
+                kubelet,
+                data,
+                node,
+            }),
             is_on,
         }
     }
@@ -118,7 +135,8 @@ impl Gpus {
         Box::new(Exposition::new(self.view()))
     }
 
-    /// Asks until `stop`. Never ends before: a GPU that fails must not stop the pulls.
+    /// Asks until `stop`. Ends before only where the driver was replaced and the operator wants that
+    /// (`gpu.driver_grace`): a GPU that fails must not stop the pulls.
     pub async fn run(self, metrics: Arc<Metrics>, stop: CancellationToken) {
         if !self.is_on {
             return stop.cancelled().await;
@@ -134,6 +152,7 @@ impl Gpus {
         let (ending, mut ended) = oneshot::channel();
         match start(self.shared.clone(), metrics, ordered, ending) {
             Ok(()) => {
+                let stop = stop.child_token();
                 let follow = self.follow(stop.clone());
                 tokio::join!(self.watch(orders, &mut ended, stop), follow);
             }
@@ -150,6 +169,7 @@ impl Gpus {
             Judge::new(self.view(), &self.shared.settings, Learned::open(&self.shared.data, &xids::boot_id()));
         let late = self.shared.settings.interval.0 * 2;
         let (mut hangs, mut has_ended) = (false, false);
+        let mut replaced = Replaced::after(self.shared.settings.driver_grace.0);
         loop {
             tokio::select! {
                 () = stop.cancelled() => break,
@@ -168,16 +188,19 @@ impl Gpus {
                 _ => {}
             }
             hangs = hung.is_some();
-            self.judge(&mut judge).await;
-        }
-        if has_ended {
-            return;
+            let Some(host) = self.judge(&mut judge).await else { continue };
+            if replaced.ends_agent(&self.view().now().snapshot.driver, &host, Instant::now()) {
+                // Whoever follows the kubelet ends too.
+                stop.cancel();
+            }
         }
         // Full or without a receiver: it stops already.
         let _ = orders.try_send(Stop);
-        if tokio::time::timeout(SHUTDOWN, ended).await.is_err() {
+        if !has_ended && tokio::time::timeout(SHUTDOWN, ended).await.is_err() {
             warn!("NVML does not let go; ending without its shutdown");
         }
+        // Whatever it was asked: this agent ends in good order.
+        lock(&self.shared.crashes).end();
     }
 
     /// Follows what the kubelet says, where there is one.
@@ -191,20 +214,26 @@ impl Gpus {
     }
 
     fn root(&self) -> PathBuf {
-        self.shared.settings.host_root.clone().unwrap_or_else(|| "/".into())
+        root(&self.shared.settings)
     }
 
-    async fn judge(&self, judge: &mut Judge) {
-        let root = self.root();
+    /// Looks at the host, and judges all that is known. What the host showed.
+    async fn judge(&self, judge: &mut Judge) -> Option<Host> {
+        let (root, fails) = (self.root(), matches!(self.view().now().snapshot.driver, Driver::Failed(..)));
         // A directory of /sys or /dev may wait for a driver, as NVML does.
-        let Ok(host) = tokio::task::spawn_blocking(move || Host::look(&root)).await else { return };
-        let judgement = Arc::new(judge.look(host));
+        let host = tokio::task::spawn_blocking(move || Host::look(&root, fails)).await.ok()?;
+        let judgement = Arc::new(judge.look(host.clone()));
         let before = self.shared.judgement.send_replace(Some(judgement.clone()));
         if before.is_none_or(|before| before.verdict != judgement.verdict) {
             let (_, reason) = judge::check(&judgement);
             info!(state = judgement.verdict.state.as_str(), reason, "the GPUs of this node");
         }
+        Some(host)
     }
+}
+
+fn root(settings: &config::Gpu) -> PathBuf {
+    settings.host_root.clone().unwrap_or_else(|| "/".into())
 }
 
 /// The order to stop.

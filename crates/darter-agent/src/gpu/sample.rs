@@ -39,6 +39,8 @@ pub enum Driver {
     NoLibrary(String),
     /// NVML is here and does not start; its code, and its words.
     Failed(u32, String),
+    /// NVML is not asked any more: so many agents ended while they asked it.
+    Crashes(u32),
     /// It answers, and counts none. A driver that is still setting up says so too.
     NoGpus,
     /// It answers.

@@ -15,7 +15,7 @@ use tracing::{debug, info, warn};
 use super::calls::{Calls, Loss};
 use super::read::Profiler;
 use super::sample::{Driver, Gpu, Identity, Round, Snapshot, Versions};
-use super::{Shared, Stop, library, read};
+use super::{Shared, Stop, library, lock, read};
 use crate::config::{self, DcgmNames};
 use crate::metrics::Metrics;
 
@@ -35,11 +35,28 @@ pub(super) fn run(shared: &Shared, metrics: &Metrics, orders: &Receiver<Stop>) {
     let mut wait = AGAIN.0;
     let mut said = None;
     loop {
-        match thread.start() {
+        if let Some(times) = lock(&shared.crashes).has_turned_off() {
+            shared.publish(Snapshot { driver: Driver::Crashes(times), gpus: Vec::new(), round: None });
+            // Whoever says that it is to be asked again is not kept waiting.
+            if thread.stops_within(AGAIN.0) {
+                return;
+            }
+            continue;
+        }
+        // A node without a library writes no file each minute for it.
+        if !matches!(said, Some(Driver::NoLibrary(_))) {
+            lock(&shared.crashes).begin();
+        }
+        let started = thread.start();
+        if started.is_err() {
+            lock(&shared.crashes).end();
+        }
+        match started {
             Ok(nvml) => {
                 said = None;
                 let began = Instant::now();
                 let ended = thread.session(&nvml);
+                lock(&shared.crashes).end();
                 if began.elapsed() > AGAIN.1 {
                     wait = AGAIN.0;
                 }
@@ -174,6 +191,7 @@ impl Thread<'_> {
             }
             let driver = Driver::Running(versions.clone());
             self.shared.publish(Snapshot { driver, gpus, round: Some(round) });
+            lock(&self.shared.crashes).end();
             if again_at.is_none() {
                 self.searches = 1;
             }

@@ -83,8 +83,9 @@ fn of_a_pull(error: &PullError) -> &'static str {
         PullError::Origin(error) => of_the_origin(error),
         PullError::Store(_) | PullError::Unreadable => "store",
         PullError::NoLength | PullError::OtherLength { .. } => "bad_length",
-        PullError::Others => "others",
-        PullError::Abandoned => "abandoned",
+        // What other nodes did not give is asked of the registry (`Pulls::join`), and what somebody waits for is
+        // given up only where the agent stops.
+        PullError::Others | PullError::Abandoned => "stopping",
         PullError::Busy => "busy",
     }
 }

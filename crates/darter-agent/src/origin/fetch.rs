@@ -17,7 +17,7 @@ use super::send::{Ask, check, discard};
 use super::signed::{Key, Known};
 use super::target::Target;
 use super::token::Wanted;
-use super::url::shown;
+use super::url::{Place, shown};
 use super::{Inner, OriginError};
 
 /// What a host before the registry has from the request to the head of the response, its token and its
@@ -141,13 +141,16 @@ impl Inner {
     async fn at(&self, own: &Target, job: &Job<'_>, waits: bool, who: &Credential) -> Result<Answer, OriginError> {
         let deadline = Instant::now() + if waits { WAIT_MAX } else { Duration::ZERO };
         let slot = loop {
-            if self.is_signed(own, job, who) {
-                break self.slot(job).await;
-            }
-            self.kept.pause.over(&own.place.to_string(), deadline).await?;
+            // Only the storage behind the registry has to be asked where a URL is known that is good.
+            let storage = self.signed(own, job, who);
+            let (pauses, place) = match &storage {
+                Some(storage) => (&*self.wire.storages, storage),
+                None => (&self.kept.pauses, &own.place),
+            };
+            pauses.over(place, deadline).await?;
             let slot = self.slot(job).await;
             // Those before us in the queue may have been told to wait.
-            if !self.kept.pause.holds() {
+            if !pauses.holds(place) {
                 break slot;
             }
         };
@@ -155,10 +158,13 @@ impl Inner {
         Ok(Answer { response, slot })
     }
 
-    /// Whether only the storage behind the registry has to be asked.
-    fn is_signed(&self, target: &Target, job: &Job<'_>, who: &Credential) -> bool {
-        let known = job.blob.and_then(|digest| self.kept.signed.peek(&key(target, job, digest, who)));
-        known.is_some_and(|known| matches!(known, Known::Signed { .. }) && known.is_good(Instant::now(), None))
+    /// The storage to which a URL leads that is known for the blob, and good.
+    fn signed(&self, target: &Target, job: &Job<'_>, who: &Credential) -> Option<Place> {
+        let known = self.kept.signed.peek(&key(target, job, job.blob?, who))?;
+        match &known {
+            Known::Signed { uri, .. } if known.is_good(Instant::now(), None) => Place::of(uri),
+            _ => None,
+        }
     }
 
     async fn slot(&self, job: &Job<'_>) -> Option<Slot> {
@@ -210,7 +216,7 @@ impl Inner {
                     drop(slot);
                     let mut ask = ask.clone();
                     ask.uri = uri.clone();
-                    let response = self.wire.once(&ask).await?;
+                    let response = self.wire.hop(&ask).await?;
                     let response = self.wire.follow(ask, response).await?;
                     if refused.is_none() && is_over(response.status()) {
                         refused = Some(uri);
@@ -237,7 +243,7 @@ impl Inner {
                     drop(slot);
                     discard(response).await;
                     let uri = next.uri.clone();
-                    let response = self.wire.once(&next).await?;
+                    let response = self.wire.hop(&next).await?;
                     let response = self.wire.follow(next, response).await?;
                     return if is_signed { storage(&uri, response) } else { Ok(response) };
                 }
@@ -284,7 +290,7 @@ impl Inner {
     async fn once(&self, target: &Target, ask: &Ask) -> Result<Response<Incoming>, OriginError> {
         let response = self.wire.once(ask).await?;
         if target.is_own {
-            self.kept.pause.heed(&response);
+            self.kept.pauses.heed(&target.place, &response);
         }
         Ok(response)
     }

@@ -56,7 +56,7 @@ use fetch::{Answer, Job};
 use guard::Guard;
 use limits::{Slots as Connections, Throttle, Weight};
 use node::NodeCredential;
-use retry::Pause;
+use retry::Pauses;
 use send::{Wire, collect};
 use signed::SIGNED_MAX;
 use slots::Slots;
@@ -97,7 +97,9 @@ struct Kept {
     signed: Slots<signed::Key, signed::Known>,
     body: blob::Settings,
     attempts: u32,
-    pause: Pause,
+    /// Until when the registry itself is left alone.
+    pauses: Pauses,
+    storages: Arc<Pauses>,
     registry: RegistryConfig,
     settings: crate::config::Origin,
     /// The certificates that are trusted, and which file of them the registry has.
@@ -106,10 +108,11 @@ struct Kept {
     api: Option<Place>,
 }
 
-/// What all registries have in common: the system's certificates and the tokens of AWS.
+/// What all registries have in common: the system's certificates, the tokens of AWS, and storages.
 pub struct Shared {
     roots: RootCertStore,
     ecr: Arc<Ecr>,
+    storages: Arc<Pauses>,
 }
 
 /// What a registry says of a manifest without sending it.
@@ -160,7 +163,7 @@ impl Shared {
         // Files are read: some hundred, on a slow disk at boot.
         let roots = tokio::task::spawn_blocking(http::system_roots).await.unwrap_or_else(|_| RootCertStore::empty());
         let ecr = Arc::new(Ecr::new(config, !roots.is_empty()));
-        Ok(Self { roots, ecr })
+        Ok(Self { roots, ecr, storages: Arc::default() })
     }
 }
 
@@ -185,7 +188,8 @@ impl Origin {
             signed: Slots::new(SIGNED_MAX, patience),
             body: blob::Settings { stall: settings.stall.0, throttle, metrics, label },
             attempts: settings.attempts,
-            pause: Pause::default(),
+            pauses: Pauses::default(),
+            storages: shared.storages.clone(),
             registry: registry.clone(),
             settings: settings.clone(),
             trust: Mutex::new(trust(shared, registry)?),
@@ -217,7 +221,8 @@ impl Origin {
         let roots = kept.trust.lock().unwrap_or_else(PoisonError::into_inner).0.clone();
         let http = http::Http::new(settings, connections, roots, guard)?;
         let (metrics, label) = (body.metrics.clone(), body.label.clone());
-        let wire = Wire { http, plain_http: registry.plain_http, metrics, label };
+        let storages = kept.storages.clone();
+        let wire = Wire { http, plain_http: registry.plain_http, metrics, label, storages };
         let inner = Arc::new(Inner { targets, wire, kept });
         Ok(Self { inner, whom: Whom::Registry, waits_when_throttled: true, claim: None })
     }

@@ -3,6 +3,7 @@
 //! Exponential with full jitter: a thousand nodes that were throttled together must not come back
 //! together. What breaks after the response head is not repeated here; a pull resumes it.
 
+use std::collections::HashMap;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -11,6 +12,7 @@ use http::{HeaderMap, Response, StatusCode};
 use tokio::time::Instant;
 
 use super::OriginError;
+use super::url::Place;
 use crate::metrics::{Metrics, ReasonLabels};
 
 /// The first pause is up to this long, each next one up to twice as long.
@@ -25,9 +27,13 @@ const ASKED_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 /// Nobody leaves a registry alone for longer, as in the swarm: what it said may hold for one credential only.
 const PAUSE_MAX: Duration = Duration::from_secs(60);
 
-/// Until when a registry is left alone: what it asked one request for, all others keep too.
+/// Hosts that are left alone at once: a registry has one, and a storage or two. Past this the one that may be
+/// asked again soonest is forgotten.
+const PAUSES_MAX: usize = 64;
+
+/// Until when hosts are left alone: what one asked one request for, all others keep too.
 #[derive(Default)]
-pub(super) struct Pause(Mutex<Option<Asked>>);
+pub(super) struct Pauses(Mutex<HashMap<Place, Asked>>);
 
 #[derive(Clone, Copy)]
 struct Asked {
@@ -36,46 +42,64 @@ struct Asked {
     status: u16,
 }
 
-impl Pause {
-    /// Hears what the registry says to a request.
-    pub(super) fn heed<B>(&self, answer: &Response<B>) {
+impl Pauses {
+    /// Hears what a host says to a request.
+    pub(super) fn heed<B>(&self, place: &Place, answer: &Response<B>) {
         let status = answer.status();
         if status != StatusCode::TOO_MANY_REQUESTS && status != StatusCode::SERVICE_UNAVAILABLE {
             return;
         }
         let Some(asked) = retry_after(answer.headers(), SystemTime::now()) else { return };
-        let asked = Asked { until: Instant::now() + asked.min(PAUSE_MAX), status: status.as_u16() };
-        let mut pause = self.lock();
-        if pause.is_none_or(|pause| pause.until < asked.until) {
-            *pause = Some(asked);
+        self.note(place, Asked { until: Instant::now() + asked.min(PAUSE_MAX), status: status.as_u16() });
+    }
+
+    fn note(&self, place: &Place, asked: Asked) {
+        let mut pauses = self.lock();
+        if pauses.get(place).is_some_and(|pause| pause.until >= asked.until) {
+            return;
         }
+        if !pauses.contains_key(place) && pauses.len() >= PAUSES_MAX {
+            let soonest = pauses.iter().min_by_key(|(_, asked)| asked.until).map(|(place, _)| place.clone());
+            soonest.map(|place| pauses.remove(&place));
+        }
+        pauses.insert(place.clone(), asked);
     }
 
-    /// Whether the registry is to be left alone now.
-    pub(super) fn holds(&self) -> bool {
-        self.now().is_some()
+    /// Whether a host is to be left alone now.
+    pub(super) fn holds(&self, place: &Place) -> bool {
+        self.now(place).is_some()
     }
 
-    /// Waits until the registry may be asked, if that is not after `deadline`; if it is, the error is what the
-    /// registry would say.
-    pub(super) async fn over(&self, host: &str, deadline: Instant) -> Result<(), OriginError> {
-        while let Some(Asked { until, status }) = self.now() {
-            if until > deadline {
-                let retry_after = Some(until.saturating_duration_since(Instant::now()));
-                return Err(OriginError::Status { host: host.to_owned(), status, retry_after });
+    /// That a host may be asked now; if not, the error is what it would say.
+    pub(super) fn check(&self, place: &Place) -> Result<(), OriginError> {
+        self.now(place).map_or(Ok(()), |asked| Err(asked.says(place)))
+    }
+
+    /// Waits until a host may be asked, if that is not after `deadline`; if it is, the error is what it would say.
+    pub(super) async fn over(&self, place: &Place, deadline: Instant) -> Result<(), OriginError> {
+        while let Some(asked) = self.now(place) {
+            if asked.until > deadline {
+                return Err(asked.says(place));
             }
             // Not all at once.
-            tokio::time::sleep_until(until + pause(0, None, dice())).await;
+            tokio::time::sleep_until(asked.until + pause(0, None, dice())).await;
         }
         Ok(())
     }
 
-    fn now(&self) -> Option<Asked> {
-        self.lock().filter(|asked| asked.until > Instant::now())
+    fn now(&self, place: &Place) -> Option<Asked> {
+        self.lock().get(place).copied().filter(|asked| asked.until > Instant::now())
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<Asked>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Place, Asked>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Asked {
+    fn says(self, place: &Place) -> OriginError {
+        let retry_after = Some(self.until.saturating_duration_since(Instant::now()));
+        OriginError::Status { host: place.to_string(), status: self.status, retry_after }
     }
 }
 
@@ -151,6 +175,21 @@ mod tests {
         assert_eq!(read(&httpdate::fmt_http_date(now - Duration::from_secs(9))), Some(Duration::ZERO));
         assert_eq!(read("soon"), None);
         assert_eq!(retry_after(&HeaderMap::new(), now), None);
+    }
+
+    #[test]
+    fn the_table_of_pauses_is_bounded_and_keeps_the_longest() {
+        let (pauses, now) = (Pauses::default(), Instant::now());
+        let place = |number: usize| Place { https: true, host: format!("s{number}.example"), port: 443 };
+        let until = |seconds: usize| now + Duration::from_secs(60 + u64::try_from(seconds).unwrap());
+        for number in 0..=PAUSES_MAX {
+            pauses.note(&place(number), Asked { until: until(number), status: 503 });
+        }
+        assert!(!pauses.holds(&place(0)) && (1..=PAUSES_MAX).all(|number| pauses.holds(&place(number))));
+        // Who says less later does not shorten what was said before.
+        pauses.note(&place(9), Asked { until: now, status: 429 });
+        assert!(matches!(pauses.check(&place(9)), Err(OriginError::Status { status: 503, .. })));
+        assert!(pauses.check(&place(0)).is_ok());
     }
 
     proptest! {

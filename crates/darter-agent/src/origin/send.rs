@@ -12,7 +12,7 @@ use hyper::body::{Body as _, Incoming};
 
 use super::OriginError;
 use super::http::Http;
-use super::retry::retry_after;
+use super::retry::{Pauses, retry_after};
 use super::url::{Place, resolve, shown};
 use crate::metrics::{Metrics, OriginLabels, RegistryLabel};
 
@@ -74,6 +74,8 @@ pub(super) struct Wire {
     pub(super) plain_http: bool,
     pub(super) metrics: Arc<Metrics>,
     pub(super) label: RegistryLabel,
+    /// Until when what registries redirect to is left alone. Of all registries: two may have one storage.
+    pub(super) storages: Arc<Pauses>,
 }
 
 impl Wire {
@@ -99,6 +101,16 @@ impl Wire {
         self.metrics.origin_requests.get_or_create(&labels).inc();
     }
 
+    /// One exchange with what an answer redirects to, unless that wants to be left alone. When it does, all
+    /// requests of this node hear it.
+    pub(super) async fn hop(&self, ask: &Ask) -> Result<Response<Incoming>, OriginError> {
+        let Some(place) = Place::of(&ask.uri) else { return self.once(ask).await };
+        self.storages.check(&place)?;
+        let answer = self.once(ask).await?;
+        self.storages.heed(&place, &answer);
+        Ok(answer)
+    }
+
     /// Goes on from the answer to `ask` until one is no redirect.
     pub(super) async fn follow(
         &self,
@@ -109,7 +121,7 @@ impl Wire {
             let Some(next) = self.next_hop(&ask, &answer)? else { return Ok(answer) };
             discard(answer).await;
             ask = next;
-            answer = self.once(&ask).await?;
+            answer = self.hop(&ask).await?;
         }
         Err(OriginError::Lied("it redirects without end"))
     }

@@ -221,10 +221,12 @@ impl Pulls {
     /// The blob if it is here, else the running pull of it, else a new one. Waits for the first
     /// bytes, so that a failure before them is still an error and not a broken body.
     pub async fn join(&self, wanted: Wanted) -> Result<Joined, PullError> {
-        match self.join_once(&wanted).await {
-            // It ran for another node that goes, without a registry; this one has it.
-            Err(PullError::Others) if wanted.whence.is_some() => self.join_once(&wanted).await,
-            joined => joined,
+        loop {
+            match self.join_once(&wanted).await {
+                // It ran for another node that goes, without a registry; this one has it.
+                Err(PullError::Others) if wanted.whence.is_some() => {}
+                joined => return joined,
+            }
         }
     }
 

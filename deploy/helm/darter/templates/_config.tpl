@@ -45,6 +45,7 @@ gpu:
   kmsg: {{ $v.gpu.kmsg }}
   driver_root: {{ $v.gpu.driverRoot | quote }}
   pod_resources: {{ printf "%s/kubelet.sock" $v.host.podResources | quote }}
+  driver_grace: 1m
 {{- with $v.report.scaler }}
 report:
   scaler: {{ . | quote }}

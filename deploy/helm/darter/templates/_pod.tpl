@@ -98,6 +98,10 @@ spec:
           value: all
         - name: NVIDIA_DRIVER_CAPABILITIES
           value: utility
+        {{- if $v.gpu.migMonitor }}
+        - name: NVIDIA_MIG_MONITOR_DEVICES
+          value: all
+        {{- end }}
         {{- end }}
       ports:
         - name: mirror
@@ -122,6 +126,11 @@ spec:
         {{- if include "darter.privileged" $root }}
         # A device that no runtime hands in (gpu.kmsg, gpu.driverRoot) is open to no other container.
         privileged: true
+        {{- else if and $v.gpu.migMonitor (ne $v.gpu.mode "off") }}
+        # NVIDIA's runtime takes NVIDIA_MIG_MONITOR_DEVICES from nobody without it.
+        capabilities:
+          drop: [ALL]
+          add: [SYS_ADMIN]
         {{- else }}
         allowPrivilegeEscalation: false
         capabilities:

@@ -65,7 +65,7 @@ async fn paused(
     let origin = origin_with(&config, &registry(&server)).await;
     let asked = origin.clone();
     let first = tokio::spawn(async move { blob(&asked, None, &Credential::Anonymous).await });
-    while !origin.inner.kept.pause.holds() {
+    while !origin.inner.kept.pauses.holds(&origin.inner.targets[0].place) {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     (server, origin, first)
@@ -120,6 +120,83 @@ async fn a_registry_that_wants_to_be_left_alone_keeps_nobody_from_the_storage_be
     assert!(refused.is_throttling(), "{refused:?}");
     assert_eq!(blob(&origin, None, &Credential::Anonymous).await.unwrap(), CONTENT);
     assert_eq!((server.seen().len(), storage.seen().len()), (2, 2));
+}
+
+/// Two registries with one storage, which tells the first request that gets there to come back later; and when
+/// it was asked.
+async fn with_one_storage(seconds: &'static str) -> ([(Server, Origin); 2], Server, Arc<Mutex<Vec<Instant>>>) {
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let log = asked.clone();
+    let storage = Server::start_at("127.0.0.2", move |seen| {
+        let mut log = log.lock().unwrap();
+        log.push(Instant::now());
+        match log.len() {
+            1 => Reply::new(503, "").header("retry-after", seconds),
+            _ => Reply::ranged(seen, CONTENT),
+        }
+    })
+    .await;
+    let mut config = config();
+    config.origin.attempts = 2;
+    let shared = Shared::new(&config).await.unwrap();
+    let mut both = Vec::new();
+    for _ in 0..2 {
+        let to = format!("{}/k?X-Amz-Expires=100", storage.url());
+        let redirects = move |seen: &Seen| match seen.target.contains("/blobs/") {
+            true => Reply::redirect(&to),
+            false => Reply::new(200, ""),
+        };
+        let server = Server::start(redirects).await;
+        let origin = Origin::new(&config, &registry(&server), &[], &shared, metrics()).unwrap();
+        both.push((server, origin));
+    }
+    (both.try_into().ok().unwrap(), storage, asked)
+}
+
+/// The first request of a layer, by a task that is still waiting, once the node knows what the storage said.
+async fn told_to_wait(origin: &Origin, storage: &Server) -> tokio::task::JoinHandle<Result<Vec<u8>, OriginError>> {
+    let asked = origin.clone();
+    let first = tokio::spawn(async move { blob(&asked, None, &Credential::Anonymous).await });
+    let place = place(&storage.url()).unwrap();
+    while !origin.inner.wire.storages.holds(&place) {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    first
+}
+
+#[tokio::test]
+async fn what_a_storage_asks_one_request_for_all_others_keep_too_whatever_registry_sent_them_there() {
+    let ([(server, origin), (_other_server, other)], storage, asked) = with_one_storage("2").await;
+    let first = told_to_wait(&origin, &storage).await;
+    let who = Credential::Anonymous;
+    // The registry itself said nothing, and is asked meanwhile.
+    origin.head_manifest(&repository(), &tag(), &who).await.unwrap();
+    assert_eq!(asked.lock().unwrap().len(), 1);
+    let others = [&origin, &origin, &origin, &other, &other].map(|origin| blob(origin, None, &who));
+    for bytes in futures_util::future::join_all(others).await {
+        assert_eq!(bytes.unwrap(), CONTENT);
+    }
+    assert_eq!(first.await.unwrap().unwrap(), CONTENT);
+    let asked = asked.lock().unwrap();
+    assert_eq!(asked.len(), 1 + 6);
+    assert!(asked[1..].iter().all(|at| at.duration_since(asked[0]) >= Duration::from_secs(2)), "{asked:?}");
+    // The layer's signed URL was asked for once, and the tag.
+    assert_eq!(server.seen().len(), 2);
+}
+
+#[tokio::test]
+async fn a_storage_is_left_alone_for_a_minute_at_most_and_who_would_wait_too_long_hears_it_at_once() {
+    let ([(_server, origin), (_other_server, other)], storage, asked) = with_one_storage("3600").await;
+    let first = told_to_wait(&origin, &storage).await;
+    // By a URL that is known, by one that the registry just gave, and for whoever does not wait at all.
+    for origin in [&origin, &other, &origin.telling_throttles()] {
+        let error = blob(origin, None, &Credential::Anonymous).await.unwrap_err();
+        assert!(error.is_throttling() && error.is_away(), "{error:?}");
+        let left = error.retry_after().unwrap();
+        assert!(left > Duration::from_secs(30) && left <= Duration::from_secs(60), "{left:?}");
+    }
+    assert!(first.await.unwrap().is_err());
+    assert_eq!(asked.lock().unwrap().len(), 1);
 }
 
 #[tokio::test]

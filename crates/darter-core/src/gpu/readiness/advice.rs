@@ -25,6 +25,15 @@ impl Reason {
                  gpu.runtimeClass or gpu.driverRoot, elsewhere start its container with the runtime `nvidia` and \
                  NVIDIA_DRIVER_CAPABILITIES=utility, or say where libnvidia-ml.so.1 is (gpu.library, gpu.driver_root)"
             }
+            Self::NvmlCrashes => {
+                "run `nvidia-smi` on the node: if it crashes too, reinstall the driver or drain the node and reboot it; \
+                 then, or if it does not, `darter gpu clear` has NVML asked again"
+            }
+            Self::GpusNotPermitted => {
+                "delete the agent's pod: a container loses its devices when systemd is reloaded under it \
+                 (`systemctl daemon-reload`), and other pods with GPUs may have lost theirs; gpu.driver_grace has the \
+                 agent started anew by itself"
+            }
             Self::DriverMismatch => "the driver was updated under the loaded module: drain the node and reboot it",
             Self::NvmlInitFailed => {
                 "run `nvidia-smi` on the node and read `dmesg | grep NVRM`; if it fails too, drain the node and \

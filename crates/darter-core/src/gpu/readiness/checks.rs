@@ -121,7 +121,8 @@ fn driver(sheet: &mut Sheet, o: &Observation) {
 
 /// The worst that NVML and counts can say: not that GPUs are broken, where nobody knows whether NVML has devices.
 fn at_worst(o: &Observation) -> State {
-    let has_devices = o.control_node == Some(true) && o.device_nodes.is_some_and(|nodes| nodes > 0);
+    let is_handed = o.control_node == Some(true) && o.device_nodes.is_some_and(|nodes| nodes > 0);
+    let has_devices = is_handed && o.control_node_opens != Some(false);
     if has_devices { State::NotReady } else { State::Unknown }
 }
 
@@ -134,6 +135,15 @@ fn nvml(sheet: &mut Sheet, o: &Observation) {
         // lacks says nothing of them.
         Some(Nvml::LibraryNotFound) => sheet.add(Reason::LibraryNotFound, State::Unknown, ""),
         Some(Nvml::DriverMismatch) => sheet.add(Reason::DriverMismatch, at_worst(o), ""),
+        // The device cgroup says no, as it may after a reload of systemd. Whoever has them works on.
+        Some(Nvml::InitFailed(code)) if o.control_node_opens == Some(false) => {
+            let detail = format!("code {code}, and the agent may not open /dev/nvidiactl");
+            sheet.add(Reason::GpusNotPermitted, State::Unknown, detail);
+        }
+        Some(Nvml::Crashes(times)) => {
+            let detail = format!("{times} agents ended while they asked it");
+            sheet.add(Reason::NvmlCrashes, State::Unknown, detail);
+        }
         Some(Nvml::InitFailed(code)) => sheet.add(Reason::NvmlInitFailed, at_worst(o), format!("code {code}")),
         Some(Nvml::Unresponsive) => sheet.add(Reason::NvmlUnresponsive, State::Unknown, ""),
     }

@@ -16,6 +16,8 @@ pub enum Nvml {
     InitFailed(u32),
     /// A call has been running for longer than it may.
     Unresponsive,
+    /// It is not asked any more: so many agents ended while they asked it.
+    Crashes(u32),
 }
 
 /// How the NVSwitch fabric stands (`nvmlDeviceGetGpuFabricInfoV`).
@@ -77,6 +79,8 @@ pub struct Observation {
     pub driver_version_file: Option<bool>,
     /// Whether `/dev/nvidiactl` is there.
     pub control_node: Option<bool>,
+    /// Whether it may be opened; looked at where NVML does not start.
+    pub control_node_opens: Option<bool>,
     /// How many `/dev/nvidia[0-9]+` there are.
     pub device_nodes: Option<u32>,
     /// How NVML stands.
@@ -117,7 +121,7 @@ impl Observation {
     /// This one, with what it does not know from an older one.
     pub(super) fn or(mut self, old: &Self) -> Self {
         newest!(self, old: pci_functions, should_have_gpus, driver_version_file, control_node, device_nodes, nvml);
-        newest!(self, old: nvml_count, instance_gpus, learned_gpus, xids, fabric_manager, plugin_devices);
+        newest!(self, old: control_node_opens, nvml_count, instance_gpus, learned_gpus, xids, fabric_manager, plugin_devices);
         newest!(self, old: plugin_expected, allocatable, gfd_labels, cuda_smoke);
         let Some(gpus) = &mut self.gpus else {
             self.gpus.clone_from(&old.gpus);

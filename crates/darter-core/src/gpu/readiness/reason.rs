@@ -15,6 +15,10 @@ pub enum Reason {
     GpusNotVisible,
     /// Check 2: no `libnvidia-ml.so.1` here. As little is known then.
     LibraryNotFound,
+    /// The library took agents down with it, and is not asked any more.
+    NvmlCrashes,
+    /// NVML does not start, and this agent may not open the driver's devices: as little is known as without them.
+    GpusNotPermitted,
     /// The library is of another version than the driver.
     DriverMismatch,
     /// NVML does not start.
@@ -72,6 +76,8 @@ impl Reason {
             Self::DriverNotLoaded => "DriverNotLoaded",
             Self::GpusNotVisible => "GpusNotVisible",
             Self::LibraryNotFound => "LibraryNotFound",
+            Self::NvmlCrashes => "NvmlCrashes",
+            Self::GpusNotPermitted => "GpusNotPermitted",
             Self::DriverMismatch => "DriverMismatch",
             Self::NvmlInitFailed => "NvmlInitFailed",
             Self::NvmlUnresponsive => "NvmlUnresponsive",
@@ -102,6 +108,7 @@ impl Reason {
             Self::GpuNodeNotObserved => 0,
             Self::DriverNotLoaded | Self::GpusNotVisible => 1,
             Self::LibraryNotFound | Self::DriverMismatch | Self::NvmlInitFailed => 2,
+            Self::NvmlCrashes | Self::GpusNotPermitted => 2,
             Self::NvmlUnresponsive | Self::NvmlNotObserved => 2,
             Self::GpuCountMismatch | Self::GpuLost => 3,
             Self::RecoveryActionRequired(_) => 4,

@@ -46,6 +46,7 @@ fn healthy() -> Observation {
         should_have_gpus: Some(true),
         driver_version_file: Some(true),
         control_node: Some(true),
+        control_node_opens: None,
         device_nodes: Some(2),
         nvml: Some(Nvml::Ok),
         nvml_count: Some(2),
@@ -97,6 +98,7 @@ fn every_row_of_the_table() {
             o.gpus = Some(vec![Gpu { fabric, ..healthy_gpu(1) }]);
         })
     };
+    let closed = |nvml, opens| with(|o| (o.nvml, o.control_node_opens) = (Some(nvml), opens));
     let rows = [
         (healthy(), "Ready"),
         // 0
@@ -123,6 +125,11 @@ fn every_row_of_the_table() {
         (with(|o| o.nvml = Some(Nvml::DriverMismatch)), "NotReady DriverMismatch"),
         (with(|o| o.nvml = Some(Nvml::InitFailed(999))), "NotReady NvmlInitFailed"),
         (with(|o| o.nvml = Some(Nvml::Unresponsive)), "Unknown NvmlUnresponsive"),
+        (with(|o| o.nvml = Some(Nvml::Crashes(3))), "Unknown NvmlCrashes"),
+        (closed(Nvml::InitFailed(999), Some(false)), "Unknown GpusNotPermitted"),
+        (closed(Nvml::InitFailed(999), Some(true)), "NotReady NvmlInitFailed"),
+        // What the agent may not open it does not need while NVML has it open.
+        (closed(Nvml::Ok, Some(false)), "Ready"),
         (with(|o| o.nvml = None), "Unknown NvmlNotObserved"),
         // 3
         (with(|o| o.nvml_count = Some(1)), "NotReady GpuCountMismatch"),

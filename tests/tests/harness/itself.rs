@@ -1,5 +1,4 @@
-//! The harness proves itself: what it fakes behaves as the real thing is known to, what it starts
-//! is gone afterwards.
+//! What the harness starts: processes, networks, registries and containerds.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -37,7 +36,7 @@ async fn a_process_ends_with_its_owner_and_with_the_whole_run() -> Result<()> {
 
     // A run of its own, which starts a process and is killed.
     let mut command = process::command(std::env::current_exe()?);
-    command.args(["--exact", "a_run_to_be_killed", "--nocapture"]).env(TO_BE_KILLED, "1");
+    command.args(["--exact", "itself::a_run_to_be_killed", "--nocapture"]).env(TO_BE_KILLED, "1");
     let mut runner = Process::start("a run", command, &dir.join("runner"))?;
     let child = loop {
         let log = runner.log();

@@ -44,10 +44,9 @@ async fn comes_right(pair: &Pair, blob: &Item) -> Result<()> {
 /// So many manifests were answered 404 for what the registry said, and for nothing else.
 async fn not_used(pair: &Pair, manifests: f64) -> Result<()> {
     let unknown = [("kind", "manifest"), ("code", "404")];
-    let counted = async || Ok(pair.metric("darter_mirror_requests_total", &unknown).await? == manifests);
-    eventually("each is counted", counted).await?;
-    assert_eq!(pair.metric("darter_mirror_refusals_total", &[]).await?, manifests);
+    pair.agent.counted("darter_mirror_refusals_total", &[], |sum| sum == manifests).await?;
     assert_eq!(pair.metric("darter_mirror_refusals_total", &[("reason", "origin")]).await?, manifests);
+    assert_eq!(pair.metric("darter_mirror_requests_total", &unknown).await?, manifests);
     Ok(())
 }
 

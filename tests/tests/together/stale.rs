@@ -142,6 +142,8 @@ async fn a_tag_that_moved_between_two_nodes_is_no_answer_to_anybody() -> Result<
     for node in [2, 0, 1] {
         ensure!(status(&swarm, node, tag).await? == 404, "node {node} has an answer\n{}", swarm.story(node));
         ensure!(refused(&swarm, node, "differ").await? >= 1.0, "node {node} did not count it");
+        let differ = [("reason", "differ")];
+        swarm.agent(node)?.counted("darter_mirror_refusals_total", &differ, |sum| sum >= 1.0).await?;
         ensure!(answered(&swarm, node).await? == 0.0);
     }
     let pull = swarm.pull_on(&[2], &pushed).await;

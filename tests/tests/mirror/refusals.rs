@@ -1,15 +1,19 @@
 //! Each 404 that the agent gives by itself is counted by why it gave it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use bytes::Bytes;
 use darter_core::Digest;
-use darter_tests::agent::Options;
+use darter_tests::agent::{Agent, Options};
 use darter_tests::emulator::End;
 use darter_tests::fake_ecr::{Auth, Fault, Kind, Rule};
-use darter_tests::image::{Format, Image};
+use darter_tests::image::{Content, Format, Image};
+use darter_tests::net::Place;
 use darter_tests::stage::{MIB, Pair, REPOSITORY, TAG, eventually};
 use darter_tests::tools::{Need, can_run};
+use darter_tests::wire::{Reply, Request, Server, Service};
 
 /// One that nothing refers to.
 fn absent() -> String {
@@ -110,6 +114,34 @@ async fn a_404_for_what_the_registry_says_has_its_reason() -> Result<()> {
     pair.ecr.inject(Rule::on(Kind::Blob).digest(config).always(), Fault::Status(403, None));
     refused(&pair, "denied", &format!("blobs/{config}"), &[]).await?;
     all_have_theirs(&pair).await
+}
+
+/// A registry that gives the first byte of anything, and never says of how many.
+struct Silent;
+
+impl Service for Silent {
+    async fn answer(&self, _: Request) -> Reply {
+        let byte = Content::Bytes(Bytes::from_static(b"x"));
+        Reply::new(206, byte).header("content-range", "bytes 0-0/*")
+    }
+}
+
+#[tokio::test]
+async fn a_404_because_nobody_tells_how_large_a_blob_is_says_so() -> Result<()> {
+    if !can_run("a_404_because_nobody_tells_how_large_a_blob_is_says_so", &[Need::Darter]) {
+        return Ok(());
+    }
+    let server = Server::start(&Place::Host, None, Arc::new(Silent))?;
+    let (name, url) = ("registry.example", format!("http://{}", server.address()));
+    let keys = [("endpoint", url.into()), ("plain_http", true.into()), ("access", "public".into())];
+    let agent = Agent::start(Options::new(&Place::Host).registry(name, &keys)).await?;
+    let ask = format!("{}/v2/{REPOSITORY}/{}?ns={name}", agent.mirror_url(), absent());
+    let answer = agent.client().head(&ask).await?;
+    ensure!(answer.status == 404, "{}", answer.status);
+    agent
+        .counted("darter_mirror_refusals_total", &[("reason", "no_size"), ("registry", name)], |sum| sum == 1.0)
+        .await?;
+    Ok(())
 }
 
 #[tokio::test]

@@ -21,15 +21,14 @@ on_each_release! {
         let wanted: u64 = stage.image.pulled_blobs().map(|item| item.size()).sum();
         assert_eq!(stage.ecr.blob_bytes(), wanted, "{}", stage.story());
         assert_eq!(stage.read_by_containerd(), 0, "{}", stage.story());
-        let given = stage.metric("darter_mirror_bytes_total", &[]).await?;
-        assert!(given >= bytes(wanted), "{given} of {wanted}");
+        stage.agent().counted("darter_mirror_bytes_total", &[], |sum| sum >= bytes(wanted)).await?;
         // With discard_unpacked_layers containerd keeps no layer: the second pull needs them all. [11]
         stage.containerd.forget().await?;
         stage.ecr.reset_counts();
         stage.pull().await?;
         assert_eq!(stage.ecr.blob_bytes(), 0, "{}", stage.story());
-        let cached = stage.metric("darter_mirror_bytes_total", &[("source", "cache")]).await?;
-        assert!(cached >= bytes(wanted), "{cached} of {wanted}");
+        let cached = [("source", "cache")];
+        stage.agent().counted("darter_mirror_bytes_total", &cached, |sum| sum >= bytes(wanted)).await?;
         Ok(())
     }
 
@@ -63,8 +62,8 @@ on_each_release! {
             stage.start(stage.options("public").set("mirror.answer_within", "500ms")).await?;
             stage.ecr.inject(Rule::on(kind), Fault::Delay(Duration::MAX));
             stage.pull().await?;
-            let late = stage.metric("darter_mirror_refusals_total", &[("reason", "late")]).await?;
-            assert!(late >= 1.0, "{kind:?}: {late}\n{}", stage.story());
+            let late = stage.agent().counted("darter_mirror_refusals_total", &[("reason", "late")], |sum| sum >= 1.0);
+            late.await.with_context(|| format!("{kind:?}: {}", stage.story()))?;
             let asked = stage.ecr.log().iter().filter(|seen| seen.agent.starts_with("containerd/")).count();
             assert!(asked > 0, "{kind:?}: containerd did not go on at the registry\n{}", stage.story());
         }
@@ -124,8 +123,8 @@ on_each_release! {
             [file("data/blobs"), file("data/ingest")].into_iter().filter(|file| file.exists()).collect::<Vec<_>>()
         };
         eventually("nothing of it is kept", async || Ok(kept(&stage).is_empty())).await.with_context(|| stage.story())?;
-        let rotten = stage.metric("darter_pulls_total", &[("outcome", "store_failed")]).await?;
-        ensure!(rotten >= 1.0, "{}", stage.story());
+        let rotten = stage.agent().counted("darter_pulls_total", &[("outcome", "store_failed")], |sum| sum >= 1.0);
+        rotten.await.with_context(|| stage.story())?;
         stage.ecr.clear_faults();
         stage.agent.as_mut().expect("started").stop().await?;
         stage.agent.as_mut().expect("started").start_again().await?;

@@ -422,7 +422,7 @@ async fn nothing_is_left_of_a_cluster_that_was_interrupted_or_killed() -> Result
     let dir = Scratch::new()?;
     for signal in [Signal::INT, Signal::KILL] {
         let mut command = process::command(std::env::current_exe()?);
-        command.args(["--exact", "a_cluster_to_be_ended", "--nocapture"]).env(TO_BE_ENDED, "1");
+        command.args(["--exact", "cluster::a_cluster_to_be_ended", "--nocapture"]).env(TO_BE_ENDED, "1");
         let mut run = Process::start("a run", command, &dir.join(format!("{signal:?}")))?;
         eventually("it pulls", async || {
             ensure!(run.exited()?.is_none(), "{}", run.log());
@@ -443,7 +443,7 @@ async fn nothing_is_left_of_a_cluster_that_was_interrupted_or_killed() -> Result
             })
             .await?;
             let mut next = process::command(std::env::current_exe()?);
-            next.args(["--exact", "a_next_run"]);
+            next.args(["--exact", "cluster::a_next_run"]);
             process::run_ok("the next run", next, Duration::from_secs(60)).await?;
         }
         let left = traces(run.pid())?;

@@ -32,17 +32,19 @@ async fn a_cold_pull_by_chunks_is_one_stream_a_layer_and_the_next_one_is_chunks(
     let wanted: u64 = stage.image.pulled_blobs().map(Item::size).sum();
     assert_eq!(stage.ecr.blob_bytes(), wanted, "{}", stage.story());
     assert_eq!(stage.read_by_containerd(), 0, "{}", stage.story());
-    let streams = stage.metric("darter_mirror_requests_total", &[("kind", "blob"), ("code", "200")]).await?;
-    ensure!(streams >= 2.0, "{streams} streams for two layers\n{}", stage.story());
-    let chunks = stage.metric("darter_mirror_requests_total", &[("kind", "blob"), ("code", "206")]).await?;
-    ensure!(chunks <= 1.0, "{chunks} chunks, though only the configuration can have been complete");
+    let [streams, chunks] = [[("kind", "blob"), ("code", "200")], [("kind", "blob"), ("code", "206")]];
+    let requests = "darter_mirror_requests_total";
+    // For two layers.
+    stage.agent().counted(requests, &streams, |sum| sum >= 2.0).await.with_context(|| stage.story())?;
+    let before = stage.metric(requests, &chunks).await?;
+    ensure!(before <= 1.0, "{before} chunks, though only the configuration can have been complete");
 
     stage.containerd.forget().await?;
     stage.ecr.reset_counts();
     stage.pull().await?;
     assert_eq!(stage.ecr.blob_bytes(), 0, "{}", stage.story());
-    let now = stage.metric("darter_mirror_requests_total", &[("kind", "blob"), ("code", "206")]).await? - chunks;
-    ensure!(now >= 10.0, "{now} chunks of 1 MiB of two layers of 6 and 4\n{}", stage.story());
+    // Of 1 MiB, of two layers of 6 and 4.
+    stage.agent().counted(requests, &chunks, |sum| sum - before >= 10.0).await.with_context(|| stage.story())?;
     Ok(())
 }
 
