@@ -9,6 +9,7 @@
 
 pub mod apply;
 pub mod decide;
+pub mod fleet;
 pub mod policy;
 pub mod reason;
 pub mod record;
