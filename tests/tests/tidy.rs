@@ -63,7 +63,8 @@ fn dependencies_point_from_the_binary_to_the_core() {
     };
     assert_eq!(workspace("crates/darter-core/Cargo.toml"), [""; 0]);
     assert_eq!(workspace("crates/darter-api/Cargo.toml"), [""; 0]);
-    assert_eq!(workspace("crates/darter-agent/Cargo.toml"), ["darter-api", "darter-core"]);
+    assert_eq!(workspace("crates/darter-base/Cargo.toml"), [""; 0]);
+    assert_eq!(workspace("crates/darter-agent/Cargo.toml"), ["darter-api", "darter-base", "darter-core"]);
     // darter-api comes with the report stream.
     assert_eq!(workspace("crates/darter-scaler/Cargo.toml"), ["darter-core"]);
     assert_eq!(workspace("crates/darter/Cargo.toml"), ["darter-agent", "darter-core", "darter-scaler"]);
