@@ -145,7 +145,8 @@ async fn a_node_is_heard_from_its_claim_to_its_end() -> Result<()> {
         gpus: 8,
         ..expected
     };
-    ensure!(joined == expected && ear.node("c").is_none(), "{joined:?}");
+    ensure!(joined == expected, "{joined:?}");
+    ear.hears("it is one node", |ear| ear.node("c").is_none()).await?;
     // Its taint goes, Karpenter marks it, and it is gone.
     let mut warm = node("gpu-1");
     warm["spec"] = json!({ "taints": [{ "key": "other", "effect": "NoSchedule" }] });

@@ -41,12 +41,9 @@ pub(super) async fn write(client: &Client, settings: &Settings, pod: &Pod<'_>, c
     let api = Api::<v1::Pod>::namespaced(client.clone(), namespace);
     let params = PatchParams::apply(MANAGER);
     let rights = "a ClusterRole that lets it patch pods (off: actuators.deletion_cost)";
-    match api.patch_metadata(name, &params, &Patch::Apply(&body)).await {
-        Ok(_) => Ok(()),
-        // An apply of what is not there would make it, and a pod is not made of an annotation.
-        Err(kube::Error::Api(status)) if status.code == 422 && cost.is_none() => Ok(()),
-        Err(error) => Err(Wrong::of(&error, rights)),
-    }
+    // An apply of what is not there would make it; with a uid it is a conflict.
+    let applied = api.patch_metadata(name, &params, &Patch::Apply(&body)).await;
+    applied.map(drop).map_err(|error| Wrong::of(&error, rights))
 }
 
 #[cfg(test)]

@@ -46,6 +46,8 @@ impl Wrong {
         }
         match refusal(error, rights) {
             Some(("conflict" | "not_found", text)) => Self::Conflict(text),
+            // A patch of one that has another uid is taken for a try to change that.
+            Some(("invalid", text)) if text.contains("metadata.uid") => Self::Conflict(text),
             Some((reason, text)) => Self::Failed(reason, text),
             None => Self::Failed("answer", error.to_string()),
         }
