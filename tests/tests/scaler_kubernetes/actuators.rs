@@ -10,6 +10,7 @@ use darter_tests::stage::eventually;
 use darter_tests::tools::can_run;
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::{Cluster, Hands, NEEDS, client, node, pod};
@@ -96,22 +97,29 @@ async fn nothing_is_written_before_this_scaler_leads_and_after_it_led() -> Resul
         let stop = stop.clone();
         async move { election.run(&metrics, stop).await }
     });
-    leads.wait_for(|leads| *leads).await?;
+    becomes(&mut leads, true).await?;
     ensure!(hands.metrics.leads.get() == 1);
     eventually("it is done while it leads", async || Ok(hands.act(rank(&pod, -2)?).await? == Outcome::Done)).await?;
     // The API server is gone: by its own clock this one stops to lead, and tries nothing.
     cluster.plane.kill_api().await?;
-    leads.wait_for(|leads| !*leads).await?;
+    becomes(&mut leads, false).await?;
     ensure!(!lead.holds_now() && hands.metrics.leads.get() == 0);
     ensure!(hands.act(rank(&pod, -3)?).await? == Outcome::NotLeading);
     cluster.plane.start_api().await?;
-    leads.wait_for(|leads| *leads).await?;
+    becomes(&mut leads, true).await?;
     stop.cancel();
     running.await?;
     ensure!(hands.act(rank(&pod, -4)?).await? == Outcome::NotLeading, "it left");
     ensure!(cost(&cluster.get(PATH).await?) == Some("-2"));
     let lease = cluster.get("/apis/coordination.k8s.io/v1/namespaces/gpu/leases/darter-scaler").await?;
     ensure!(lease["spec"]["holderIdentity"] == "", "given back: {lease}");
+    Ok(())
+}
+
+/// Waits until it leads, or does not.
+async fn becomes(leads: &mut watch::Receiver<bool>, wanted: bool) -> Result<()> {
+    let becomes = tokio::time::timeout(secs(60), leads.wait_for(|leads| *leads == wanted)).await;
+    becomes.with_context(|| format!("it never becomes {wanted} that it leads"))??;
     Ok(())
 }
 
