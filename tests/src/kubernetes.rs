@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -111,6 +111,24 @@ impl ControlPlane {
         }
     }
 
+    /// Makes what these files define, kinds of others, and waits until objects of them can be made.
+    pub async fn define(&self, dir: &Path, names: &[&str]) -> Result<()> {
+        for name in names {
+            let text = fs::read_to_string(dir.join(name)).with_context(|| format!("no {name} in {}", dir.display()))?;
+            for definition in crate::chart::objects(&text)? {
+                let made = self.apply(&definition).await?;
+                let spec = &made["spec"];
+                let of = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+                let (group, plural) = (of(&spec["group"]), of(&spec["names"]["plural"]));
+                let version = of(&spec["versions"][0]["name"]);
+                let path = format!("/apis/{group}/{version}/{plural}");
+                let is_served = async || Ok(self.call(Method::GET, &path, None).await.is_ok());
+                crate::stage::eventually(&path, is_served).await?;
+            }
+        }
+        Ok(())
+    }
+
     /// Makes an object, or makes it what is said here, by server-side apply.
     pub async fn apply(&self, object: &Value) -> Result<Value> {
         let path = format!("{}?fieldManager=tests&force=true", path(object)?);
@@ -170,8 +188,13 @@ impl ControlPlane {
 
     /// A kubeconfig for a token, in whose context `namespace` is. It lives as long as the control plane.
     pub fn kubeconfig(&self, namespace: &str, token: &str) -> Result<PathBuf> {
+        self.kubeconfig_by(&format!("https://{}", self.address), namespace, token)
+    }
+
+    /// The same by way of somebody who stands before the API server.
+    pub fn kubeconfig_by(&self, server: &str, namespace: &str, token: &str) -> Result<PathBuf> {
         let ca = self.dir.join("ca.pem").display().to_string();
-        let cluster = json!({ "server": format!("https://{}", self.address), "certificate-authority": ca });
+        let cluster = json!({ "server": server, "certificate-authority": ca });
         let context = json!({ "cluster": "tests", "user": "tests", "namespace": namespace });
         let config = json!({
             "apiVersion": "v1", "kind": "Config", "current-context": "tests",
@@ -197,6 +220,11 @@ impl ControlPlane {
     /// A kubeconfig for the administrator.
     pub fn admin_kubeconfig(&self, namespace: &str) -> Result<PathBuf> {
         self.kubeconfig(namespace, ADMIN)
+    }
+
+    /// A client that trusts the API server, and that nobody is.
+    pub fn client(&self) -> Client {
+        self.client.clone()
     }
 
     /// Where the API server listens.

@@ -8,8 +8,8 @@
 //! - where things run: [`net`], [`process`], [`scratch`], [`tmpfs`], [`tools`]
 //! - what is pulled: [`image`], [`tls`], [`http`]
 //! - whence: [`registry`] (docker-registry), [`nginx`], [`fake_ecr`], [`imds`], both on [`wire`]
-//! - for whom nodes are members of a cluster: [`kubernetes`], with [`controllers`]; installed there: [`chart`];
-//!   whether it may be: [`kubeconform`]
+//! - for whom nodes are members of a cluster: [`kubernetes`], with [`controllers`], behind a [`gate`]; installed
+//!   there: [`chart`]; whether it may be: [`kubeconform`]
 //! - by whom: [`containerd`] with [`cri`], [`emulator`], [`conformance`]
 //! - on which GPUs: [`nvml`]; and who hears how they are: [`reports`]
 //! - through what: [`agent`]; over what: [`proxy`]; all of it together: [`stage`], and many nodes at
@@ -25,6 +25,7 @@ pub mod controllers;
 pub mod cri;
 pub mod emulator;
 pub mod fake_ecr;
+pub mod gate;
 pub mod http;
 pub mod image;
 pub mod imds;

@@ -56,6 +56,10 @@ pub enum Need {
     Kubeconform,
     /// The custom resources of the Prometheus Operator.
     PrometheusOperator,
+    /// The kinds of Karpenter.
+    KarpenterKinds,
+    /// The kinds of KEDA.
+    KedaKinds,
     /// buildah, and root to run it.
     Buildah,
     /// runc.
@@ -109,6 +113,13 @@ impl Need {
                 prometheus_operator().is_some(),
                 "no kinds of the Prometheus Operator: scripts/install-tools kubernetes fetches them, with Go",
             ),
+            Self::KarpenterKinds => (
+                karpenter_kinds().is_some(),
+                "no kinds of Karpenter: scripts/install-tools kubernetes fetches them, with Go",
+            ),
+            Self::KedaKinds => {
+                (keda_kinds().is_some(), "no kinds of KEDA: scripts/install-tools kubernetes fetches them, with Go")
+            }
             Self::Buildah => (find("buildah").is_some(), "no buildah: run scripts/install-tools image"),
             Self::Runc => (find("runc").is_some(), "no runc: run scripts/install-tools"),
             Self::Darter => (darter().is_ok(), "no darter binary: run cargo build -p darter"),
@@ -200,8 +211,23 @@ pub fn kubeconform() -> Option<PathBuf> {
 
 /// The directory of the Prometheus Operator's custom resource definitions, if they were fetched.
 pub fn prometheus_operator() -> Option<PathBuf> {
+    kinds("monitoring.coreos.com_podmonitors.yaml")
+}
+
+/// The directory of Karpenter's custom resource definitions, if they were fetched.
+pub fn karpenter_kinds() -> Option<PathBuf> {
+    kinds("karpenter.sh_nodeclaims.yaml")
+}
+
+/// The directory of KEDA's custom resource definitions, if they were fetched.
+pub fn keda_kinds() -> Option<PathBuf> {
+    kinds("keda.sh_scaledobjects.yaml")
+}
+
+/// Where this one is, in its newest version.
+fn kinds(file: &str) -> Option<PathBuf> {
     let versions = std::fs::read_dir(cache_dir().join("crds")).ok()?.flatten().map(|entry| entry.path());
-    versions.filter(|path| path.join("monitoring.coreos.com_podmonitors.yaml").is_file()).max()
+    versions.filter(|path| path.join(file).is_file()).max()
 }
 
 /// The darter binary under test: `$DARTER_BIN`, or the one that cargo built beside this program.

@@ -63,10 +63,11 @@ fn dependencies_point_from_the_binary_to_the_core() {
     };
     assert_eq!(workspace("crates/darter-core/Cargo.toml"), [""; 0]);
     assert_eq!(workspace("crates/darter-api/Cargo.toml"), [""; 0]);
+    assert_eq!(workspace("crates/darter-base/Cargo.toml"), [""; 0]);
     assert_eq!(workspace("crates/darter-nvml/Cargo.toml"), [""; 0]);
-    assert_eq!(workspace("crates/darter-agent/Cargo.toml"), ["darter-api", "darter-core", "darter-nvml"]);
+    assert_eq!(workspace("crates/darter-agent/Cargo.toml"), ["darter-api", "darter-base", "darter-core", "darter-nvml"]);
     // darter-api comes with the report stream.
-    assert_eq!(workspace("crates/darter-scaler/Cargo.toml"), ["darter-core"]);
+    assert_eq!(workspace("crates/darter-scaler/Cargo.toml"), ["darter-base", "darter-core"]);
     assert_eq!(workspace("crates/darter/Cargo.toml"), ["darter-agent", "darter-core", "darter-scaler"]);
 }
 
@@ -133,14 +134,14 @@ fn has_none_of(file: &Path, banned: &[&str]) {
 
 #[test]
 fn the_scaler_decides_and_plays_in_integers_and_without_touching_the_machine() {
-    let allowed = ["darter-core", "serde", "serde_json", "thiserror"];
-    for name in &dependencies("crates/darter-scaler/Cargo.toml") {
-        assert!(allowed.contains(&name.as_str()), "darter-scaler only decides so far: why does it depend on {name}?");
-    }
-    let files: Vec<_> = sources().into_iter().filter(|file| file.starts_with("crates/darter-scaler/src")).collect();
+    // What touches the machine is in directories of its own.
+    let is_pure = |file: &PathBuf| !file.starts_with("crates/darter-scaler/src/kubernetes");
+    let all = sources().into_iter().filter(|file| file.starts_with("crates/darter-scaler/src"));
+    let files: Vec<_> = all.filter(is_pure).collect();
     assert!(files.len() > 20, "only {files:?}");
     for file in files {
         has_none_of(&file, &IMPURE);
+        has_none_of(&file, &["tokio", "async ", "tracing"]);
         // Made-up demand is drawn in fractions; nothing is decided in them.
         if !file.ends_with("traces/generate.rs") {
             has_none_of(&file, &["f64", "f32"]);

@@ -16,8 +16,6 @@ pub mod gpu;
 pub mod head;
 pub mod images;
 pub mod imds;
-mod kubernetes;
-pub mod log;
 pub mod metrics;
 pub mod mirror;
 pub mod node;
@@ -32,3 +30,6 @@ pub mod sites;
 pub mod store;
 pub mod swarm;
 mod watch;
+
+use darter_base::kubernetes;
+pub use darter_base::log;

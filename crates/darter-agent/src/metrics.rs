@@ -5,6 +5,7 @@
 use std::fmt;
 use std::sync::atomic::AtomicU64;
 
+pub use darter_base::metrics::ReasonLabels;
 use darter_core::Registry;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text::encode;
@@ -95,8 +96,6 @@ labels! {
     BytesLabels { registry: RegistryLabel, source: Source }
     /// Of `darter_mirror_first_byte_seconds`.
     FirstByteLabels { kind: &'static str, source: Source }
-    /// A reason: a short fixed word.
-    ReasonLabels { reason: &'static str }
     /// Of `darter_pulls_total`.
     PullLabels { registry: RegistryLabel, outcome: &'static str }
     /// Of `darter_origin_requests_total`.

@@ -58,7 +58,7 @@ fn run(args: Args) -> Result<ExitCode> {
         Command::Config(ConfigCommand::Check(source)) => {
             let layers = source.load()?;
             let registries = layers.config()?.registries.len();
-            for warning in layers.warnings()? {
+            for warning in config::warnings(&layers)? {
                 eprintln!("darter: warning: {warning}");
             }
             show::print(&format!("ok: {registries} registries configured\n"))

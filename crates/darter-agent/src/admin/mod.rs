@@ -4,7 +4,6 @@
 //! which only its owner can open.
 
 mod advice;
-mod plain;
 mod readiness;
 mod status;
 
@@ -32,6 +31,8 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
+
+use darter_base::exposition;
 
 use crate::certs_d::Uninstaller;
 use crate::gpu::{Clear, ClearError, Judgement};
@@ -237,10 +238,10 @@ impl Answers {
         let mut page = self.metrics.render();
         self.watched.gpus.add_dcgm(&mut page);
         let accept = request.headers().get(header::ACCEPT).and_then(|accept| accept.to_str().ok());
-        if plain::wants_open(accept) {
-            return text(StatusCode::OK, plain::OPEN, page);
+        if exposition::wants_open(accept) {
+            return text(StatusCode::OK, exposition::OPEN, page);
         }
-        text(StatusCode::OK, plain::PLAIN, plain::plain(&page))
+        text(StatusCode::OK, exposition::PLAIN, exposition::plain(&page))
     }
 
     async fn readyz(&self) -> Response<Body> {

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
+pub(super) use darter_base::layers::{Fault, require};
 use darter_core::units::{Seconds, Share};
 
 use super::gpu::check_gpu;
@@ -17,12 +18,6 @@ use crate::swarm::discovery::has_port;
 
 /// A stop waits for bodies no longer than this, whatever was typed: those that are left go on at the registry.
 const DRAIN_MAX: Duration = Duration::from_secs(600);
-
-/// What is wrong, and at which key: `mirror.listen`, or `registry[0].ca`.
-pub(super) struct Fault {
-    pub(super) key: String,
-    pub(super) message: String,
-}
 
 /// Checks what the types cannot.
 pub(super) fn check(config: &Config) -> Result<(), Fault> {
@@ -199,8 +194,4 @@ fn is_host(entry: &str) -> bool {
     let bare = entry.strip_prefix('[').and_then(|entry| entry.strip_suffix(']')).unwrap_or(entry);
     let is_one = !entry.is_empty() && !entry.contains(|c: char| c == '/' || c == '@' || c.is_whitespace());
     is_one && (bare.parse::<IpAddr>().is_ok() || !entry.contains(':') || has_port(entry))
-}
-
-pub(super) fn require(holds: bool, key: &str, message: impl FnOnce() -> String) -> Result<(), Fault> {
-    if holds { Ok(()) } else { Err(Fault { key: key.to_owned(), message: message() }) }
 }

@@ -7,7 +7,6 @@
 mod check;
 mod gpu;
 mod kubernetes;
-mod layers;
 mod prewarm;
 mod registries;
 mod report;
@@ -24,14 +23,19 @@ use serde::{Deserialize, Serialize};
 
 use crate::swarm::discovery::{ServiceName, ServicePort};
 
+pub use darter_base::layers::ConfigError;
+use darter_base::layers::{Fault, Settings};
+pub use darter_base::log::{Log, LogFormat};
 pub use gpu::{DcgmNames, Gpu, GpuMode};
 pub use kubernetes::Kubernetes;
-pub use layers::{ConfigError, Layers};
 pub use prewarm::Prewarm;
 pub use report::{Report, ScalerUrl};
 
 /// The commented default configuration: what `darter config default` prints.
 pub const DEFAULT: &str = include_str!("default.toml");
+
+/// The layers of an agent's configuration.
+pub type Layers = darter_base::layers::Layers<Config>;
 
 /// The whole configuration. Key for key as in `default.toml`, which says what each means.
 #[derive(Debug, Clone, Deserialize, Serialize)]
@@ -64,20 +68,6 @@ pub struct Agent {
     #[serde(with = "optional")]
     pub data_dir: Option<PathBuf>,
     pub drain: Seconds,
-}
-
-#[derive(Debug, Clone, Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
-pub struct Log {
-    pub format: LogFormat,
-    pub level: String,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum LogFormat {
-    Text,
-    Json,
 }
 
 #[derive(Debug, Clone, Deserialize, Serialize)]
@@ -364,6 +354,25 @@ const fn yes() -> bool {
     true
 }
 
+impl Settings for Config {
+    const DEFAULT: &'static str = DEFAULT;
+    const PREFIX: &'static str = "DARTER_";
+    const RESERVED: &'static [&'static str] = &["CONFIG", "BENCH_DIR", "TEST_DIR"];
+    const SHOWN_BY: &'static str = "darter config default";
+    const NAMED: Option<&'static str> = Some("registry");
+    type Partial = partial::Config;
+
+    fn check(&self) -> Result<(), Fault> {
+        check::check(self)
+    }
+}
+
+/// What is missing on this node for a configuration to work, though the agent starts without. Reads the
+/// files that it names.
+pub fn warnings(layers: &Layers) -> Result<Vec<ConfigError>, ConfigError> {
+    Ok(layers.warn(&registries::warnings(&layers.config()?)))
+}
+
 impl Config {
     /// The embedded default, with nothing over it.
     pub fn embedded() -> Self {
@@ -426,6 +435,38 @@ impl std::fmt::Display for PlatformName {
         let Platform { os, architecture, variant } = &self.0;
         write!(f, "{os}/{architecture}")?;
         if variant.is_empty() { Ok(()) } else { write!(f, "/{variant}") }
+    }
+}
+
+/// The configuration with every section optional: a file may leave out what the default has, and
+/// reading its own text gives positions in it.
+mod partial {
+    use darter_base::layers::Section;
+    use serde::Deserialize;
+
+    use crate::config as full;
+
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    #[expect(dead_code, reason = "only the errors of reading it are used")]
+    pub struct Config {
+        agent: Option<Section<full::Agent>>,
+        log: Option<Section<full::Log>>,
+        mirror: Option<Section<full::Mirror>>,
+        store: Option<Section<full::Store>>,
+        certs_d: Option<Section<full::CertsD>>,
+        containerd: Option<Section<full::Containerd>>,
+        admin: Option<Section<full::Admin>>,
+        origin: Option<Section<full::Origin>>,
+        swarm: Option<Section<full::Swarm>>,
+        seed: Option<Section<full::Seed>>,
+        going: Option<Section<full::Going>>,
+        kubernetes: Option<Section<full::Kubernetes>>,
+        prewarm: Option<Section<full::Prewarm>>,
+        gpu: Option<Section<full::Gpu>>,
+        report: Option<Section<full::Report>>,
+        aws: Option<Section<full::Aws>>,
+        registry: Option<Vec<full::RegistryConfig>>,
     }
 }
 

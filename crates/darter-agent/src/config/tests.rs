@@ -294,7 +294,7 @@ fn files_that_are_missing_are_warned_of_and_keep_no_agent_from_starting() {
     let warned = |text: &str| {
         let layers = Layers::text(Path::new("darter.toml"), text.to_owned()).unwrap();
         let layers = layers.set("log.level=debug").unwrap();
-        layers.warnings().unwrap().iter().map(ToString::to_string).collect::<Vec<_>>()
+        warnings(&layers).unwrap().iter().map(ToString::to_string).collect::<Vec<_>>()
     };
     let [missing, empty] = &warned(&text)[..] else { panic!("{:?}", warned(&text)) };
     assert!(missing.starts_with("darter.toml:3: registry[0].ca: ") && missing.contains("ca.pem"), "{missing}");

@@ -5,17 +5,17 @@
 //! types for what is of none.
 
 /// The content type of the newer format, and of the older.
-pub(super) const OPEN: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+pub const OPEN: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 /// The content type of the older format.
-pub(super) const PLAIN: &str = "text/plain; version=0.0.4; charset=utf-8";
+pub const PLAIN: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// Whether a client's `Accept` asks for OpenMetrics.
-pub(super) fn wants_open(accept: Option<&str>) -> bool {
+pub fn wants_open(accept: Option<&str>) -> bool {
     accept.is_some_and(|accept| accept.contains("application/openmetrics-text"))
 }
 
 /// The same in the older format.
-pub(super) fn plain(open: &str) -> String {
+pub fn plain(open: &str) -> String {
     let mut page = String::with_capacity(open.len());
     // The help comes before the type, and the type says what name it is for.
     let mut help = None;

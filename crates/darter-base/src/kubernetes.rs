@@ -39,15 +39,15 @@ const FAILING_MAX: Duration = Duration::from_secs(60);
 const AGAIN: Duration = Duration::from_secs(5);
 
 /// What is watched.
-pub(crate) struct Watch<K> {
-    pub(crate) api: Api<K>,
-    pub(crate) config: watcher::Config,
+pub struct Watch<K> {
+    pub api: Api<K>,
+    pub config: watcher::Config,
     /// What the service account has to be allowed, for people.
-    pub(crate) rights: String,
+    pub rights: String,
 }
 
 /// What a watch tells.
-pub(crate) enum Told<K> {
+pub enum Told<K> {
     /// That it is accepted: at first, and again after trouble.
     Works,
     Event(watcher::Event<K>),
@@ -56,7 +56,7 @@ pub(crate) enum Told<K> {
 /// Watches for ever, as the user of `kubeconfig`, or without one as every pod is told; credentials are read anew
 /// when they fail. `watch` is given a client and the namespace of this pod, or of the kubeconfig's context. Each
 /// change is said by `teller`.
-pub(crate) async fn follow<K>(
+pub async fn follow<K>(
     kubeconfig: Option<&Path>,
     mut teller: Teller<'_>,
     watch: impl Fn(Client, String) -> Watch<K>,
@@ -108,9 +108,9 @@ where
 }
 
 /// A client that has asked nobody anything yet.
-pub(crate) struct Connected {
-    pub(crate) client: Client,
-    pub(crate) namespace: String,
+pub struct Connected {
+    pub client: Client,
+    pub namespace: String,
     /// A watch was accepted.
     heard: Arc<Notify>,
 }
@@ -119,7 +119,7 @@ pub(crate) struct Connected {
 ///
 /// # Errors
 /// Why there are none, for people.
-pub(crate) async fn connect(kubeconfig: Option<&Path>) -> Result<Connected, String> {
+pub async fn connect(kubeconfig: Option<&Path>) -> Result<Connected, String> {
     let mut config = match kubeconfig {
         Some(path) => read(path).await?,
         None => Config::incluster().map_err(|error| {
@@ -201,7 +201,7 @@ fn trouble(error: &watcher::Error, rights: &str) -> Option<(&'static str, String
 }
 
 /// The same of a question.
-pub(crate) fn refusal(error: &kube::Error, rights: &str) -> Option<(&'static str, String)> {
+pub fn refusal(error: &kube::Error, rights: &str) -> Option<(&'static str, String)> {
     match error {
         kube::Error::Api(status) => refused(status, rights),
         kube::Error::Auth(_) => Some(("credentials", chain(error).to_string())),
@@ -240,7 +240,7 @@ enum Said {
 }
 
 /// Says each change of a watch once, and counts every error.
-pub(crate) struct Teller<'a> {
+pub struct Teller<'a> {
     /// What cannot be watched, and what that means.
     trouble: String,
     errors: &'a Family<ReasonLabels, Counter>,
@@ -251,18 +251,18 @@ pub(crate) struct Teller<'a> {
 
 impl<'a> Teller<'a> {
     /// Of a watch that was not tried yet. `trouble` is the sentence to say when it fails.
-    pub(crate) const fn new(trouble: String, errors: &'a Family<ReasonLabels, Counter>) -> Self {
+    pub const fn new(trouble: String, errors: &'a Family<ReasonLabels, Counter>) -> Self {
         Self { trouble, errors, said: Said::Nothing, since: None }
     }
 
     /// It works. Whether that is news.
-    pub(crate) fn works(&mut self) -> bool {
+    pub fn works(&mut self) -> bool {
         self.since = None;
         std::mem::replace(&mut self.said, Said::Works) != Said::Works
     }
 
     /// It does not, for a reason: a word for the metric, and a sentence.
-    pub(crate) fn fails(&mut self, reason: &'static str, text: &str) {
+    pub fn fails(&mut self, reason: &'static str, text: &str) {
         self.errors.get_or_create(&ReasonLabels { reason }).inc();
         self.since.get_or_insert_with(Instant::now);
         if std::mem::replace(&mut self.said, Said::Fails(reason)) != Said::Fails(reason) {

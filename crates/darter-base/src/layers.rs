@@ -2,9 +2,43 @@
 
 use std::path::{Path, PathBuf};
 
+use serde::de::{DeserializeOwned, Deserializer, MapAccess, Visitor};
+use serde::{Deserialize, Serialize};
 use toml_edit::{DocumentMut, Item, Table};
 
-use super::{Config, DEFAULT, check, registries};
+/// A whole configuration, and what its layers need to know of it.
+pub trait Settings: DeserializeOwned + Serialize {
+    /// The commented default.
+    const DEFAULT: &'static str;
+    /// What the names of its environment variables begin with.
+    const PREFIX: &'static str;
+    /// Variables that begin so and are no keys, without the prefix.
+    const RESERVED: &'static [&'static str];
+    /// The command that shows all keys.
+    const SHOWN_BY: &'static str;
+    /// A list of tables of which one is picked by its name: `<list>.<name>.<key>`.
+    const NAMED: Option<&'static str>;
+    /// The same with every section optional: a file may leave out what the default has, and reading its own
+    /// text gives positions in it.
+    type Partial: DeserializeOwned;
+
+    /// Checks what the types cannot.
+    fn check(&self) -> Result<(), Fault>;
+}
+
+/// What is wrong, and at which key: `mirror.listen`, or `registry[0].ca`.
+#[derive(Debug)]
+pub struct Fault {
+    /// Which key.
+    pub key: String,
+    /// What is wrong with it.
+    pub message: String,
+}
+
+/// A fault unless this holds.
+pub fn require(holds: bool, key: &str, message: impl FnOnce() -> String) -> Result<(), Fault> {
+    if holds { Ok(()) } else { Err(Fault { key: key.to_owned(), message: message() }) }
+}
 
 /// Why a configuration is refused.
 #[derive(Debug, thiserror::Error)]
@@ -40,22 +74,23 @@ pub enum ConfigError {
 
 /// The layers of a configuration, merged one after the other.
 #[derive(Debug)]
-pub struct Layers {
+pub struct Layers<C> {
     merged: DocumentMut,
     file: Option<(PathBuf, String)>,
     /// Each with its key, in the order they were made.
     overrides: Vec<(String, String)>,
+    of: std::marker::PhantomData<C>,
 }
 
-impl Layers {
+impl<C: Settings> Layers<C> {
     /// Only the embedded default.
     pub fn embedded() -> Self {
-        let merged = match DEFAULT.parse() {
+        let merged = match C::DEFAULT.parse() {
             Ok(document) => document,
             // Covered by a test: the embedded text is part of the program.
             Err(error) => unreachable!("the embedded default is not TOML: {error}"),
         };
-        Self { merged, file: None, overrides: Vec::new() }
+        Self { merged, file: None, overrides: Vec::new(), of: std::marker::PhantomData }
     }
 
     /// A file over the embedded default.
@@ -79,25 +114,25 @@ impl Layers {
         Ok(layers)
     }
 
-    /// The `DARTER_<SECTION>_<KEY>` variables of an environment over what is there, in order of name.
+    /// The `<PREFIX><SECTION>_<KEY>` variables of an environment over what is there, in order of name.
     ///
-    /// Variables of other programs in the `DARTER_` name space are errors too: a misspelt key that
+    /// Variables of other programs in that name space are errors too: a misspelt key that
     /// is silently ignored costs a night.
     pub fn environment(mut self, variables: impl IntoIterator<Item = (String, String)>) -> Result<Self, ConfigError> {
         let mut variables: Vec<_> = variables
             .into_iter()
-            .filter_map(|(name, value)| Some((name.strip_prefix("DARTER_")?.to_owned(), value)))
-            .filter(|(name, _)| !RESERVED.contains(&name.as_str()))
+            .filter_map(|(name, value)| Some((name.strip_prefix(C::PREFIX)?.to_owned(), value)))
+            .filter(|(name, _)| !C::RESERVED.contains(&name.as_str()))
             .filter(|(name, value)| !is_service_link(name, value))
             .collect();
         variables.sort();
         for (name, value) in variables {
-            let origin = format!("environment variable DARTER_{name}");
+            let origin = format!("environment variable {}{name}", C::PREFIX);
             let lower = name.to_lowercase();
-            let sections = self.merged.as_table().iter().map(|(key, _)| key.to_owned());
-            let section = sections.filter(|section| lower.starts_with(&format!("{section}_"))).max_by_key(String::len);
-            let Some(section) = section else {
-                let message = "no such section; `darter config default` shows them".to_owned();
+            let sections = sections(self.merged.as_table(), "").into_iter();
+            let is_of = |section: &String| lower.starts_with(&format!("{}_", section.replace('.', "_")));
+            let Some(section) = sections.filter(is_of).max_by_key(String::len) else {
+                let message = format!("no such section; `{}` shows them", C::SHOWN_BY);
                 return Err(ConfigError::Override { origin, message });
             };
             let key = format!("{section}.{}", &lower[section.len() + 1..]);
@@ -117,15 +152,18 @@ impl Layers {
 
     fn set_one(mut self, origin: &str, key: &str, value: &str) -> Result<Self, ConfigError> {
         let wrong = |message: String| ConfigError::Override { origin: origin.to_owned(), message };
-        let unknown = || wrong(format!("unknown key `{key}`; `darter config default` shows all keys"));
+        let unknown = || wrong(format!("unknown key `{key}`; `{}` shows all keys", C::SHOWN_BY));
         let (section, name) = key.rsplit_once('.').ok_or_else(unknown)?;
-        let table = match section.strip_prefix("registry.") {
-            // Registries are a list; a name picks one and makes it if it is not there yet.
-            Some(registry) => registry_table(&mut self.merged, registry.trim_matches('"')),
-            None => self.merged.get_mut(section).and_then(Item::as_table_mut),
+        let named = C::NAMED.and_then(|list| Some((list, section.strip_prefix(list)?.strip_prefix('.')?)));
+        let table = match named {
+            // A list; a name picks one of it and makes it if it is not there yet.
+            Some((list, of)) => named_table(&mut self.merged, list, of.trim_matches('"')),
+            None => section
+                .split('.')
+                .try_fold(self.merged.as_table_mut(), |table, part| table.get_mut(part).and_then(Item::as_table_mut)),
         };
         let table = table.ok_or_else(unknown)?;
-        if !section.starts_with("registry.") && !table.contains_key(name) {
+        if named.is_none() && !table.contains_key(name) {
             return Err(unknown());
         }
         // Values are TOML where they read as TOML (numbers, booleans, lists), else text. A key whose
@@ -139,27 +177,25 @@ impl Layers {
         Ok(self)
     }
 
-    fn parsed(&self) -> Result<Config, ConfigError> {
+    fn parsed(&self) -> Result<C, ConfigError> {
         toml_edit::de::from_document(self.merged.clone()).map_err(|error| self.blame(error.message(), None))
     }
 
     /// The merged configuration, checked.
-    pub fn config(&self) -> Result<Config, ConfigError> {
+    pub fn config(&self) -> Result<C, ConfigError> {
         let config = self.parsed()?;
-        check::check(&config).map_err(|fault| self.blame(&fault.message, Some(&fault.key)))?;
+        config.check().map_err(|fault| self.blame(&fault.message, Some(&fault.key)))?;
         Ok(config)
     }
 
-    /// What is missing on this node for the merged configuration to work, though the agent starts without.
-    /// Reads the files that it names.
-    pub fn warnings(&self) -> Result<Vec<ConfigError>, ConfigError> {
-        let faults = registries::warnings(&self.config()?);
-        // Unlike an error it may be in any layer, and registries are mostly in the file.
-        let blame = |fault: &check::Fault| {
+    /// Faults that are no errors, as errors are told. Unlike those they may be in any layer, and are mostly in
+    /// the file.
+    pub fn warn(&self, faults: &[Fault]) -> Vec<ConfigError> {
+        let blame = |fault: &Fault| {
             let message = format!("{}: {}", fault.key, fault.message);
             self.blame_file(message, Some(&fault.key))
         };
-        Ok(faults.iter().map(blame).collect())
+        faults.iter().map(blame).collect()
     }
 
     /// The merged configuration as TOML.
@@ -184,7 +220,7 @@ impl Layers {
                 // serde's own errors know the span if they are found in the file's text itself.
                 let (line, told) = match key {
                     Some(key) => (line_of_key(text, key), None),
-                    None => match toml::from_str::<partial::Config>(text) {
+                    None => match toml::from_str::<C::Partial>(text) {
                         Err(error) => {
                             let line = line_at(text, error.span().map_or(0, |span| span.start));
                             let source = text.lines().nth(line - 1).unwrap_or_default().trim();
@@ -203,8 +239,21 @@ impl Layers {
     }
 }
 
-/// Variables that are not keys of the configuration.
-const RESERVED: [&str; 3] = ["CONFIG", "BENCH_DIR", "TEST_DIR"];
+/// The paths of all tables, those in tables too.
+fn sections(table: &Table, above: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    for (key, item) in table {
+        let path = if above.is_empty() { key.to_owned() } else { format!("{above}.{key}") };
+        // A list of tables is a section too, to be told that its keys are not set this way.
+        if let Some(table) = item.as_table() {
+            found.extend(sections(table, &path));
+        }
+        if item.is_table() || item.is_array_of_tables() {
+            found.push(path);
+        }
+    }
+    found
+}
 
 /// Whether Kubernetes made this variable: it puts the addresses of every Service of a namespace into
 /// every pod there, and ours may be called `darter-scaler`.
@@ -235,8 +284,8 @@ fn merge(below: &mut Table, above: &Table) {
     }
 }
 
-fn registry_table<'a>(document: &'a mut DocumentMut, name: &str) -> Option<&'a mut Table> {
-    let list = document.entry("registry").or_insert_with(|| Item::ArrayOfTables(toml_edit::ArrayOfTables::new()));
+fn named_table<'a>(document: &'a mut DocumentMut, list: &str, name: &str) -> Option<&'a mut Table> {
+    let list = document.entry(list).or_insert_with(|| Item::ArrayOfTables(toml_edit::ArrayOfTables::new()));
     let list = list.as_array_of_tables_mut()?;
     let is_it = |table: &Table| table.get("name").and_then(Item::as_str) == Some(name);
     let found = list.iter().position(is_it);
@@ -282,61 +331,32 @@ fn line_of_key(text: &str, key: &str) -> usize {
     span.map_or(1, |span| line_at(text, span.start))
 }
 
-/// The configuration with every section optional: a file may leave out what the default has, and
-/// reading its own text gives positions in it.
-mod partial {
-    use serde::Deserialize;
-    use serde::de::{Deserializer, MapAccess, Visitor};
+/// A table of which every key may be missing: reading it finds what is wrong in a file, at its own place.
+#[derive(Debug)]
+pub struct Section<T>(std::marker::PhantomData<T>);
 
-    use crate::config as full;
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Section<T> {
+    fn deserialize<D: Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
+        input.deserialize_map(Keys(std::marker::PhantomData))
+    }
+}
 
-    #[derive(Deserialize)]
-    #[serde(deny_unknown_fields)]
-    #[expect(dead_code, reason = "only the errors of reading it are used")]
-    pub(super) struct Config {
-        agent: Option<Section<full::Agent>>,
-        log: Option<Section<full::Log>>,
-        mirror: Option<Section<full::Mirror>>,
-        store: Option<Section<full::Store>>,
-        certs_d: Option<Section<full::CertsD>>,
-        containerd: Option<Section<full::Containerd>>,
-        admin: Option<Section<full::Admin>>,
-        origin: Option<Section<full::Origin>>,
-        swarm: Option<Section<full::Swarm>>,
-        seed: Option<Section<full::Seed>>,
-        going: Option<Section<full::Going>>,
-        kubernetes: Option<Section<full::Kubernetes>>,
-        gpu: Option<Section<full::Gpu>>,
-        report: Option<Section<full::Report>>,
-        aws: Option<Section<full::Aws>>,
-        registry: Option<Vec<full::RegistryConfig>>,
+/// Reads the keys of a section one at a time, each as if it were the whole section: a missing
+/// key is then no error, and a wrong one is reported at its own place.
+struct Keys<T>(std::marker::PhantomData<T>);
+
+impl<'de, T: Deserialize<'de>> Visitor<'de> for Keys<T> {
+    type Value = Section<T>;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("a table")
     }
 
-    pub(super) struct Section<T>(std::marker::PhantomData<T>);
-
-    impl<'de, T: Deserialize<'de>> Deserialize<'de> for Section<T> {
-        fn deserialize<D: Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
-            input.deserialize_map(Keys(std::marker::PhantomData))
-        }
-    }
-
-    /// Reads the keys of a section one at a time, each as if it were the whole section: a missing
-    /// key is then no error, and a wrong one is reported at its own place.
-    struct Keys<T>(std::marker::PhantomData<T>);
-
-    impl<'de, T: Deserialize<'de>> Visitor<'de> for Keys<T> {
-        type Value = Section<T>;
-
-        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-            f.write_str("a table")
-        }
-
-        fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Section<T>, A::Error> {
-            match T::deserialize(serde::de::value::MapAccessDeserializer::new(map)) {
-                Ok(_) => Ok(Section(std::marker::PhantomData)),
-                Err(error) if error.to_string().contains("missing field") => Ok(Section(std::marker::PhantomData)),
-                Err(error) => Err(error),
-            }
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Section<T>, A::Error> {
+        match T::deserialize(serde::de::value::MapAccessDeserializer::new(map)) {
+            Ok(_) => Ok(Section(std::marker::PhantomData)),
+            Err(error) if error.to_string().contains("missing field") => Ok(Section(std::marker::PhantomData)),
+            Err(error) => Err(error),
         }
     }
 }

@@ -4,9 +4,27 @@ use std::error::Error;
 use std::fmt;
 use std::io::IsTerminal;
 
+use serde::{Deserialize, Serialize};
 use tracing_subscriber::EnvFilter;
 
-use crate::config::{Log, LogFormat};
+/// The table `[log]`.
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs, reason = "the default configuration describes the keys")]
+pub struct Log {
+    pub format: LogFormat,
+    pub level: String,
+}
+
+/// How lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// For programs.
+    Json,
+}
 
 /// Why logging cannot start.
 #[derive(Debug, thiserror::Error)]
