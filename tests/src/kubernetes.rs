@@ -11,14 +11,14 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use bytes::Bytes;
-use http::{Method, Request, header};
-use http_body_util::Full;
+use http::Method;
 use rcgen::KeyPair;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
+use crate::api::Api;
+pub use crate::api::path;
 use crate::http::{Answer, Client};
 use crate::net::{Place, Port};
 use crate::process::{self, Process};
@@ -35,11 +35,11 @@ const ADMIN: &str = "administrator-of-a-test";
 
 /// A running control plane.
 pub struct ControlPlane {
-    api: Process,
+    process: Process,
     place: Place,
     address: SocketAddr,
     etcd_url: String,
-    client: Client,
+    api: Api,
     _etcd: Process,
     _ports: [Port; 3],
     // Last: the directory goes when the processes are gone.
@@ -77,22 +77,24 @@ impl ControlPlane {
         fs::write(dir.join("accounts.key"), accounts.serialize_pem())?;
         fs::write(dir.join("accounts.pem"), accounts.public_key_pem())?;
         let client = Client::new(place.clone()).trusting(authority.client_config()?);
-        let api = launch(place, address, &etcd_url, &dir)?;
-        let mut plane = Self { api, place: place.clone(), address, etcd_url, client, _etcd: etcd, _ports: ports, dir };
+        let api = Api::new(client, address, ADMIN.to_owned());
+        let process = launch(place, address, &etcd_url, &dir)?;
+        let place = place.clone();
+        let mut plane = Self { process, place, address, etcd_url, api, _etcd: etcd, _ports: ports, dir };
         plane.ready().await?;
         Ok(plane)
     }
 
     /// Kills the API server, without a word to its clients. etcd stays.
     pub async fn kill_api(&mut self) -> Result<()> {
-        self.api.signal(Signal::KILL)?;
-        self.api.exit(PATIENCE).await?;
+        self.process.signal(Signal::KILL)?;
+        self.process.exit(PATIENCE).await?;
         Ok(())
     }
 
     /// Starts the API server again, at the same address with the same objects.
     pub async fn start_api(&mut self) -> Result<()> {
-        self.api = launch(&self.place, self.address, &self.etcd_url, &self.dir)?;
+        self.process = launch(&self.place, self.address, &self.etcd_url, &self.dir)?;
         self.ready().await
     }
 
@@ -103,24 +105,22 @@ impl ControlPlane {
                 Ok(_) => return Ok(()),
                 Err(error) => format!("{error:#}"),
             };
-            if let Some(status) = self.api.exited()? {
-                bail!("kube-apiserver: {status}\n{}", process::tail(&self.api.log()));
+            if let Some(status) = self.process.exited()? {
+                bail!("kube-apiserver: {status}\n{}", process::tail(&self.process.log()));
             }
-            ensure!(Instant::now() < deadline, "kube-apiserver: {state}\n{}", process::tail(&self.api.log()));
+            ensure!(Instant::now() < deadline, "kube-apiserver: {state}\n{}", process::tail(&self.process.log()));
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
 
     /// Makes an object, or makes it what is said here, by server-side apply.
     pub async fn apply(&self, object: &Value) -> Result<Value> {
-        let path = format!("{}?fieldManager=tests&force=true", path(object)?);
-        let body = Some(("application/apply-patch+yaml", object));
-        self.call(Method::PATCH, &path, body).await.with_context(|| format!("cannot apply {object}"))
+        self.api.apply(object).await
     }
 
     /// Deletes an object.
     pub async fn delete(&self, object: &Value) -> Result<()> {
-        self.call(Method::DELETE, &path(object)?, None).await.map(|_| ())
+        self.api.delete(object).await
     }
 
     /// Makes a namespace.
@@ -204,12 +204,14 @@ impl ControlPlane {
         self.address
     }
 
+    /// The administrator's way to it.
+    pub const fn api(&self) -> &Api {
+        &self.api
+    }
+
     /// A request of the administrator; an answer that is no success is an error.
     pub async fn call(&self, method: Method, path: &str, body: Option<(&str, &Value)>) -> Result<Value> {
-        let answer = self.call_as(ADMIN, method, path, body).await?;
-        ensure!(answer.status.is_success(), "{path}: {}: {}", answer.status, answer.text());
-        // /readyz and its like say "ok".
-        Ok(serde_json::from_slice(&answer.body).unwrap_or_else(|_| Value::String(answer.text())))
+        self.api.call(method, path, body).await
     }
 
     /// A request of whoever has this token, and whatever is answered.
@@ -220,13 +222,7 @@ impl ControlPlane {
         path: &str,
         body: Option<(&str, &Value)>,
     ) -> Result<Answer> {
-        let request = Request::builder().method(method).uri(format!("https://{}{path}", self.address));
-        let request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
-        let (media_type, body) = body.map_or(("application/json", Bytes::new()), |(media_type, body)| {
-            (media_type, Bytes::from(body.to_string()))
-        });
-        let request = request.header(header::CONTENT_TYPE, media_type).body(Full::new(body))?;
-        self.client.whole(request).await
+        self.api.call_as(token, method, path, body).await
     }
 }
 
@@ -256,36 +252,4 @@ fn launch(place: &Place, address: SocketAddr, etcd: &str, dir: &Scratch) -> Resu
         command.arg(format!("--{flag}={value}"));
     }
     Process::start("kube-apiserver", command, &dir.join("apiserver.log"))
-}
-
-/// Where the API has an object of one of the kinds that tests use.
-pub fn path(object: &Value) -> Result<String> {
-    let text = |value: &Value, key: &str| value[key].as_str().map(ToOwned::to_owned);
-    let version = text(object, "apiVersion").context("an object has no apiVersion")?;
-    let kind = text(object, "kind").context("an object has no kind")?;
-    let name = text(&object["metadata"], "name").context("an object has no name")?;
-    let root = if version.contains('/') { "apis" } else { "api" };
-    let kind = kind.to_lowercase();
-    let kinds = kind.strip_suffix('y').map_or_else(|| format!("{kind}s"), |kind| format!("{kind}ies"));
-    Ok(match text(&object["metadata"], "namespace") {
-        Some(namespace) => format!("/{root}/{version}/namespaces/{namespace}/{kinds}/{name}"),
-        None => format!("/{root}/{version}/{kinds}/{name}"),
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn objects_are_where_the_api_has_them() {
-        let slice = json!({ "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
-            "metadata": { "namespace": "gpu", "name": "a" } });
-        assert_eq!(path(&slice).unwrap(), "/apis/discovery.k8s.io/v1/namespaces/gpu/endpointslices/a");
-        let namespace = json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": "gpu" } });
-        assert_eq!(path(&namespace).unwrap(), "/api/v1/namespaces/gpu");
-        let policy = json!({ "apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingAdmissionPolicy",
-            "metadata": { "name": "a" } });
-        assert_eq!(path(&policy).unwrap(), "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies/a");
-    }
 }

@@ -50,6 +50,12 @@ pub enum Need {
     Kubernetes,
     /// kube-controller-manager, besides.
     Controllers,
+    /// kube-scheduler, besides.
+    Scheduler,
+    /// Karpenter with its kwok provider, and its kinds.
+    Karpenter,
+    /// KEDA's operator, and its kinds.
+    Keda,
     /// helm.
     Helm,
     /// kubeconform.
@@ -100,6 +106,17 @@ impl Need {
             Self::Controllers => (
                 controller_manager().is_some(),
                 "no kube-controller-manager: scripts/install-tools kubernetes builds it, with Go",
+            ),
+            Self::Scheduler => {
+                (scheduler().is_some(), "no kube-scheduler: scripts/install-tools kube builds it, with Go")
+            }
+            Self::Karpenter => (
+                karpenter().is_some(),
+                "no Karpenter, or none of its kinds: scripts/install-tools kube builds it, with Go",
+            ),
+            Self::Keda => (
+                keda().is_some(),
+                "no operator of KEDA, or none of its kinds: scripts/install-tools kube builds it, with Go",
             ),
             Self::Helm => (helm().is_some(), "no helm: scripts/install-tools kubernetes builds it, with Go"),
             Self::Kubeconform => {
@@ -188,6 +205,21 @@ pub fn controller_manager() -> Option<PathBuf> {
     cached("kube-controller-manager")
 }
 
+/// kube-scheduler, if installed.
+pub fn scheduler() -> Option<PathBuf> {
+    cached("kube-scheduler")
+}
+
+/// Karpenter with its kwok provider, if installed, and the directory of its kinds.
+pub fn karpenter() -> Option<(PathBuf, PathBuf)> {
+    Some((cached("karpenter-kwok")?, kinds("karpenter.sh_nodepools.yaml")?))
+}
+
+/// KEDA's operator, if installed, and the directory of its kinds.
+pub fn keda() -> Option<(PathBuf, PathBuf)> {
+    Some((cached("keda-operator")?, kinds("keda.sh_scaledobjects.yaml")?))
+}
+
 /// helm, if installed. That of our own cache only: the tests know its version.
 pub fn helm() -> Option<PathBuf> {
     cached("helm")
@@ -200,8 +232,13 @@ pub fn kubeconform() -> Option<PathBuf> {
 
 /// The directory of the Prometheus Operator's custom resource definitions, if they were fetched.
 pub fn prometheus_operator() -> Option<PathBuf> {
+    kinds("monitoring.coreos.com_podmonitors.yaml")
+}
+
+/// The directory of definitions, of the newest version that was fetched, that has this one among them.
+fn kinds(definition: &str) -> Option<PathBuf> {
     let versions = std::fs::read_dir(cache_dir().join("crds")).ok()?.flatten().map(|entry| entry.path());
-    versions.filter(|path| path.join("monitoring.coreos.com_podmonitors.yaml").is_file()).max()
+    versions.filter(|path| path.join(definition).is_file()).max()
 }
 
 /// The darter binary under test: `$DARTER_BIN`, or the one that cargo built beside this program.
