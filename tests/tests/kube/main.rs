@@ -5,4 +5,5 @@
 //! after the other.
 
 mod activation;
+mod example;
 mod nodes;

@@ -45,7 +45,7 @@ gpu:
   kmsg: {{ $v.gpu.kmsg }}
   driver_root: {{ $v.gpu.driverRoot | quote }}
   pod_resources: {{ printf "%s/kubelet.sock" $v.host.podResources | quote }}
-{{- with $v.report.scaler }}
+{{- with include "darter.reportScaler" . }}
 report:
   scaler: {{ . | quote }}
   token_file: {{ ternary "/etc/darter-report/token" "" (ne $v.report.audience "") | quote }}
