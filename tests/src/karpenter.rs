@@ -55,7 +55,9 @@ impl Karpenter {
     /// Starts one that knows these instances, and waits until it works. Its alpha features are on.
     pub async fn start(place: &Place, plane: &ControlPlane, instances: &[Instance<'_>]) -> Result<Self> {
         let (program, kinds) = tools::karpenter().context("no Karpenter: scripts/install-tools kube")?;
-        define(plane.api(), &kinds).await?;
+        for kinds in kinds {
+            define(&plane.api(), &kinds).await?;
+        }
         let dir = Scratch::new()?;
         let types: Vec<_> = instances.iter().map(Instance::described).collect();
         std::fs::write(dir.join("instances.json"), json!(types).to_string())?;

@@ -34,7 +34,9 @@ impl Keda {
     /// Starts one, and waits until it works.
     pub async fn start(place: &Place, plane: &ControlPlane) -> Result<Self> {
         let (program, kinds) = tools::keda().context("no operator of KEDA: scripts/install-tools kube")?;
-        define(plane.api(), &kinds).await?;
+        for kinds in kinds {
+            define(&plane.api(), &kinds).await?;
+        }
         plane.namespace(NAMESPACE).await?;
         let dir = Scratch::new()?;
         let authority = Authority::new()?;

@@ -53,7 +53,7 @@ impl KubeCluster {
         plane.namespace(NAMESPACE).await?;
         let controllers = Controllers::start(&place, &plane, &CONTROLLERS)?;
         let scheduler = Scheduler::start(&place, &plane)?;
-        let kubelets = Kubelets::start(plane.api());
+        let kubelets = Kubelets::start(&plane.api());
         let (karpenter, keda) = (None, None);
         Ok(Self { karpenter, keda, kubelets, scheduler, controllers, plane, place, _network: network })
     }
@@ -61,7 +61,7 @@ impl KubeCluster {
     /// With Karpenter, and a NodePool `gpu` of the smallest instance with one GPU.
     pub async fn with_karpenter(mut self) -> Result<Self> {
         self.karpenter = Some(Karpenter::start(&self.place, &self.plane, &INSTANCES).await?);
-        karpenter::pool(self.api(), "gpu", &[INSTANCES[0].name], Duration::ZERO, &json!({})).await?;
+        karpenter::pool(&self.api(), "gpu", &[INSTANCES[0].name], Duration::ZERO, &json!({})).await?;
         Ok(self)
     }
 
@@ -72,7 +72,7 @@ impl KubeCluster {
     }
 
     /// The administrator's way to its API server.
-    pub const fn api(&self) -> &Api {
+    pub fn api(&self) -> Api {
         self.plane.api()
     }
 

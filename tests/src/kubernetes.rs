@@ -35,11 +35,11 @@ const ADMIN: &str = "administrator-of-a-test";
 
 /// A running control plane.
 pub struct ControlPlane {
-    process: Process,
+    api: Process,
     place: Place,
     address: SocketAddr,
     etcd_url: String,
-    api: Api,
+    client: Client,
     _etcd: Process,
     _ports: [Port; 3],
     // Last: the directory goes when the processes are gone.
@@ -77,24 +77,22 @@ impl ControlPlane {
         fs::write(dir.join("accounts.key"), accounts.serialize_pem())?;
         fs::write(dir.join("accounts.pem"), accounts.public_key_pem())?;
         let client = Client::new(place.clone()).trusting(authority.client_config()?);
-        let api = Api::new(client, address, ADMIN.to_owned());
-        let process = launch(place, address, &etcd_url, &dir)?;
-        let place = place.clone();
-        let mut plane = Self { process, place, address, etcd_url, api, _etcd: etcd, _ports: ports, dir };
+        let api = launch(place, address, &etcd_url, &dir)?;
+        let mut plane = Self { api, place: place.clone(), address, etcd_url, client, _etcd: etcd, _ports: ports, dir };
         plane.ready().await?;
         Ok(plane)
     }
 
     /// Kills the API server, without a word to its clients. etcd stays.
     pub async fn kill_api(&mut self) -> Result<()> {
-        self.process.signal(Signal::KILL)?;
-        self.process.exit(PATIENCE).await?;
+        self.api.signal(Signal::KILL)?;
+        self.api.exit(PATIENCE).await?;
         Ok(())
     }
 
     /// Starts the API server again, at the same address with the same objects.
     pub async fn start_api(&mut self) -> Result<()> {
-        self.process = launch(&self.place, self.address, &self.etcd_url, &self.dir)?;
+        self.api = launch(&self.place, self.address, &self.etcd_url, &self.dir)?;
         self.ready().await
     }
 
@@ -105,22 +103,24 @@ impl ControlPlane {
                 Ok(_) => return Ok(()),
                 Err(error) => format!("{error:#}"),
             };
-            if let Some(status) = self.process.exited()? {
-                bail!("kube-apiserver: {status}\n{}", process::tail(&self.process.log()));
+            if let Some(status) = self.api.exited()? {
+                bail!("kube-apiserver: {status}\n{}", process::tail(&self.api.log()));
             }
-            ensure!(Instant::now() < deadline, "kube-apiserver: {state}\n{}", process::tail(&self.process.log()));
+            ensure!(Instant::now() < deadline, "kube-apiserver: {state}\n{}", process::tail(&self.api.log()));
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
 
     /// Makes an object, or makes it what is said here, by server-side apply.
     pub async fn apply(&self, object: &Value) -> Result<Value> {
-        self.api.apply(object).await
+        let path = format!("{}?fieldManager=tests&force=true", path(object)?);
+        let body = Some(("application/apply-patch+yaml", object));
+        self.call(Method::PATCH, &path, body).await.with_context(|| format!("cannot apply {object}"))
     }
 
     /// Deletes an object.
     pub async fn delete(&self, object: &Value) -> Result<()> {
-        self.api.delete(object).await
+        self.call(Method::DELETE, &path(object)?, None).await.map(|_| ())
     }
 
     /// Makes a namespace.
@@ -204,14 +204,14 @@ impl ControlPlane {
         self.address
     }
 
-    /// The administrator's way to it.
-    pub const fn api(&self) -> &Api {
-        &self.api
+    /// The administrator's way to it, for whoever outlives a borrow.
+    pub fn api(&self) -> Api {
+        Api::new(self.client.clone(), self.address, ADMIN.to_owned())
     }
 
     /// A request of the administrator; an answer that is no success is an error.
     pub async fn call(&self, method: Method, path: &str, body: Option<(&str, &Value)>) -> Result<Value> {
-        self.api.call(method, path, body).await
+        self.api().call(method, path, body).await
     }
 
     /// A request of whoever has this token, and whatever is answered.
@@ -222,7 +222,7 @@ impl ControlPlane {
         path: &str,
         body: Option<(&str, &Value)>,
     ) -> Result<Answer> {
-        self.api.call_as(token, method, path, body).await
+        self.api().call_as(token, method, path, body).await
     }
 }
 

@@ -62,6 +62,10 @@ pub enum Need {
     Kubeconform,
     /// The custom resources of the Prometheus Operator.
     PrometheusOperator,
+    /// The kinds of Karpenter.
+    KarpenterKinds,
+    /// The kinds of KEDA.
+    KedaKinds,
     /// buildah, and root to run it.
     Buildah,
     /// runc.
@@ -126,6 +130,13 @@ impl Need {
                 prometheus_operator().is_some(),
                 "no kinds of the Prometheus Operator: scripts/install-tools kubernetes fetches them, with Go",
             ),
+            Self::KarpenterKinds => (
+                karpenter_kinds().is_some(),
+                "no kinds of Karpenter: scripts/install-tools kubernetes fetches them, with Go",
+            ),
+            Self::KedaKinds => {
+                (keda_kinds().is_some(), "no kinds of KEDA: scripts/install-tools kubernetes fetches them, with Go")
+            }
             Self::Buildah => (find("buildah").is_some(), "no buildah: run scripts/install-tools image"),
             Self::Runc => (find("runc").is_some(), "no runc: run scripts/install-tools"),
             Self::Darter => (darter().is_ok(), "no darter binary: run cargo build -p darter"),
@@ -210,14 +221,14 @@ pub fn scheduler() -> Option<PathBuf> {
     cached("kube-scheduler")
 }
 
-/// Karpenter with its kwok provider, if installed, and the directory of its kinds.
-pub fn karpenter() -> Option<(PathBuf, PathBuf)> {
-    Some((cached("karpenter-kwok")?, kinds("karpenter.sh_nodepools.yaml")?))
+/// Karpenter with its kwok provider, if installed, and the directories of the kinds that it needs.
+pub fn karpenter() -> Option<(PathBuf, [PathBuf; 2])> {
+    Some((cached("karpenter-kwok")?, [karpenter_kinds()?, kinds("karpenter.kwok.sh_kwoknodeclasses.yaml")?]))
 }
 
-/// KEDA's operator, if installed, and the directory of its kinds.
-pub fn keda() -> Option<(PathBuf, PathBuf)> {
-    Some((cached("keda-operator")?, kinds("keda.sh_scaledobjects.yaml")?))
+/// KEDA's operator, if installed, and the directories of the kinds that it needs.
+pub fn keda() -> Option<(PathBuf, [PathBuf; 2])> {
+    Some((cached("keda-operator")?, [keda_kinds()?, kinds("eventing.keda.sh_cloudeventsources.yaml")?]))
 }
 
 /// helm, if installed. That of our own cache only: the tests know its version.
@@ -235,10 +246,20 @@ pub fn prometheus_operator() -> Option<PathBuf> {
     kinds("monitoring.coreos.com_podmonitors.yaml")
 }
 
-/// The directory of definitions, of the newest version that was fetched, that has this one among them.
-fn kinds(definition: &str) -> Option<PathBuf> {
+/// The directory of Karpenter's custom resource definitions, if they were fetched.
+pub fn karpenter_kinds() -> Option<PathBuf> {
+    kinds("karpenter.sh_nodeclaims.yaml")
+}
+
+/// The directory of KEDA's custom resource definitions, if they were fetched.
+pub fn keda_kinds() -> Option<PathBuf> {
+    kinds("keda.sh_scaledobjects.yaml")
+}
+
+/// Where this one is, in its newest version.
+fn kinds(file: &str) -> Option<PathBuf> {
     let versions = std::fs::read_dir(cache_dir().join("crds")).ok()?.flatten().map(|entry| entry.path());
-    versions.filter(|path| path.join(definition).is_file()).max()
+    versions.filter(|path| path.join(file).is_file()).max()
 }
 
 /// The darter binary under test: `$DARTER_BIN`, or the one that cargo built beside this program.

@@ -45,7 +45,7 @@ async fn what_is_pushed_scales_from_zero_at_once_and_what_is_polled_with_the_nex
     for (name, kind, seconds) in polls {
         cluster.deploy(name, 0).await?;
         let spec = json!({ "pollingInterval": seconds, "cooldownPeriod": 0 });
-        scaled_object(cluster.api(), NAMESPACE, name, &trigger(kind), &spec).await?;
+        scaled_object(&cluster.api(), NAMESPACE, name, &trigger(kind), &spec).await?;
         known(&cluster, name).await?;
     }
     let is = |method: &'static str, name: &'static str| {

@@ -14,13 +14,12 @@ use serde_json::json;
 #[tokio::test]
 #[ignore = "make test-kube"]
 async fn a_real_api_server_takes_the_example_as_kedas_kinds_have_it() -> Result<()> {
-    let needs = [Need::Kubernetes, Need::Keda];
+    let needs = [Need::Kubernetes, Need::KedaKinds];
     if !can_run("a_real_api_server_takes_the_example_as_kedas_kinds_have_it", &needs) {
         return Ok(());
     }
     let plane = ControlPlane::start(&Place::Host).await?;
-    let (_, kinds) = tools::keda().context("no KEDA")?;
-    define(plane.api(), &kinds).await?;
+    define(&plane.api(), &tools::keda_kinds().context("no kinds of KEDA")?).await?;
     plane.namespace("models").await?;
     let text = fs::read_to_string(chart::root().join("deploy/examples/scaledobject.yaml"))?;
     let objects = chart::objects(&text)?;
