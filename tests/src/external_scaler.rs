@@ -14,14 +14,17 @@ use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use prost::Message;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio_rustls::TlsAcceptor;
 use tonic::server::{Grpc, ServerStreamingService, UnaryService};
 use tonic::{Request, Response, Status};
 use tonic_prost::ProstCodec;
 
 use crate::net::{Place, Port};
+use crate::tls::Identity;
 
 /// What it is called to KEDA.
 const METRIC: &str = "replicas";
@@ -61,8 +64,9 @@ pub struct ExternalScaler {
 }
 
 impl ExternalScaler {
-    /// Starts one. Until it is told what to say it knows nothing, and says so.
-    pub fn start(place: &Place) -> Result<Self> {
+    /// Starts one, with a certificate or in plaintext. Until it is told what to say it knows nothing, and says so.
+    pub fn start(place: &Place, identity: Option<&Identity>) -> Result<Self> {
+        let tls = identity.map(with_http2).transpose()?;
         let port = place.port()?;
         let address = SocketAddr::new(place.address(), port.number());
         let shared = Arc::new(Shared {
@@ -70,7 +74,7 @@ impl ExternalScaler {
             calls: Mutex::default(),
             called: watch::Sender::new(()),
         });
-        let task = tokio::spawn(serve(place.listen(address)?, shared.clone()));
+        let task = tokio::spawn(serve(place.listen(address)?, tls, shared.clone()));
         Ok(Self { shared, address, task, _port: port })
     }
 
@@ -124,19 +128,37 @@ impl Shared {
     }
 }
 
-async fn serve(listener: TcpListener, shared: Arc<Shared>) {
+fn with_http2(identity: &Identity) -> Result<TlsAcceptor> {
+    let mut config = (*identity.server_config()?).clone();
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    Ok(TlsAcceptor::from(Arc::new(config)))
+}
+
+async fn serve(listener: TcpListener, tls: Option<TlsAcceptor>, shared: Arc<Shared>) {
     // Connections end with this task: they are its own.
     let mut connections = tokio::task::JoinSet::new();
     while let Ok((stream, _)) = listener.accept().await {
-        let shared = shared.clone();
+        let (tls, shared) = (tls.clone(), shared.clone());
         connections.spawn(async move {
-            let answer = service_fn(move |request| {
-                let shared = shared.clone();
-                async move { Ok::<_, std::convert::Infallible>(answer(shared, request).await) }
-            });
-            let _ = http2::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), answer).await;
+            match tls {
+                // Who does not trust the certificate goes away.
+                Some(tls) => {
+                    if let Ok(stream) = tls.accept(stream).await {
+                        speak(stream, shared).await;
+                    }
+                }
+                None => speak(stream, shared).await,
+            }
         });
     }
+}
+
+async fn speak(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, shared: Arc<Shared>) {
+    let answer = service_fn(move |request| {
+        let shared = shared.clone();
+        async move { Ok::<_, std::convert::Infallible>(answer(shared, request).await) }
+    });
+    let _ = http2::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), answer).await;
 }
 
 async fn answer(

@@ -130,7 +130,9 @@ impl KubeCluster {
 
 /// What a pod that takes so many GPUs says of itself.
 pub fn pod_spec(gpus: u32) -> Value {
-    let resources = json!({ "limits": { GPU: gpus.to_string() } });
+    // Of a pod the API server makes the requests out of the limits, but not of a template: a buffer by a template with
+    // limits alone keeps room for pods that need nothing.
+    let resources = json!({ "limits": { GPU: gpus.to_string() }, "requests": { GPU: gpus.to_string() } });
     json!({ "terminationGracePeriodSeconds": 1,
         "containers": [{ "name": "model", "image": IMAGE, "resources": resources }] })
 }

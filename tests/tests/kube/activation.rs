@@ -10,7 +10,7 @@ use darter_tests::kube_cluster::{KubeCluster, NAMESPACE};
 use darter_tests::tools::{Need, can_run, say};
 use serde_json::{Value, json};
 
-const NEEDS: [Need; 5] = [Need::Root, Need::Kubernetes, Need::Controllers, Need::Scheduler, Need::Keda];
+pub(crate) const NEEDS: [Need; 5] = [Need::Root, Need::Kubernetes, Need::Controllers, Need::Scheduler, Need::Keda];
 const DEPLOYMENTS: &str = "/apis/apps/v1/namespaces/inference/deployments";
 const OBJECTS: &str = "/apis/keda.sh/v1alpha1/namespaces/inference/scaledobjects";
 
@@ -37,7 +37,7 @@ async fn what_is_pushed_scales_from_zero_at_once_and_what_is_polled_with_the_nex
         return Ok(());
     }
     let cluster = KubeCluster::start().await?.with_keda().await?;
-    let scaler = ExternalScaler::start(cluster.place())?;
+    let scaler = ExternalScaler::start(cluster.place(), None)?;
     scaler.say(Some(Says { active: false, replicas: 0.0 }));
     let trigger = |kind: &str| json!({ "type": kind, "metadata": { "scalerAddress": scaler.address().to_string(), "model": "llama" } });
     // Nobody waits for a poll of the one: it would come much later than any test ends.

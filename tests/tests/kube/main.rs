@@ -7,3 +7,4 @@
 mod activation;
 mod example;
 mod nodes;
+mod spare;

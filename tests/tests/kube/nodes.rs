@@ -5,13 +5,14 @@ use darter_tests::api::{Objects, is_true};
 use darter_tests::kube_cluster::{KubeCluster, NAMESPACE};
 use darter_tests::kubelets::written;
 use darter_tests::tools::{Need, can_run};
+use http::Method;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
-const CLAIMS: &str = "/apis/karpenter.sh/v1/nodeclaims";
-const NODES: &str = "/api/v1/nodes";
-const LEASE: &str = "karpenter.sh/do-not-disrupt";
-const NEEDS: [Need; 5] = [Need::Root, Need::Kubernetes, Need::Controllers, Need::Scheduler, Need::Karpenter];
+pub(crate) const CLAIMS: &str = "/apis/karpenter.sh/v1/nodeclaims";
+pub(crate) const NODES: &str = "/api/v1/nodes";
+pub(crate) const LEASE: &str = "karpenter.sh/do-not-disrupt";
+pub(crate) const NEEDS: [Need; 5] = [Need::Root, Need::Kubernetes, Need::Controllers, Need::Scheduler, Need::Karpenter];
 
 #[tokio::test]
 #[ignore = "make test-kube"]
@@ -40,12 +41,12 @@ async fn a_pod_that_waits_for_a_gpu_gets_a_node_and_the_node_goes_with_it() -> R
     Ok(())
 }
 
-fn text(value: &Value) -> Result<String> {
+pub(crate) fn text(value: &Value) -> Result<String> {
     Ok(value.as_str().with_context(|| format!("no text: {value}"))?.to_owned())
 }
 
 /// The pod of a DaemonSet on a node.
-async fn agent_on(cluster: &KubeCluster, node: &str) -> Result<Value> {
+pub(crate) async fn agent_on(cluster: &KubeCluster, node: &str) -> Result<Value> {
     let found = |pod: &&Value| pod["spec"]["nodeName"] == node && pod["status"]["phase"] == "Running";
     let found = |pods: &Objects| pods.values().find(found).cloned();
     let path = format!("/api/v1/namespaces/{NAMESPACE}/pods?labelSelector=app=agent");
@@ -53,7 +54,7 @@ async fn agent_on(cluster: &KubeCluster, node: &str) -> Result<Value> {
 }
 
 /// An agent as the chart has it on each node: of a DaemonSet, and whatever the node's taints.
-async fn agents(cluster: &KubeCluster) -> Result<()> {
+pub(crate) async fn agents(cluster: &KubeCluster) -> Result<()> {
     let labels = json!({ "app": "agent" });
     let pod = json!({ "tolerations": [{ "operator": "Exists" }], "terminationGracePeriodSeconds": 1,
         "containers": [{ "name": "agent", "image": "registry.example.com/darter:v1" }] });
@@ -116,6 +117,35 @@ async fn a_lease_of_two_parts_on_an_agents_pod_keeps_its_empty_node_until_their_
     ensure!(written(deleted) >= written(lapse), "it went at {deleted}, and the lease held until {lapse}");
     let gone = api.until(NODES, "the node is gone", |nodes| nodes.is_empty().then_some(())).await;
     gone.with_context(|| cluster.log())
+}
+
+#[tokio::test]
+#[ignore = "make test-kube"]
+async fn a_lease_does_not_hold_up_a_node_whose_claim_is_deleted() -> Result<()> {
+    if !can_run("a_lease_does_not_hold_up_a_node_whose_claim_is_deleted", &NEEDS) {
+        return Ok(());
+    }
+    let cluster = KubeCluster::start().await?.with_karpenter().await?;
+    let api = cluster.api();
+    agents(&cluster).await?;
+    cluster.deploy("model", 1).await?;
+    let node = text(&cluster.running("model", 1).await?[0]["spec"]["nodeName"])?;
+    let agent = text(&agent_on(&cluster, &node).await?["metadata"]["name"])?;
+    let path = format!("/api/v1/namespaces/{NAMESPACE}/pods/{agent}");
+    api.patch(&path, &json!({ "metadata": { "annotations": { LEASE: "0s3600s" } } })).await?;
+    let claims = api.list(CLAIMS).await?;
+    let claim = claims.values().find(|claim| claim["status"]["nodeName"] == node.as_str()).context("no claim")?;
+    // As we delete one: it and no other of its name.
+    let options = json!({ "apiVersion": "v1", "kind": "DeleteOptions",
+        "preconditions": { "uid": claim["metadata"]["uid"] } });
+    let path = format!("{CLAIMS}/{}", text(&claim["metadata"]["name"])?);
+    api.call(Method::DELETE, &path, Some(("application/json", &options))).await?;
+    let gone = api.until(NODES, "the node goes", |nodes| (!nodes.contains_key(&node)).then_some(())).await;
+    gone.with_context(|| cluster.log())?;
+    // Its pod is not lost: another node comes for the one that takes its place.
+    let again = text(&cluster.running("model", 1).await?[0]["spec"]["nodeName"])?;
+    assert_ne!(again, node);
+    Ok(())
 }
 
 #[tokio::test]
