@@ -13,7 +13,7 @@ export DARTER_NOT_RUN ?= $(CARGO_TARGET_DIR)/not-run.txt
 TEST_LOG := $(CARGO_TARGET_DIR)/test.log
 export DARTER_REVISION ?= $(shell git rev-parse --short HEAD 2>/dev/null || echo unknown)
 
-.PHONY: help needs-root demo test test-long check fuzz bench bench-mirror bench-swarm bench-sim bench-gpu bench-scaler test-gpu tools control-plane image build clean
+.PHONY: help needs-root demo test test-long check fuzz bench bench-mirror bench-swarm bench-sim bench-gpu bench-scaler test-gpu test-kube tools control-plane image build clean
 
 help: ## Say what there is
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 24
@@ -53,6 +53,15 @@ test: control-plane ## Every test, against real containerd and registries, and a
 test-gpu: tools ## What this machine's own GPUs say against what the fixtures of the mock say (DARTER_NVML_PATH)
 	cargo build --locked -p darter
 	cargo run --locked -p darter-tests --bin test-gpu
+
+# Apart from test: the tools are large, and each test waits for the timers of Karpenter and KEDA. One at a time: each
+# has a whole cluster.
+test-kube: ## The scaler's ground: a real scheduler, Karpenter with made-up instances, and KEDA's operator; needs root
+	@scripts/install-tools kube
+	cargo build --locked -p darter
+	@rm -f -- "$(DARTER_NOT_RUN)"
+	cargo test --locked -p darter-tests --test kube -- --ignored --test-threads=1 | tee "$(TEST_LOG)" || { scripts/test-summary "$(TEST_LOG)" FAILED; exit 1; }
+	@scripts/test-summary "$(TEST_LOG)"
 
 test-long: test ## The same with many more random cases
 	PROPTEST_CASES=20000 cargo test --locked --release -p darter-core -p darter-agent -p darter-scaler

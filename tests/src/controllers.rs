@@ -1,7 +1,8 @@
-//! Controllers of a control plane: kube-controller-manager, the real one, with those that a test names.
+//! What works at a control plane: kube-controller-manager, with the controllers that a test names, and kube-scheduler,
+//! the real ones.
 //!
-//! With them pods come out of DaemonSets, and admission policies are type-checked. There is still no scheduler and
-//! no kubelet: nothing runs, and a test binds pods to nodes itself.
+//! With controllers pods come out of DaemonSets, and admission policies are type-checked; with the scheduler pods get
+//! nodes. There is still no kubelet: nothing runs, unless `kubelets` says that it does.
 
 use anyhow::{Context as _, Result};
 
@@ -33,6 +34,31 @@ impl Controllers {
     }
 
     /// The end of what they logged.
+    pub fn log(&self) -> String {
+        process::tail(&self.process.log())
+    }
+}
+
+/// A running scheduler, with its own defaults.
+pub struct Scheduler {
+    process: Process,
+    // Last: the directory goes when the process is gone.
+    _dir: Scratch,
+}
+
+impl Scheduler {
+    /// Starts one. It begins by itself.
+    pub fn start(place: &Place, plane: &ControlPlane) -> Result<Self> {
+        let program = tools::scheduler().context("no kube-scheduler: scripts/install-tools kube")?;
+        let dir = Scratch::new()?;
+        let mut command = place.command(program);
+        command.arg(format!("--kubeconfig={}", plane.admin_kubeconfig("default")?.display()));
+        command.args(["--secure-port=0", "--leader-elect=false"]);
+        let process = Process::start("kube-scheduler", command, &dir.join("log"))?;
+        Ok(Self { process, _dir: dir })
+    }
+
+    /// The end of what it logged.
     pub fn log(&self) -> String {
         process::tail(&self.process.log())
     }

@@ -11,14 +11,14 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use bytes::Bytes;
-use http::{Method, Request, header};
-use http_body_util::Full;
+use http::Method;
 use rcgen::KeyPair;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
+use crate::api::Api;
+pub use crate::api::path;
 use crate::http::{Answer, Client};
 use crate::net::{Place, Port};
 use crate::process::{self, Process};
@@ -232,12 +232,14 @@ impl ControlPlane {
         self.address
     }
 
+    /// The administrator's way to it, for whoever outlives a borrow.
+    pub fn api(&self) -> Api {
+        Api::new(self.client.clone(), self.address, ADMIN.to_owned())
+    }
+
     /// A request of the administrator; an answer that is no success is an error.
     pub async fn call(&self, method: Method, path: &str, body: Option<(&str, &Value)>) -> Result<Value> {
-        let answer = self.call_as(ADMIN, method, path, body).await?;
-        ensure!(answer.status.is_success(), "{path}: {}: {}", answer.status, answer.text());
-        // /readyz and its like say "ok".
-        Ok(serde_json::from_slice(&answer.body).unwrap_or_else(|_| Value::String(answer.text())))
+        self.api().call(method, path, body).await
     }
 
     /// A request of whoever has this token, and whatever is answered.
@@ -248,13 +250,7 @@ impl ControlPlane {
         path: &str,
         body: Option<(&str, &Value)>,
     ) -> Result<Answer> {
-        let request = Request::builder().method(method).uri(format!("https://{}{path}", self.address));
-        let request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
-        let (media_type, body) = body.map_or(("application/json", Bytes::new()), |(media_type, body)| {
-            (media_type, Bytes::from(body.to_string()))
-        });
-        let request = request.header(header::CONTENT_TYPE, media_type).body(Full::new(body))?;
-        self.client.whole(request).await
+        self.api().call_as(token, method, path, body).await
     }
 }
 
@@ -284,36 +280,4 @@ fn launch(place: &Place, address: SocketAddr, etcd: &str, dir: &Scratch) -> Resu
         command.arg(format!("--{flag}={value}"));
     }
     Process::start("kube-apiserver", command, &dir.join("apiserver.log"))
-}
-
-/// Where the API has an object of one of the kinds that tests use.
-pub fn path(object: &Value) -> Result<String> {
-    let text = |value: &Value, key: &str| value[key].as_str().map(ToOwned::to_owned);
-    let version = text(object, "apiVersion").context("an object has no apiVersion")?;
-    let kind = text(object, "kind").context("an object has no kind")?;
-    let name = text(&object["metadata"], "name").context("an object has no name")?;
-    let root = if version.contains('/') { "apis" } else { "api" };
-    let kind = kind.to_lowercase();
-    let kinds = kind.strip_suffix('y').map_or_else(|| format!("{kind}s"), |kind| format!("{kind}ies"));
-    Ok(match text(&object["metadata"], "namespace") {
-        Some(namespace) => format!("/{root}/{version}/namespaces/{namespace}/{kinds}/{name}"),
-        None => format!("/{root}/{version}/{kinds}/{name}"),
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn objects_are_where_the_api_has_them() {
-        let slice = json!({ "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
-            "metadata": { "namespace": "gpu", "name": "a" } });
-        assert_eq!(path(&slice).unwrap(), "/apis/discovery.k8s.io/v1/namespaces/gpu/endpointslices/a");
-        let namespace = json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": "gpu" } });
-        assert_eq!(path(&namespace).unwrap(), "/api/v1/namespaces/gpu");
-        let policy = json!({ "apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingAdmissionPolicy",
-            "metadata": { "name": "a" } });
-        assert_eq!(path(&policy).unwrap(), "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies/a");
-    }
 }

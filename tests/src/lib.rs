@@ -8,8 +8,10 @@
 //! - where things run: [`net`], [`process`], [`scratch`], [`tmpfs`], [`tools`]
 //! - what is pulled: [`image`], [`tls`], [`http`]
 //! - whence: [`registry`] (docker-registry), [`nginx`], [`fake_ecr`], [`imds`], both on [`wire`]
-//! - for whom nodes are members of a cluster: [`kubernetes`], with [`controllers`], behind a [`gate`]; installed
-//!   there: [`chart`]; whether it may be: [`kubeconform`]
+//! - for whom nodes are members of a cluster: [`kubernetes`], asked by [`api`], with [`controllers`], behind a [`gate`];
+//!   installed there: [`chart`]; whether it may be: [`kubeconform`]
+//! - and what scales there: [`karpenter`], [`keda_operator`], which asks [`external_scaler`]; on nodes whose
+//!   [`kubelets`] are played; all of it together: [`kube_cluster`]
 //! - by whom: [`containerd`] with [`cri`], [`emulator`], [`conformance`]
 //! - on which GPUs: [`nvml`]; and who hears how they are: [`reports`]
 //! - through what: [`agent`]; over what: [`proxy`]; all of it together: [`stage`], and many nodes at
@@ -17,6 +19,7 @@
 //! - and what is made from a description: [`proto`]
 
 pub mod agent;
+pub mod api;
 pub mod chart;
 pub mod cluster;
 pub mod conformance;
@@ -24,13 +27,18 @@ pub mod containerd;
 pub mod controllers;
 pub mod cri;
 pub mod emulator;
+pub mod external_scaler;
 pub mod fake_ecr;
 pub mod gate;
 pub mod http;
 pub mod image;
 pub mod imds;
+pub mod karpenter;
+pub mod keda_operator;
+pub mod kube_cluster;
 pub mod kubeconform;
 pub mod kubelet;
+pub mod kubelets;
 pub mod kubernetes;
 pub mod net;
 pub mod nginx;

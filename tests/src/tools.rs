@@ -50,6 +50,12 @@ pub enum Need {
     Kubernetes,
     /// kube-controller-manager, besides.
     Controllers,
+    /// kube-scheduler, besides.
+    Scheduler,
+    /// Karpenter with its kwok provider, and its kinds.
+    Karpenter,
+    /// KEDA's operator, and its kinds.
+    Keda,
     /// helm.
     Helm,
     /// kubeconform.
@@ -104,6 +110,17 @@ impl Need {
             Self::Controllers => (
                 controller_manager().is_some(),
                 "no kube-controller-manager: scripts/install-tools kubernetes builds it, with Go",
+            ),
+            Self::Scheduler => {
+                (scheduler().is_some(), "no kube-scheduler: scripts/install-tools kube builds it, with Go")
+            }
+            Self::Karpenter => (
+                karpenter().is_some(),
+                "no Karpenter, or none of its kinds: scripts/install-tools kube builds it, with Go",
+            ),
+            Self::Keda => (
+                keda().is_some(),
+                "no operator of KEDA, or none of its kinds: scripts/install-tools kube builds it, with Go",
             ),
             Self::Helm => (helm().is_some(), "no helm: scripts/install-tools kubernetes builds it, with Go"),
             Self::Kubeconform => {
@@ -197,6 +214,21 @@ pub fn kubernetes() -> Option<(PathBuf, PathBuf)> {
 /// kube-controller-manager, if installed.
 pub fn controller_manager() -> Option<PathBuf> {
     cached("kube-controller-manager")
+}
+
+/// kube-scheduler, if installed.
+pub fn scheduler() -> Option<PathBuf> {
+    cached("kube-scheduler")
+}
+
+/// Karpenter with its kwok provider, if installed, and the directories of the kinds that it needs.
+pub fn karpenter() -> Option<(PathBuf, [PathBuf; 2])> {
+    Some((cached("karpenter-kwok")?, [karpenter_kinds()?, kinds("karpenter.kwok.sh_kwoknodeclasses.yaml")?]))
+}
+
+/// KEDA's operator, if installed, and the directories of the kinds that it needs.
+pub fn keda() -> Option<(PathBuf, [PathBuf; 2])> {
+    Some((cached("keda-operator")?, [keda_kinds()?, kinds("eventing.keda.sh_cloudeventsources.yaml")?]))
 }
 
 /// helm, if installed. That of our own cache only: the tests know its version.

@@ -195,7 +195,7 @@ impl Cluster {
     }
 
     /// Its nodes are made with this taint, the chart with these values.
-    async fn with(taint: &str, values: &Value) -> Result<Self> {
+    pub(crate) async fn with(taint: &str, values: &Value) -> Result<Self> {
         let objects = Helm::new()?.render(values).await?;
         let plane = ControlPlane::start(&Place::Host).await?;
         for namespace in [NAMESPACE, "elsewhere"] {
@@ -261,7 +261,7 @@ impl Cluster {
     }
 
     /// Whether a token's rights reach so far, by RBAC alone.
-    async fn may(&self, token: &str, namespace: &str, verb: &str, kind: &str) -> Result<bool> {
+    pub(crate) async fn may(&self, token: &str, namespace: &str, verb: &str, kind: &str) -> Result<bool> {
         let (group, resource) = kind.split_once(':').unwrap_or(("", kind));
         let (resource, subresource) = resource.split_once('/').unwrap_or((resource, ""));
         let asked = json!({ "namespace": namespace, "verb": verb, "group": group, "resource": resource, "subresource": subresource });

@@ -124,9 +124,10 @@ async fn installed(plane: &ControlPlane) -> Result<()> {
     let helm = Helm::new()?.with(plane.admin_kubeconfig(NAMESPACE)?);
     let chart = chart::path().display().to_string();
     let install = ["install", RELEASE, &chart, "--namespace", NAMESPACE, "--create-namespace"];
-    let output = helm.run(&install, &json!({})).await?;
+    let scaler = json!({ "enabled": true, "actuators": { "deletionCost": "on" } });
+    let output = helm.run(&install, &json!({ "scaler": scaler })).await?;
     ensure!(output.status.success(), "helm install: {}", output.stderr);
-    for note in ["darter preflight", "no node can pull that", "upgrades keep it"] {
+    for note in ["darter preflight", "no node can pull that", "upgrades keep it", "darter-scaler decides"] {
         ensure!(output.stdout.contains(note), "the notes do not say `{note}`: {}", output.stdout);
     }
     eventually("every node has a pod", async || Ok(pods(plane).await?.len() == 2)).await?;
@@ -148,14 +149,18 @@ async fn installed(plane: &ControlPlane) -> Result<()> {
     assert_eq!(nodes, ["new", "tainted"]);
     discovered(plane).await?;
     type_checked(plane).await?;
-    // An upgrade changes the pods, and keeps the key.
+    // An upgrade changes the pods, and keeps the key, and the scaler's certificate.
     let secret = format!("/api/v1/namespaces/{NAMESPACE}/secrets/darter-swarm");
+    let tls = format!("/api/v1/namespaces/{NAMESPACE}/secrets/darter-scaler-tls");
+    let certificate = plane.call(Method::GET, &tls, None).await?;
+    ensure!(certificate["data"]["tls.crt"].is_string(), "no certificate");
     let set = format!("/apis/apps/v1/namespaces/{NAMESPACE}/daemonsets/darter");
     let (key, before) = (plane.call(Method::GET, &secret, None).await?, plane.call(Method::GET, &set, None).await?);
     let upgrade = ["upgrade", RELEASE, &chart, "--namespace", NAMESPACE];
-    let output = helm.run(&upgrade, &json!({ "config": { "log": { "format": "json" } } })).await?;
+    let output = helm.run(&upgrade, &json!({ "config": { "log": { "format": "json" } }, "scaler": scaler })).await?;
     ensure!(output.status.success(), "helm upgrade: {}", output.stderr);
     assert_eq!(plane.call(Method::GET, &secret, None).await?["data"], key["data"], "another swarm key");
+    assert_eq!(plane.call(Method::GET, &tls, None).await?["data"], certificate["data"], "another certificate");
     let after = plane.call(Method::GET, &set, None).await?;
     let config = |set: &Value| set["spec"]["template"]["metadata"]["annotations"]["darter.dev/config"].clone();
     assert_ne!(config(&before), config(&after));
@@ -176,7 +181,7 @@ async fn installed(plane: &ControlPlane) -> Result<()> {
         .map(|pod| pod["metadata"]["deletionGracePeriodSeconds"].clone())
         .collect();
     assert_eq!(graces, [30, 30]);
-    for gone in [secret, set] {
+    for gone in [secret, tls, set] {
         let answer = plane.call(Method::GET, &gone, None).await;
         ensure!(answer.is_err_and(|error| format!("{error:#}").contains("404")), "{gone} is still there");
     }
@@ -230,7 +235,7 @@ async fn type_checked(plane: &ControlPlane) -> Result<()> {
         done.await?;
         Ok(policy["status"]["typeChecking"].clone())
     };
-    for name in ["gpu-system-darter-node", "gpu-system-darter-pod"] {
+    for name in ["gpu-system-darter-node", "gpu-system-darter-pod", "gpu-system-darter-scaler"] {
         assert_eq!(checked(name).await?, json!({}), "{name}");
     }
     // The checker finds what is wrong.

@@ -2,8 +2,10 @@
 //! an agent with the rights that it grants may do to nodes and pods, and what not.
 
 mod admission;
+mod alerts;
 mod cluster;
 mod render;
+mod scaler;
 mod writes;
 
 use serde_json::{Value, json};
@@ -57,11 +59,38 @@ fn shapes() -> Vec<(&'static str, Value)> {
             "a scaler that asks for no token",
             json!({ "report": { "scaler": "http://s.example:4010", "audience": "" }, "config": { "report": { "insecure": true } } }),
         ),
-        ("IPv6", json!({ "swarm": { "address": "[::]" }, "admin": { "address": "[::]" } })),
+        ("a scaler of its own", json!({ "scaler": { "enabled": true } })),
+        ("a scaler with everything", with_scaler()),
+        (
+            "IPv6",
+            json!({ "swarm": { "address": "[::]" }, "admin": { "address": "[::]" },
+            "scaler": { "enabled": true, "address": "[::]", "networkPolicy": { "enabled": false } } }),
+        ),
         (
             "Prometheus Operator",
             json!({ "podMonitor": { "enabled": true, "labels": { "release": "prometheus" } },
-            "prometheusRule": { "enabled": true } }),
+            "prometheusRule": { "enabled": true }, "scaler": { "enabled": true } }),
         ),
     ]
+}
+
+/// A scaler that may do all that it can, with everything set.
+fn with_scaler() -> Value {
+    let on: serde_json::Map<_, _> = ["keda", "protect", "copy", "deletionCost", "buffer", "remove"]
+        .into_iter()
+        .map(|actuator| (actuator.to_owned(), json!("on")))
+        .collect();
+    let pool = json!({ "name": "l4", "nodes": ["gpu-l4-"], "price_per_hour": "0.80", "gpus": 1, "nodes_most": 20 });
+    let floor = json!({ "days": "mon-fri", "from": "08:00", "to": "18:00", "replicas": 2 });
+    let workload = json!({ "name": "models/llm", "pool": "l4", "most": 10, "floors": [floor] });
+    let config = json!({ "log": { "format": "json" }, "pools": [pool], "workloads": [workload],
+        "policy": { "report_period_ms": 2000 }, "policy.rails": { "micros_per_hour_most": 64_000_000_000_u64 } });
+    let policy = json!({ "agents": ["10.0.0.0/16"], "keda": "keda-system", "http": ["monitoring"],
+        "egress": [{ "ports": [{ "port": 9090, "protocol": "TCP" }] }] });
+    let scaler = json!({ "enabled": true, "config": config, "replicas": 3, "ports": { "grpc": 5010, "http": 5011 },
+        "tls": { "existingSecret": "from-cert-manager" }, "actuators": on, "staticPools": true,
+        "record": { "size": "1Gi" }, "networkPolicy": policy, "nodeSelector": { "pool": "system" }, "onGpuNodes": true,
+        "tolerations": [{ "operator": "Exists" }], "podAnnotations": { "a": "b" }, "podLabels": { "c": "d" },
+        "serviceAccount": { "name": "theirs", "annotations": { "e": "f" } } });
+    json!({ "imagePullSecrets": [{ "name": "pull" }], "scaler": scaler })
 }

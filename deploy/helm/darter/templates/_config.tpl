@@ -46,7 +46,7 @@ gpu:
   driver_root: {{ $v.gpu.driverRoot | quote }}
   pod_resources: {{ printf "%s/kubelet.sock" $v.host.podResources | quote }}
   driver_grace: 1m
-{{- with $v.report.scaler }}
+{{- with include "darter.reportScaler" . }}
 report:
   scaler: {{ . | quote }}
   token_file: {{ ternary "/etc/darter-report/token" "" (ne $v.report.audience "") | quote }}

@@ -57,14 +57,38 @@ container by the device cgroup, whatever its capabilities.
 {{- if or .Values.gpu.kmsg .Values.gpu.driverRoot }}true{{ end -}}
 {{- end -}}
 
+{{/* Where agents report: where they are told to, else to the scaler of this chart, if there is one. */}}
+{{- define "darter.reportScaler" -}}
+{{- if .Values.report.scaler -}}
+{{- .Values.report.scaler -}}
+{{- else if .Values.scaler.enabled -}}
+{{- printf "https://%s.%s.svc:%d" (include "darter.scaler.name" .) .Release.Namespace (int .Values.scaler.ports.grpc) -}}
+{{- end -}}
+{{- end -}}
+
+{{/* The Secret or ConfigMap with the certificates by which the scaler is known, and the key in it. */}}
+{{- define "darter.reportCaName" -}}
+{{- if include "darter.reportOwn" . -}}
+{{- include "darter.scaler.tlsSecret" . -}}
+{{- else -}}
+{{- .Values.report.caSecret | default .Values.report.caConfigMap -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Whether agents know the scaler of this chart by the Secret that it has its own certificate from. */}}
+{{- define "darter.reportOwn" -}}
+{{- $report := .Values.report -}}
+{{- if and .Values.scaler.enabled (not (or $report.scaler $report.caSecret $report.caConfigMap)) }}true{{ end -}}
+{{- end -}}
+
 {{/* Where the certificates are by which the scaler is known: secret or configMap, or nothing. */}}
 {{- define "darter.reportCa" -}}
-{{- $report := .Values.report -}}
+{{- $report := set (deepCopy .Values.report) "scaler" (include "darter.reportScaler" .) -}}
 {{- if and $report.caSecret $report.caConfigMap -}}
 {{- fail "report.caSecret, report.caConfigMap: only one of the two has the scaler's certificates" -}}
 {{- else if and (or $report.caSecret $report.caConfigMap) (not (hasPrefix "https://" $report.scaler)) -}}
 {{- fail "report.caSecret, report.caConfigMap: without a meaning where report.scaler is no https://<host>:<port>" -}}
-{{- else if $report.caSecret -}}
+{{- else if or $report.caSecret (include "darter.reportOwn" .) -}}
 secret
 {{- else if $report.caConfigMap -}}
 configMap
@@ -75,7 +99,7 @@ configMap
 
 {{/* Whether pods have a volume with what they show the scaler, and know it by. */}}
 {{- define "darter.reportVolume" -}}
-{{- if or (include "darter.reportCa" .) (and .Values.report.scaler .Values.report.audience) }}true{{ end -}}
+{{- if or (include "darter.reportCa" .) (and (include "darter.reportScaler" .) .Values.report.audience) }}true{{ end -}}
 {{- end -}}
 
 {{/* The kubelet kills what has not ended by then: 10 s more than the hand-over, and than the drain before it. */}}

@@ -213,9 +213,9 @@ spec:
           {{- end }}
           {{- with include "darter.reportCa" $root }}
           - {{ . }}:
-              name: {{ $v.report.caSecret | default $v.report.caConfigMap }}
+              name: {{ include "darter.reportCaName" $root }}
               items:
-                - key: {{ $v.report.caKey | quote }}
+                - key: {{ include "darter.reportOwn" $root | empty | ternary $v.report.caKey "ca.crt" | quote }}
                   path: ca.pem
           {{- end }}
     {{- end }}
