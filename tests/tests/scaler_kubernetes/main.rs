@@ -5,6 +5,7 @@ mod actuators;
 mod election;
 mod removal;
 mod review;
+mod side;
 mod spare;
 mod undo;
 mod watch;

@@ -37,6 +37,8 @@ pub struct Settings {
     pub static_pools: bool,
     /// Whether all that was written is taken back when this scaler ends.
     pub undo_on_exit: bool,
+    /// Where nothing happens the API server is asked so often whether it is there.
+    pub heartbeat_ms: u64,
     /// What is not there (a kind that nobody installed) is looked for again after this.
     pub look_again_ms: u64,
 }
@@ -60,6 +62,8 @@ impl Default for Settings {
             cost_annotation: "controller.kubernetes.io/pod-deletion-cost".to_owned(),
             static_pools: false,
             undo_on_exit: false,
+            // A third of what a partition is by default.
+            heartbeat_ms: 20_000,
             look_again_ms: 60_000,
         }
     }
