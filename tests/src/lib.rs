@@ -11,7 +11,7 @@
 //! - for whom nodes are members of a cluster: [`kubernetes`], with [`controllers`], behind a [`gate`]; installed
 //!   there: [`chart`]; whether it may be: [`kubeconform`]
 //! - by whom: [`containerd`] with [`cri`], [`emulator`], [`conformance`]
-//! - on which GPUs: [`nvml`]; and who hears how they are: [`reports`]
+//! - on which GPUs: [`nvml`]; and who hears how they are: [`reports`], or the real [`scaler`], which [`keda`] asks
 //! - through what: [`agent`]; over what: [`proxy`]; all of it together: [`stage`], and many nodes at
 //!   once: [`cluster`]
 //! - and what is made from a description: [`proto`]
@@ -29,6 +29,7 @@ pub mod gate;
 pub mod http;
 pub mod image;
 pub mod imds;
+pub mod keda;
 pub mod kubeconform;
 pub mod kubelet;
 pub mod kubernetes;
@@ -41,6 +42,7 @@ pub mod proto;
 pub mod proxy;
 pub mod registry;
 pub mod reports;
+pub mod scaler;
 pub mod scratch;
 pub mod stage;
 pub mod tls;

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result, ensure};
 use darter_scaler::fleet::{Act, Done, Fact, Outcome};
-use darter_scaler::kubernetes::{Ends, Lead, Metrics, Settings, Side};
+use darter_scaler::kubernetes::{Lead, Metrics, Settings, Side};
+use darter_scaler::scaler::Cluster as Ends;
 use darter_tests::stage::eventually;
 use darter_tests::tools::can_run;
 use tokio::sync::mpsc;
