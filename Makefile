@@ -93,8 +93,9 @@ bench-sim: tools ## Swarms of up to 10,000 nodes, played: the last node against 
 bench-gpu: build ## What it costs to watch GPUs, with a mock of eight
 	cargo run --release --locked -p darter-benches --bin gpu
 
-bench-scaler: tools ## How long one decision of the scaler takes, for 1,000 and 10,000 nodes
+bench-scaler: build ## One decision of the scaler for 1,000 and 10,000 nodes; a scaler with 1,000 agents, and KEDA
 	cargo run --release --locked -p darter-benches --bin decide
+	cargo run --release --locked -p darter-benches --bin scaler
 
 clean: ## Remove build products, test tools and images
 	cargo clean

@@ -13,7 +13,7 @@
 //! - and what scales there: [`karpenter`], [`keda_operator`], which asks [`external_scaler`]; on nodes whose
 //!   [`kubelets`] are played; all of it together: [`kube_cluster`]
 //! - by whom: [`containerd`] with [`cri`], [`emulator`], [`conformance`]
-//! - on which GPUs: [`nvml`]; and who hears how they are: [`reports`]
+//! - on which GPUs: [`nvml`]; and who hears how they are: [`reports`], or the real [`scaler`], which [`keda`] asks
 //! - through what: [`agent`]; over what: [`proxy`]; all of it together: [`stage`], and many nodes at
 //!   once: [`cluster`]
 //! - and what is made from a description: [`proto`]
@@ -34,6 +34,7 @@ pub mod http;
 pub mod image;
 pub mod imds;
 pub mod karpenter;
+pub mod keda;
 pub mod keda_operator;
 pub mod kube_cluster;
 pub mod kubeconform;
@@ -49,6 +50,7 @@ pub mod proto;
 pub mod proxy;
 pub mod registry;
 pub mod reports;
+pub mod scaler;
 pub mod scratch;
 pub mod stage;
 pub mod tls;

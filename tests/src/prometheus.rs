@@ -85,6 +85,11 @@ impl Prometheus {
         Ok(Self { process, address, client, _port: port, _dir: dir })
     }
 
+    /// Where it is asked.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
     /// What an expression gives now: labels and value of each series.
     pub async fn query(&self, expression: &str) -> Result<Vec<(Value, f64)>> {
         let encoded: String = expression.bytes().map(|byte| format!("%{byte:02X}")).collect();

@@ -13,8 +13,9 @@ pub type Generated = (&'static str, String);
 /// What is generated for the workspace at `root`. Needs protoc.
 pub fn generate(root: &Path) -> Result<Vec<Generated>> {
     Ok(vec![
-        ("crates/darter-api/src/v1.rs", compile(root, "swarm", messages)?),
-        ("crates/darter-api/src/report.rs", compile(root, "report", service)?),
+        ("crates/darter-api/src/v1.rs", compile(root, "darter/v1/swarm", "darter.v1", messages)?),
+        ("crates/darter-api/src/report.rs", compile(root, "darter/v1/report", "darter.v1", service)?),
+        ("crates/darter-api/src/externalscaler.rs", compile(root, "externalscaler", "externalscaler", service)?),
     ])
 }
 
@@ -37,14 +38,15 @@ fn service(source: &Source) -> std::io::Result<()> {
     made.emit_rerun_if_changed(false).compile_protos(&[&source.file], &[&source.proto])
 }
 
-/// The code of one file of `proto/darter/v1`. Each is by itself: what is in one package comes in one file.
-fn compile(root: &Path, name: &str, make: fn(&Source) -> std::io::Result<()>) -> Result<String> {
+/// The code of one file of `proto`. Each is by itself: what is in one package comes in one file.
+fn compile(root: &Path, name: &str, package: &str, make: fn(&Source) -> std::io::Result<()>) -> Result<String> {
     let out = tempfile::tempdir().context("cannot make a directory for generated code")?;
     let proto = root.join("proto");
-    let source = Source { file: proto.join(format!("darter/v1/{name}.proto")), proto, out: out.path().to_owned() };
+    let source = Source { file: proto.join(format!("{name}.proto")), proto, out: out.path().to_owned() };
     make(&source).with_context(|| format!("cannot compile {}", source.file.display()))?;
-    let made = out.path().join("darter.v1.rs");
+    let made = out.path().join(format!("{package}.rs"));
     let text = std::fs::read_to_string(&made).with_context(|| format!("cannot read {}", made.display()))?;
     // Every file of the workspace opens with why it exists.
-    Ok(format!("//! Generated from proto/darter/v1, not edited: `{GENERATE}`.\n\n{text}"))
+    let from = if package == "darter.v1" { "proto/darter/v1" } else { "proto" };
+    Ok(format!("//! Generated from {from}, not edited: `{GENERATE}`.\n\n{text}"))
 }

@@ -85,7 +85,7 @@ pub struct Agent {
 impl Agent {
     /// Reads what is on the node and listens. `revision` is the commit this program was built from.
     pub async fn bind(mut config: Config, version: &str, revision: &str) -> Result<Self, AgentError> {
-        raise_file_limit();
+        darter_base::limits::raise_open_files();
         let mut metrics = Metrics::new(version, revision);
         let node = OwnNode::new(&config.kubernetes);
         let gpus = Gpus::new(&config.gpu, &config.data_dir(), node.view());
@@ -287,14 +287,4 @@ fn around(
 fn name(config: &Config) -> String {
     let host = || rustix::system::uname().nodename().to_string_lossy().into_owned();
     config.kubernetes.node.clone().unwrap_or_else(host)
-}
-
-/// 10,000 connections need as many file descriptors, and the soft limit is 1024 on most systems.
-fn raise_file_limit() {
-    use rustix::process::{Resource, getrlimit, setrlimit};
-    let mut limit = getrlimit(Resource::Nofile);
-    limit.current = limit.maximum;
-    if let Err(error) = setrlimit(Resource::Nofile, limit) {
-        warn!(%error, "cannot raise the limit of open files");
-    }
 }

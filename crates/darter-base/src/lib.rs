@@ -6,5 +6,6 @@
 pub mod exposition;
 pub mod kubernetes;
 pub mod layers;
+pub mod limits;
 pub mod log;
 pub mod metrics;

@@ -1,10 +1,11 @@
 //! The command line. `Args` become a `Config` once, here.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use clap::{Parser, Subcommand, ValueEnum};
 use darter_agent::config::Layers;
+use darter_base::layers::Settings;
 use darter_core::units::Seconds;
 
 /// Node software for GPU clusters: images at the speed of the network card, registries read once.
@@ -18,6 +19,8 @@ use darter_core::units::Seconds;
     darter status                                   how this node is: images, registries, swarm, GPUs\n  \
     darter prewarm registry.example/team/app:v1     bring an image here before it is asked for\n  \
     darter gpu clear 3                              that GPU was reset: its errors stand no more\n  \
+    darter scaler --config /etc/darter/scaler.toml  the scaler, once in a cluster\n  \
+    darter explain models/llm                       why it has so many replicas\n  \
     darter uninstall                                put hosts.toml files back as they were"
 )]
 pub(crate) struct Args {
@@ -68,6 +71,7 @@ pub(crate) enum Command {
         darter status\n  \
         darter status --watch                          one screen, every 2 s, until Ctrl-C\n  \
         darter status --admin http://10.0.0.7:4004     another node\n  \
+        darter status --scaler http://127.0.0.1:4011   the scaler\n  \
         darter status --output json | jq '.gpus.gpus[] | {index, state, power_milliwatts}'\n\n\
         Exit codes (with --watch those of the last look):\n  \
         0  the node is ready; it may be degraded\n  \
@@ -112,6 +116,37 @@ pub(crate) enum Command {
     /// Play darter's own decisions over made-up nodes, links and faults.
     #[command(subcommand)]
     Simulate(SimulateCommand),
+    /// Hear agents' reports and demand, decide how many replicas and nodes there are to be, tell KEDA and agents.
+    ///
+    /// Agents report to grpc.listen, where KEDA asks too (a trigger of type external-push); people, Prometheus and
+    /// whoever says demand come to http.listen. As configured by default it changes nothing: it decides, records and
+    /// counts what it would do ([actuators]). Stops on SIGTERM or Ctrl-C.
+    #[command(
+        args_conflicts_with_subcommands = true,
+        after_help = "Examples:\n  \
+        darter scaler config default > scaler.toml     every key, with what it means\n  \
+        darter scaler --config scaler.toml             start as configured\n  \
+        darter scaler --set actuators.keda=on          answer KEDA\n  \
+        curl -X PUT -d '{\"backlog\": 12}' http://127.0.0.1:4011/v1/demand/models/llm\n  \
+        curl -X POST -d '{\"why\": \"maintenance\"}' http://127.0.0.1:4011/v1/freeze\n  \
+        curl -X DELETE http://127.0.0.1:4011/v1/freeze"
+    )]
+    Scaler {
+        #[command(subcommand)]
+        command: Option<ScalerCommand>,
+        #[command(flatten)]
+        source: ScalerSource,
+    },
+    /// Tell why a node stays or may go, or why a workload has as many replicas as it has.
+    #[command(after_help = "Examples:\n  \
+        darter explain gpu-7\n  \
+        darter explain models/llm\n  \
+        darter explain models/llm --output json | jq '.reasons[0].compared'\n\n\
+        Exit codes:\n  \
+        0  it is known\n  \
+        1  nothing is known of it\n  \
+        2  no scaler answers, or the command line is wrong")]
+    Explain(crate::scaler::Question),
     /// Decide recorded decisions of the scaler again, and say whether they come out the same, to the bit.
     ///
     /// Each line of the file holds one, with all that it was made from. Where one differs, the first
@@ -190,6 +225,41 @@ pub(crate) enum SimulateCommand {
 }
 
 #[derive(Subcommand)]
+pub(crate) enum ScalerCommand {
+    /// Show or check the scaler's configuration.
+    #[command(subcommand)]
+    Config(ScalerConfigCommand),
+}
+
+#[derive(Subcommand)]
+pub(crate) enum ScalerConfigCommand {
+    /// Print every key with its default and what it means.
+    Default,
+    /// Print the configuration as the scaler would see it.
+    Print(ScalerSource),
+    /// Check the configuration; exits with 1 and the key and line of what is wrong.
+    Check(ScalerSource),
+}
+
+/// Where the scaler's configuration comes from.
+#[derive(clap::Args)]
+pub(crate) struct ScalerSource {
+    /// Configuration file. Default: /etc/darter/scaler.toml if it exists, else the embedded default.
+    #[arg(long, short, env = "DARTER_SCALER_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Set one key over file and environment; can be repeated.
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+}
+
+impl ScalerSource {
+    /// All layers, merged.
+    pub(crate) fn load(&self) -> Result<darter_scaler::config::Layers> {
+        load(self.config.as_deref(), "/etc/darter/scaler.toml", &self.set)
+    }
+}
+
+#[derive(Subcommand)]
 pub(crate) enum ConfigCommand {
     /// Print every key with its default and what it means.
     Default,
@@ -215,18 +285,23 @@ pub(crate) struct Source {
 impl Source {
     /// All layers, merged.
     pub(crate) fn load(&self) -> Result<Layers> {
-        let standard = PathBuf::from("/etc/darter/darter.toml");
-        let layers = match &self.config {
-            Some(path) => Layers::file(path)?,
-            None if standard.exists() => Layers::file(&standard)?,
-            None => Layers::embedded(),
-        };
-        let mut layers = layers.environment(std::env::vars())?;
-        for assignment in &self.set {
-            layers = layers.set(assignment)?;
-        }
-        Ok(layers)
+        load(self.config.as_deref(), "/etc/darter/darter.toml", &self.set)
     }
+}
+
+/// A file, else the usual one if it is there; the environment over it, and the command line over that.
+fn load<C: Settings>(config: Option<&Path>, usual: &str, set: &[String]) -> Result<darter_base::layers::Layers<C>> {
+    let usual = Path::new(usual);
+    let layers = match config {
+        Some(path) => darter_base::layers::Layers::file(path)?,
+        None if usual.exists() => darter_base::layers::Layers::file(usual)?,
+        None => darter_base::layers::Layers::embedded(),
+    };
+    let mut layers = layers.environment(std::env::vars())?;
+    for assignment in set {
+        layers = layers.set(assignment)?;
+    }
+    Ok(layers)
 }
 
 /// Whose names.
@@ -260,6 +335,9 @@ pub(crate) struct Look {
     /// Look again every 2 s: one screen on a terminal, one block after the other in a pipe.
     #[arg(long, short)]
     pub(crate) watch: bool,
+    /// Ask the scaler how it is, in place of an agent: its HTTP endpoint, such as http://127.0.0.1:4011.
+    #[arg(long, value_name = "URL", conflicts_with_all = ["admin", "watch"])]
+    pub(crate) scaler: Option<String>,
     /// For people, or one JSON object a line for each look.
     #[arg(long, short, value_name = "FORMAT", default_value = "text")]
     pub(crate) output: Output,

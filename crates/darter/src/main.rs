@@ -11,6 +11,7 @@ mod play;
 mod plot;
 mod prewarm;
 mod replay;
+mod scaler;
 mod show;
 mod simulate;
 mod socket;
@@ -27,7 +28,9 @@ use darter_agent::{certs_d, config, log, swarm};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use args::{Args, Command, ConfigCommand, GpuCommand, SimulateCommand, SwarmCommand};
+use args::{
+    Args, Command, ConfigCommand, GpuCommand, ScalerCommand, ScalerConfigCommand, SimulateCommand, SwarmCommand,
+};
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// The commit, where the build knows it.
@@ -67,11 +70,25 @@ fn run(args: Args) -> Result<ExitCode> {
             let config = source.load()?.config()?;
             show::preflight(&runtime()?.block_on(certs_d::preflight(&config)), json)
         }
+        Command::Status(args::Look { scaler: Some(url), output, .. }) => {
+            runtime()?.block_on(scaler::status(&url, output))
+        }
         Command::Status(look) => runtime()?.block_on(status::run(look)),
         Command::Uninstall(source) => runtime()?.block_on(uninstall::run(&source.load()?.config()?)),
         Command::Swarm(SwarmCommand::Key) => show::print(&swarm::key::make().context("cannot get random bytes")?),
         Command::Simulate(SimulateCommand::Swarm(play)) => simulate::swarm(&play),
         Command::Simulate(SimulateCommand::Scaler(play)) => play::scaler(&play),
+        Command::Scaler { command: None, source } => scaler::run(source.load()?.config()?),
+        Command::Scaler { command: Some(ScalerCommand::Config(command)), .. } => match command {
+            ScalerConfigCommand::Default => show::print(darter_scaler::config::DEFAULT),
+            ScalerConfigCommand::Print(source) => show::print(&source.load()?.print()?),
+            ScalerConfigCommand::Check(source) => {
+                let config = source.load()?.config()?;
+                let (workloads, pools) = (config.workloads.len(), config.pools.len());
+                show::print(&format!("ok: {workloads} workloads and {pools} pools configured\n"))
+            }
+        },
+        Command::Explain(question) => runtime()?.block_on(scaler::explain(question)),
         Command::Replay(recorded) => replay::run(&recorded),
         Command::Fit(question) => fit::run(&question),
         Command::Gpu(GpuCommand::Clear(order)) => runtime()?.block_on(gpu::clear(order)),

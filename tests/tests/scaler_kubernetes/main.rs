@@ -3,8 +3,10 @@
 
 mod actuators;
 mod election;
+mod live;
 mod removal;
 mod review;
+mod side;
 mod spare;
 mod undo;
 mod watch;
@@ -97,6 +99,15 @@ impl Cluster {
     /// A client of the scaler's account.
     async fn client(&self) -> Result<Client> {
         client(&self.kubeconfig()?).await
+    }
+
+    /// A token of the scaler's account, for this audience.
+    async fn token_for(&self, audience: &str) -> Result<String> {
+        let request = json!({ "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest",
+            "spec": { "audiences": [audience] } });
+        let path = "/api/v1/namespaces/gpu/serviceaccounts/darter-scaler/token";
+        let answer = self.plane.call(Method::POST, path, Some(("application/json", &request))).await?;
+        Ok(answer["status"]["token"].as_str().context("no token")?.to_owned())
     }
 
     async fn get(&self, path: &str) -> Result<Value> {

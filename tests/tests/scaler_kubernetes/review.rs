@@ -172,8 +172,8 @@ async fn who_may_write_demand_is_said_by_a_role_for_one_namespace_and_a_refusal_
     stage.reviews.may(&token, &demand("team")).await?;
     let way_out = "apiGroups darter.dev, resources demands, verbs update";
     forbidden(stage.reviews.may(&token, &demand("gpu")).await, way_out)?;
-    let freeze = Right { verb: "create", resource: "freezes", namespace: None, name: None };
-    forbidden(stage.reviews.may(&token, &freeze).await, "may not create freezes")
+    let freeze = Right { verb: "update", resource: "freezes", namespace: None, name: None };
+    forbidden(stage.reviews.may(&token, &freeze).await, "may not update freezes")
 }
 
 #[tokio::test]

@@ -28,6 +28,8 @@ pub(crate) struct Ear {
     pub(crate) pods: BTreeMap<String, PodFact>,
     pub(crate) pools: BTreeMap<String, PoolFact>,
     pub(crate) workloads: BTreeMap<String, WorkloadFact>,
+    /// How often the API server was heard.
+    pub(crate) watched: u32,
     /// Lists that were through, of each kind.
     pub(crate) lists: BTreeMap<Kind, u32>,
     pub(crate) metrics: Arc<Metrics>,
@@ -46,6 +48,7 @@ impl Ear {
             pods: BTreeMap::new(),
             pools: BTreeMap::new(),
             workloads: BTreeMap::new(),
+            watched: 0,
             lists: BTreeMap::new(),
             metrics,
             stop,
@@ -63,6 +66,15 @@ impl Ear {
         Ok(())
     }
 
+    /// Listens for so long, whatever comes.
+    pub(crate) async fn listens(&mut self, time: Duration) -> Result<()> {
+        let end = tokio::time::Instant::now() + time;
+        while let Ok(fact) = tokio::time::timeout_at(end, self.facts.recv()).await {
+            self.take(fact.context("nobody watches any more")?);
+        }
+        Ok(())
+    }
+
     fn take(&mut self, fact: Fact) {
         match fact {
             Fact::Node(node) => _ = self.nodes.insert(node.uid.clone(), node),
@@ -73,7 +85,7 @@ impl Ear {
             Fact::PoolGone { name } => _ = self.pools.remove(&name),
             Fact::Workload(workload) => _ = self.workloads.insert(workload.name.clone(), workload),
             Fact::WorkloadGone { name } => _ = self.workloads.remove(&name),
-            Fact::Watched => {}
+            Fact::Watched => self.watched += 1,
             Fact::Only { kind, uids } => {
                 *self.lists.entry(kind).or_default() += 1;
                 match kind {

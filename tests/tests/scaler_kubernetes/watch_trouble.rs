@@ -1,6 +1,8 @@
 //! Watches when the API server is away, has forgotten, has too much to do or says no: what is known stays, what was
 //! missed is made up for, and all of it is counted.
 
+use std::time::Duration;
+
 use anyhow::{Result, ensure};
 use darter_scaler::fleet::Kind;
 use darter_scaler::kubernetes::Settings;
@@ -41,6 +43,27 @@ async fn an_api_server_that_was_killed_and_comes_back_is_heard_again_and_nothing
     ear.hears("what changed", |ear| ear.nodes.len() == 1).await?;
     ensure!(ear.pods.len() == 1);
     Ok(())
+}
+
+#[tokio::test]
+async fn a_cluster_in_which_nothing_happens_is_heard_and_one_whose_api_server_is_away_is_not() -> Result<()> {
+    if !can_run("a_cluster_in_which_nothing_happens_is_heard_and_one_whose_api_server_is_away_is_not", &NEEDS) {
+        return Ok(());
+    }
+    let mut cluster = Cluster::start(&[], &[]).await?;
+    let mut ear = Ear::start(&Settings { heartbeat_ms: 100, ..cluster.settings.clone() });
+    ear.hears("it is there", |ear| ear.watched >= 20).await?;
+    cluster.plane.kill_api().await?;
+    eventually("it is missed", async || Ok(ear.errors("unreachable") >= 4)).await?;
+    // What was on its way.
+    ear.listens(Duration::from_millis(100)).await?;
+    let before = ear.watched;
+    let errors = ear.errors("unreachable");
+    eventually("it is missed again and again", async || Ok(ear.errors("unreachable") >= errors + 4)).await?;
+    ear.listens(Duration::from_millis(100)).await?;
+    ensure!(ear.watched == before, "who was heard?");
+    cluster.plane.start_api().await?;
+    ear.hears("it is there again", |ear| ear.watched > before).await
 }
 
 #[tokio::test]

@@ -29,6 +29,9 @@ impl Default for Times {
     }
 }
 
+/// An API server that has not answered by then does not.
+const ANSWER_MOST: Duration = Duration::from_secs(10);
+
 /// Times that cannot work.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
@@ -52,8 +55,8 @@ impl Times {
     }
 
     /// A write that takes longer than this is given up: it is over before anybody else acts.
-    pub const fn write_within(&self) -> Duration {
-        self.lease.saturating_sub(self.renew_within)
+    pub fn write_within(&self) -> Duration {
+        self.lease.saturating_sub(self.renew_within).min(ANSWER_MOST)
     }
 }
 

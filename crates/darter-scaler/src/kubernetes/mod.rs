@@ -25,7 +25,7 @@ pub use metrics::{KindLabels, Metrics};
 pub use moment::Moment;
 pub use review::{Denied, Reviews, Right, Who};
 pub use settings::Settings;
-pub use side::{Ends, Side, SideError};
+pub use side::{Side, SideError};
 pub use watch::Watches;
 
 /// Who writes, for the API server: by it what we wrote is found again.

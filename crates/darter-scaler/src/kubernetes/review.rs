@@ -92,7 +92,7 @@ pub struct Who {
 /// Something that one may do at this scaler's API, as a Role says it: apiGroups `darter.dev`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Right {
-    /// `update`, `create`, `delete`.
+    /// `update`.
     pub verb: &'static str,
     /// `demands`, `freezes`.
     pub resource: &'static str,

@@ -1,13 +1,12 @@
-//! What is called how in this cluster: the `[kubernetes]` section.
+//! What is called how in this cluster.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+use crate::config;
 
-/// All of it. Durations are milliseconds.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+/// All of it. What the configuration does not have is as it is by default.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
     /// How to reach the API server; without one as every pod is told.
     pub kubeconfig: Option<PathBuf>,
@@ -37,6 +36,8 @@ pub struct Settings {
     pub static_pools: bool,
     /// Whether all that was written is taken back when this scaler ends.
     pub undo_on_exit: bool,
+    /// Where nothing happens the API server is asked so often whether it is there.
+    pub heartbeat_ms: u64,
     /// What is not there (a kind that nobody installed) is looked for again after this.
     pub look_again_ms: u64,
 }
@@ -60,7 +61,27 @@ impl Default for Settings {
             cost_annotation: "controller.kubernetes.io/pod-deletion-cost".to_owned(),
             static_pools: false,
             undo_on_exit: false,
+            // A third of what a partition is by default.
+            heartbeat_ms: 20_000,
             look_again_ms: 60_000,
+        }
+    }
+}
+
+impl From<&config::Kubernetes> for Settings {
+    fn from(config: &config::Kubernetes) -> Self {
+        Self {
+            kubeconfig: config::given(&config.kubeconfig).map(ToOwned::to_owned),
+            // A pod's host has its name.
+            identity: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+            service: config.service.clone(),
+            gpu_resource: config.gpu_resource.clone(),
+            pool_labels: config.pool_labels.clone(),
+            startup_taint: config.startup_taint.clone(),
+            cost_annotation: config.cost_annotation.clone(),
+            static_pools: config.static_pools,
+            undo_on_exit: config.undo_on_exit,
+            ..Self::default()
         }
     }
 }

@@ -7,7 +7,7 @@ use darter_base::kubernetes::connect;
 use kube::Client;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::actuators::{Actuators, undo};
 use super::events::{Events, Said, write};
@@ -15,10 +15,12 @@ use super::fence::fenced;
 use super::leader::{Lead, TimesError};
 use super::lease::Election;
 use super::metrics::Metrics;
-use super::review::Reviews;
+use super::review::{Denied, Reviews, Right, Who};
 use super::settings::Settings;
 use super::watch::Watches;
-use crate::fleet::{Act, Done, Fact};
+use crate::access::{self, Granted, Review, Wish};
+use crate::hub;
+use crate::scaler::{Ask, Cluster};
 
 /// Why it does not start.
 #[derive(Debug, thiserror::Error)]
@@ -29,17 +31,6 @@ pub enum SideError {
     /// A lease that cannot work.
     #[error(transparent)]
     Times(#[from] TimesError),
-}
-
-/// The other ends of the controller's queues.
-#[derive(Debug)]
-pub struct Ends {
-    /// What is learned goes in here.
-    pub facts: mpsc::Sender<Fact>,
-    /// What is to be done comes out here.
-    pub acts: mpsc::Receiver<Act>,
-    /// What came of it goes in here.
-    pub done: mpsc::Sender<Done>,
 }
 
 /// The scaler's side of Kubernetes. Nobody was asked yet.
@@ -55,7 +46,7 @@ pub struct Side {
 
 impl Side {
     /// Reads credentials. Tokens are to be for `audience`; `agents` are the service accounts of agents,
-    /// `<namespace>/<name>`.
+    /// `<namespace>/<name>`; none: the account `darter` of this namespace.
     pub async fn connect(
         settings: &Settings,
         audience: &str,
@@ -67,9 +58,21 @@ impl Side {
         let connected = connect(settings.kubeconfig.as_deref()).await.map_err(SideError::Connect)?;
         let client = connected.client;
         let election = Election::new(client.clone(), &settings.lease, &settings.identity, times);
+        let usual = [format!("{}/darter", client.default_namespace())];
+        let agents = if agents.is_empty() { &usual } else { agents };
         let reviews = Arc::new(Reviews::new(client.clone(), audience, agents, metrics.clone()));
         let (events, said) = Events::new(metrics.clone());
         Ok(Self { settings: settings.clone(), client, election, reviews, events, said, metrics })
+    }
+
+    /// What the scaler asks: whether it leads, and whose a token is.
+    pub fn ask(&self) -> Ask {
+        let (lead, metrics) = (self.lead(), self.metrics.clone());
+        Ask {
+            lead: Some(hub::Lead::by(move || lead.holds_now())),
+            review: Some(review(self.reviews.clone())),
+            metrics: Some(Box::new(move |registry| metrics.register(registry))),
+        }
     }
 
     /// Asked right before each act.
@@ -82,11 +85,6 @@ impl Side {
         self.election.leads()
     }
 
-    /// Who asks whose a token is.
-    pub fn reviews(&self) -> Arc<Reviews> {
-        self.reviews.clone()
-    }
-
     /// Takes Events, of whoever has something to say.
     pub fn events(&self) -> Events {
         self.events.clone()
@@ -94,7 +92,7 @@ impl Side {
 
     /// Watches, acts, and wants to lead, until `stop`. Then what is being done is done, all is taken back if so
     /// configured, and last the lease is given back.
-    pub async fn run(self, ends: Ends, stop: CancellationToken) {
+    pub async fn run(self, ends: Cluster, stop: CancellationToken) {
         let Self { settings, client, election, reviews: _, events, said, metrics } = self;
         let fenced = fenced(&client, &election.lead(), settings.times().write_within());
         let leave = CancellationToken::new();
@@ -119,5 +117,39 @@ impl Side {
             leave.cancel();
         };
         tokio::join!(elected, acting);
+    }
+}
+
+/// Whether somebody may: an agent report as the node of its pod, others what a Role says.
+fn review(reviews: Arc<Reviews>) -> Review {
+    Arc::new(move |token, wish| {
+        let reviews = reviews.clone();
+        Box::pin(async move {
+            let came = match right(wish) {
+                None => reviews.agent(&token).await.map(|who| Granted { node: who.node.clone() }),
+                Some(right) => reviews.may(&token, &right).await.map(|_: Arc<Who>| Granted::default()),
+            };
+            came.map_err(|denied| match denied {
+                Denied::Unauthenticated(why) => {
+                    debug!(why, "a token is not accepted");
+                    access::Denied::BadToken
+                }
+                Denied::Forbidden(why) => access::Denied::Forbidden(why),
+                Denied::Unavailable(why) => access::Denied::Unavailable(why),
+            })
+        })
+    })
+}
+
+/// None of a report: that is no right but who one is.
+fn right(wish: Wish) -> Option<Right> {
+    match wish {
+        Wish::Report => None,
+        Wish::Demand(workload) => {
+            let (namespace, name) = workload.split_once('/').unwrap_or(("", &workload));
+            let (namespace, name) = (Some(namespace.to_owned()), Some(name.to_owned()));
+            Some(Right { verb: "update", resource: "demands", namespace, name })
+        }
+        Wish::Freeze => Some(Right { verb: "update", resource: "freezes", namespace: None, name: None }),
     }
 }

@@ -35,9 +35,10 @@ pub async fn undo(client: &Client, settings: &Settings) -> Undone {
     let mut undone = Undone::default();
     costs(client, settings, &mut undone).await;
     match buffer::buffers(client, buffer::POOL).await {
-        Ok(found) => {
-            for (api, buffer) in found.iter().flat_map(|(api, found)| found.iter().map(move |one| (api, one))) {
-                let restored = buffer::restore(api, buffer).await;
+        Ok(None) => {}
+        Ok(Some((api, found))) => {
+            for buffer in &found {
+                let restored = buffer::restore(&api, buffer).await;
                 undone.note(&format!("CapacityBuffer {}", buffer.name_any()), restored, |undone| &mut undone.buffers);
             }
         }

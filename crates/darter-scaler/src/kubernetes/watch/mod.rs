@@ -55,10 +55,7 @@ const SCALED_OBJECTS: Kind = Kind {
     without: "no workload is scaled by KEDA; those of the configuration are known",
 };
 
-/// Whether the API server is there is asked so often where no watch says so: a third of what a partition is by
-/// default.
-const HEARTBEAT: Duration = Duration::from_secs(20);
-/// For the answer to that.
+/// For the answer to whether the API server is there.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Watches all kinds.
@@ -217,7 +214,7 @@ impl Watches {
         let mut teller = Teller::new(trouble, &self.metrics.watch_errors);
         let mut client = None;
         loop {
-            tokio::time::sleep(HEARTBEAT).await;
+            tokio::time::sleep(Duration::from_millis(self.settings.heartbeat_ms)).await;
             let asked = match client.take() {
                 Some(client) => client,
                 None => match connect(self.settings.kubeconfig.as_deref()).await {
