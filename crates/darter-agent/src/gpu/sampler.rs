@@ -35,7 +35,9 @@ pub(super) fn run(shared: &Shared, metrics: &Metrics, orders: &Receiver<Stop>) {
     let mut wait = AGAIN.0;
     let mut said = None;
     loop {
-        if let Some(times) = lock(&shared.crashes).has_turned_off() {
+        // Not held while this waits: whoever clears it takes the lock too.
+        let turned_off = lock(&shared.crashes).has_turned_off();
+        if let Some(times) = turned_off {
             shared.publish(Snapshot { driver: Driver::Crashes(times), gpus: Vec::new(), round: None });
             // Whoever says that it is to be asked again is not kept waiting.
             if thread.stops_within(AGAIN.0) {
