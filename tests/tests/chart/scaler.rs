@@ -177,7 +177,7 @@ async fn the_scaler_runs_where_pods_are_restricted() -> Result<()> {
 /// What the scaler may do, as verbs of kinds in namespaces; "*" is everywhere.
 type Rights = Vec<(&'static str, &'static str, &'static [&'static str])>;
 
-const READ: &[&str] = &["get", "list", "watch"];
+const WATCH: &[&str] = &["list", "watch"];
 const KINDS: [&str; 22] = [
     "nodes",
     "nodes/status",
@@ -205,27 +205,30 @@ const KINDS: [&str; 22] = [
 
 fn observing() -> Rights {
     vec![
-        ("*", "nodes", READ),
-        ("*", "pods", READ),
-        ("*", "apps:deployments", READ),
-        ("*", "karpenter.sh:nodeclaims", READ),
-        ("*", "karpenter.sh:nodepools", READ),
-        ("*", "keda.sh:scaledobjects", READ),
-        ("*", "policy:poddisruptionbudgets", READ),
+        ("*", "nodes", WATCH),
+        ("*", "pods", &["get", "list", "watch"]),
+        ("*", "apps:deployments", WATCH),
+        ("*", "karpenter.sh:nodeclaims", WATCH),
+        ("*", "karpenter.sh:nodepools", WATCH),
+        ("*", "keda.sh:scaledobjects", WATCH),
         ("*", "authentication.k8s.io:tokenreviews", &["create"]),
         ("*", "authorization.k8s.io:subjectaccessreviews", &["create"]),
-        ("*", "events.k8s.io:events", &["create", "patch"]),
+        ("*", "events.k8s.io:events", &["create"]),
         (NAMESPACE, "coordination.k8s.io:leases", &["create"]),
     ]
 }
 
+/// All that it can be allowed, besides.
 fn acting() -> Rights {
     let more: Rights = vec![
         ("*", "pods", &["patch"]),
-        ("*", "karpenter.sh:nodeclaims", &["delete"]),
-        ("*", "karpenter.sh:nodepools/scale", &["get", "patch"]),
-        (NAMESPACE, "autoscaling.x-k8s.io:capacitybuffers", &["get", "list", "patch"]),
-        (NAMESPACE, "apps:deployments/scale", &["get", "patch"]),
+        ("*", "nodes", &["get"]),
+        ("*", "karpenter.sh:nodeclaims", &["get", "delete"]),
+        ("*", "policy:poddisruptionbudgets", &["list"]),
+        ("*", "karpenter.sh:nodepools", &["get"]),
+        ("*", "karpenter.sh:nodepools/scale", &["patch"]),
+        (NAMESPACE, "autoscaling.x-k8s.io:capacitybuffers", &["list", "patch"]),
+        (NAMESPACE, "apps:deployments/scale", &["patch"]),
         (NAMESPACE, "configmaps", &["create"]),
     ];
     [observing(), more].concat()
