@@ -1,12 +1,13 @@
 //! The scaler of the chart: what it is started with, where it may run, and what it may do at a real API server.
 
+use std::fs;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, ensure};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use darter_agent::config::Layers;
-use darter_tests::chart::{Helm, NAMESPACE, configuration, find};
+use darter_tests::chart::{Helm, NAMESPACE, configuration, find, path, root};
 use darter_tests::kubernetes::ControlPlane;
 use darter_tests::net::Place;
 use darter_tests::stage::eventually;
@@ -18,8 +19,10 @@ use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use serde_json::{Value, json};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
+use toml_edit::TableLike;
 
 use crate::admission::Cluster;
+use crate::render::{schema, schema_of};
 use crate::with_scaler;
 
 const APPLY: &str = "application/apply-patch+yaml";
@@ -55,6 +58,57 @@ async fn the_scaler_is_told_what_the_values_say() -> Result<()> {
     let workloads = toml["workloads"].as_array_of_tables().context("no workloads")?;
     let floor = workloads.get(0).and_then(|workload| workload["floors"].as_array()?.get(0)?.as_inline_table());
     assert_eq!(floor.and_then(|floor| floor.get("from")?.as_str()), Some("08:00"));
+    Ok(())
+}
+
+/// What the schema should say of `scaler.config`: the sections and keys of scaler.toml, with the types that they have
+/// there, and of pools and workloads, which are commented out, what is in their lines.
+fn schema_of_config(text: &str) -> Result<Value> {
+    let (tables, lists) = text.split_once("# [[pools]]\n").context("no [[pools]]")?;
+    let (pools, workloads) = lists.split_once("# [[workloads]]\n").context("no [[workloads]]")?;
+    let document: toml_edit::DocumentMut = tables.parse()?;
+    let mut sections = table(document.as_table())?;
+    for (name, lines) in [("pools", pools), ("workloads", workloads)] {
+        let keys: String =
+            lines.lines().filter_map(|line| line.strip_prefix("# ")).map(|line| format!("{line}\n")).collect();
+        // Prose before the next list has no `=`.
+        let keys = keys.lines().filter(|line| line.contains(" = ")).collect::<Vec<_>>().join("\n");
+        let mut one = table(keys.parse::<toml_edit::DocumentMut>()?.as_table())?;
+        one["required"] = json!(["name"]);
+        sections["properties"][name] = json!({ "type": "array", "items": one });
+    }
+    Ok(sections)
+}
+
+fn table(keys: &dyn TableLike) -> Result<Value> {
+    let mut properties = serde_json::Map::new();
+    for (key, item) in keys.iter() {
+        let tables = item.as_array().and_then(|array| array.get(0)?.as_inline_table());
+        let schema = match (item.as_table_like(), tables) {
+            (Some(keys), _) => table(keys)?,
+            (None, Some(one)) => json!({ "type": "array", "items": table(one)? }),
+            (None, None) => schema_of(item).with_context(|| key.to_owned())?,
+        };
+        properties.insert(key.to_owned(), schema);
+    }
+    Ok(json!({ "type": "object", "additionalProperties": false, "properties": properties }))
+}
+
+#[test]
+fn every_key_of_scaler_toml_is_in_the_schema_and_no_other() -> Result<()> {
+    let wanted = schema_of_config(&fs::read_to_string(root().join("deploy/scaler.toml"))?)?;
+    let mut schema = schema()?;
+    let found = &mut schema["properties"]["scaler"]["properties"]["config"];
+    if std::env::var_os("DARTER_GENERATE").is_some() {
+        *found = wanted.clone();
+        fs::write(path().join("values.schema.json"), serde_json::to_string_pretty(&schema)? + "\n")?;
+        return Ok(());
+    }
+    assert!(
+        *found == wanted,
+        "deploy/helm/darter/values.schema.json is not what deploy/scaler.toml says; run: DARTER_GENERATE=1 cargo test \
+        -p darter-tests --test chart every_key_of_scaler"
+    );
     Ok(())
 }
 
