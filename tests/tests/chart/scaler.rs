@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use base64::Engine as _;
@@ -10,8 +11,10 @@ use darter_agent::config::Layers;
 use darter_tests::chart::{Helm, NAMESPACE, configuration, find, path, root};
 use darter_tests::kubernetes::ControlPlane;
 use darter_tests::net::Place;
+use darter_tests::process;
+use darter_tests::scratch::Scratch;
 use darter_tests::stage::eventually;
-use darter_tests::tools::{Need, can_run};
+use darter_tests::tools::{self, Need, can_run};
 use http::{Method, StatusCode};
 use rustls::crypto::ring;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
@@ -23,7 +26,7 @@ use toml_edit::TableLike;
 
 use crate::admission::Cluster;
 use crate::render::{schema, schema_of};
-use crate::with_scaler;
+use crate::{shapes, with_scaler};
 
 const APPLY: &str = "application/apply-patch+yaml";
 const JSON: &str = "application/json";
@@ -58,6 +61,24 @@ async fn the_scaler_is_told_what_the_values_say() -> Result<()> {
     let workloads = toml["workloads"].as_array_of_tables().context("no workloads")?;
     let floor = workloads.get(0).and_then(|workload| workload["floors"].as_array()?.get(0)?.as_inline_table());
     assert_eq!(floor.and_then(|floor| floor.get("from")?.as_str()), Some("08:00"));
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_scaler_takes_its_configuration_of_every_shape() -> Result<()> {
+    if !can_run("the_scaler_takes_its_configuration_of_every_shape", &[Need::Helm, Need::LiveScaler]) {
+        return Ok(());
+    }
+    let (helm, dir) = (Helm::new()?, Scratch::new()?);
+    let mut checked = 0;
+    for (name, values) in shapes().into_iter().filter(|(_, values)| values["scaler"]["enabled"] == true) {
+        fs::write(dir.join("scaler.toml"), told(&helm.render(&values).await?)?.to_string())?;
+        let mut command = process::command(tools::darter()?);
+        command.args(["scaler", "config", "check", "--config"]).arg(dir.join("scaler.toml"));
+        process::run_ok("darter scaler config check", command, Duration::from_secs(60)).await.context(name)?;
+        checked += 1;
+    }
+    ensure!(checked >= 3, "only {checked}");
     Ok(())
 }
 
