@@ -131,6 +131,7 @@ async fn a_wrong_value_is_refused_and_named() -> Result<()> {
             "scaler.config.grpc.insecure: not to be set here: set scaler.tls",
         ),
         (json!({ "scaler": { "enabled": true, "serviceAccount": { "create": false } } }), "scaler.serviceAccount.name"),
+        (json!({ "scaler": { "enabled": true }, "report": { "audience": "" } }), "report.audience: needed"),
         (
             json!({ "podMonitor": { "enabled": true }, "admin": { "address": "127.0.0.1" } }),
             "podMonitor.enabled: nobody can scrape admin.address 127.0.0.1",

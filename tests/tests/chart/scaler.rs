@@ -49,12 +49,31 @@ async fn the_scaler_is_told_what_the_values_say() -> Result<()> {
     assert_eq!(toml["grpc"]["listen"].as_str(), Some("0.0.0.0:4010"));
     assert_eq!(toml["access"]["mode"].as_str(), Some("kubernetes"), "whoever reaches it could say what he likes");
     assert_eq!(toml["kubernetes"]["enabled"].as_bool(), Some(true));
+    // What the agents' tokens are made for, by whom, and where KEDA finds it.
+    assert_eq!(toml["kubernetes"]["audience"].as_str(), Some("darter-scaler"));
+    let agents = toml["kubernetes"]["agents"].as_array().context("no agents")?;
+    assert_eq!(agents.iter().map(|one| one.as_str()).collect::<Vec<_>>(), [Some("gpu-system/darter")]);
+    assert_eq!(toml["kubernetes"]["service"].as_str(), Some("darter-scaler"));
     for actuator in ["keda", "protect", "copy", "deletion_cost", "buffer", "remove"] {
         assert_eq!(toml["actuators"][actuator].as_str(), Some("observe"), "{actuator}");
+    }
+    let others = json!({ "scaler": { "enabled": true }, "fullnameOverride": "mirror",
+        "serviceAccount": { "name": "theirs" }, "report": { "audience": "scaler.example" },
+        "config": { "kubernetes": { "startup_taint": "team.example/not-ready" } } });
+    let objects = helm.render(&others).await?;
+    let text = find(&objects, "ConfigMap", "mirror-scaler")?["data"]["scaler.toml"].as_str().context("no text")?;
+    let toml: toml_edit::DocumentMut = text.parse()?;
+    let agents = toml["kubernetes"]["agents"].as_array().context("no agents")?;
+    assert_eq!(agents.iter().map(|one| one.as_str()).collect::<Vec<_>>(), [Some("gpu-system/theirs")]);
+    for (key, value) in
+        [("audience", "scaler.example"), ("service", "mirror-scaler"), ("startup_taint", "team.example/not-ready")]
+    {
+        assert_eq!(toml["kubernetes"][key].as_str(), Some(value), "{key}");
     }
     let toml = told(&helm.render(&with_scaler()).await?)?;
     assert_eq!(toml["grpc"]["listen"].as_str(), Some("0.0.0.0:5010"));
     assert_eq!(toml["actuators"]["deletion_cost"].as_str(), Some("on"));
+    assert_eq!(toml["kubernetes"]["static_pools"].as_bool(), Some(true));
     let pools = toml["pools"].as_array_of_tables().context("no pools")?;
     assert_eq!(pools.get(0).and_then(|pool| pool["nodes_most"].as_integer()), Some(20), "whole numbers stay so");
     assert_eq!(toml["policy"]["rails"]["micros_per_hour_most"].as_integer(), Some(64_000_000_000));
