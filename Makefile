@@ -11,6 +11,9 @@ export CARGO_TARGET_DIR ?= $(CACHE)/target
 export DARTER_TOOLS ?= $(CACHE)/tools
 export DARTER_NOT_RUN ?= $(CARGO_TARGET_DIR)/not-run.txt
 TEST_LOG := $(CARGO_TARGET_DIR)/test.log
+# Most tests wait: for links that have a rate, for timers, for other programs. Two for each processor; a cluster of
+# containerds takes half a gigabyte of memory, so no more than 16.
+TEST_THREADS := $(or $(RUST_TEST_THREADS),$(shell n=$$(nproc); echo $$((n > 8 ? 16 : 2 * n))))
 export DARTER_REVISION ?= $(shell git rev-parse --short HEAD 2>/dev/null || echo unknown)
 
 .PHONY: help needs-root demo test test-long check fuzz bench bench-mirror bench-swarm bench-sim bench-gpu bench-scaler test-gpu test-kube tools control-plane image build clean
@@ -46,8 +49,7 @@ test: control-plane ## Every test, against real containerd and registries, and a
 	@echo "== building the agent that the tests start"
 	cargo build --locked -p darter
 	@echo "== testing"
-	@# Most tests wait: for links that have a rate, for timers, for other programs.
-	RUST_TEST_THREADS=$${RUST_TEST_THREADS:-$$((2 * $$(nproc)))} cargo test --locked --workspace --no-fail-fast | tee "$(TEST_LOG)" || { scripts/test-summary "$(TEST_LOG)" FAILED; exit 1; }
+	RUST_TEST_THREADS=$(TEST_THREADS) cargo test --locked --workspace --no-fail-fast | tee "$(TEST_LOG)" || { scripts/test-summary "$(TEST_LOG)" FAILED; exit 1; }
 	@scripts/test-summary "$(TEST_LOG)"
 
 test-gpu: tools ## What this machine's own GPUs say against what the fixtures of the mock say (DARTER_NVML_PATH)

@@ -72,6 +72,8 @@ pub enum Need {
     Runc,
     /// The darter binary.
     Darter,
+    /// The darter binary, if it has a scaler that runs.
+    LiveScaler,
     /// The mock of NVIDIA's library.
     MockNvml,
     /// Prometheus and promtool.
@@ -140,6 +142,7 @@ impl Need {
             Self::Buildah => (find("buildah").is_some(), "no buildah: run scripts/install-tools image"),
             Self::Runc => (find("runc").is_some(), "no runc: run scripts/install-tools"),
             Self::Darter => (darter().is_ok(), "no darter binary: run cargo build -p darter"),
+            Self::LiveScaler => (has_scaler(), "no darter binary with a `darter scaler`: run cargo build -p darter"),
             Self::Prometheus => (
                 find("prometheus").is_some() && find("promtool").is_some(),
                 "no prometheus or promtool: run scripts/install-tools",
@@ -266,6 +269,12 @@ fn kinds(file: &str) -> Option<PathBuf> {
 pub fn darter() -> Result<PathBuf> {
     let path = std::env::var_os("DARTER_BIN").map_or_else(|| profile_dir().join("darter"), PathBuf::from);
     path.canonicalize().with_context(|| format!("no darter binary at {}: cargo build -p darter", path.display()))
+}
+
+fn has_scaler() -> bool {
+    let help =
+        darter().and_then(|darter| Ok(std::process::Command::new(darter).args(["scaler", "--help"]).output()?));
+    help.is_ok_and(|help| help.status.success())
 }
 
 /// The mock of NVIDIA's library that cargo built beside this program, which depends on it.

@@ -84,7 +84,7 @@ fn with_scaler() -> Value {
     let floor = json!({ "days": "mon-fri", "from": "08:00", "to": "18:00", "replicas": 2 });
     let workload = json!({ "name": "models/llm", "pool": "l4", "most": 10, "floors": [floor] });
     let config = json!({ "log": { "format": "json" }, "pools": [pool], "workloads": [workload],
-        "policy": { "report_period_ms": 2000 }, "policy.rails": { "micros_per_hour_most": 64_000_000_000_u64 } });
+        "policy": { "report_period_ms": 2000, "rails": { "micros_per_hour_most": 64_000_000_000_u64 } } });
     let policy = json!({ "agents": ["10.0.0.0/16"], "keda": "keda-system", "http": ["monitoring"],
         "egress": [{ "ports": [{ "port": 9090, "protocol": "TCP" }] }] });
     let scaler = json!({ "enabled": true, "config": config, "replicas": 3, "ports": { "grpc": 5010, "http": 5011 },

@@ -119,6 +119,9 @@ async fn a_wrong_value_is_refused_and_named() -> Result<()> {
         (json!({ "scaler": { "enabled": true, "replica": 2 } }), "replica"),
         (json!({ "scaler": { "replicas": 0 } }), "/scaler/replicas"),
         (json!({ "scaler": { "config": { "polcy": {} } } }), "polcy"),
+        (json!({ "scaler": { "config": { "policy": { "rails": { "gpus_mst": 64 } } } } }), "gpus_mst"),
+        (json!({ "scaler": { "config": { "pools": [{ "gpus": 1 }] } } }), "name"),
+        (json!({ "scaler": { "config": { "workloads": [{ "name": "a/b", "least": "1" }] } } }), "least"),
         (
             json!({ "scaler": { "enabled": true, "config": { "actuators": { "remove": "on" } } } }),
             "scaler.config.actuators.remove: not to be set here: set scaler.actuators.remove",
@@ -128,6 +131,7 @@ async fn a_wrong_value_is_refused_and_named() -> Result<()> {
             "scaler.config.grpc.insecure: not to be set here: set scaler.tls",
         ),
         (json!({ "scaler": { "enabled": true, "serviceAccount": { "create": false } } }), "scaler.serviceAccount.name"),
+        (json!({ "scaler": { "enabled": true }, "report": { "audience": "" } }), "report.audience: needed"),
         (
             json!({ "podMonitor": { "enabled": true }, "admin": { "address": "127.0.0.1" } }),
             "podMonitor.enabled: nobody can scrape admin.address 127.0.0.1",
@@ -238,7 +242,7 @@ fn every_value_is_described_and_the_schema_knows_the_same() -> Result<()> {
     Ok(())
 }
 
-fn schema() -> Result<Value> {
+pub(crate) fn schema() -> Result<Value> {
     Ok(serde_json::from_str(&fs::read_to_string(chart::path().join("values.schema.json"))?)?)
 }
 
@@ -264,7 +268,7 @@ fn schema_of_config() -> Result<Value> {
     Ok(object(sections))
 }
 
-fn schema_of(item: &toml_edit::Item) -> Result<Value> {
+pub(crate) fn schema_of(item: &toml_edit::Item) -> Result<Value> {
     Ok(match item.as_value().context("a key has a value")? {
         toml_edit::Value::String(_) => json!({ "type": "string" }),
         toml_edit::Value::Integer(_) => json!({ "type": "integer" }),

@@ -1,16 +1,20 @@
 //! The scaler of the chart: what it is started with, where it may run, and what it may do at a real API server.
 
+use std::fs;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use darter_agent::config::Layers;
-use darter_tests::chart::{Helm, NAMESPACE, configuration, find};
+use darter_tests::chart::{Helm, NAMESPACE, configuration, find, path, root};
 use darter_tests::kubernetes::ControlPlane;
 use darter_tests::net::Place;
+use darter_tests::process;
+use darter_tests::scratch::Scratch;
 use darter_tests::stage::eventually;
-use darter_tests::tools::{Need, can_run};
+use darter_tests::tools::{self, Need, can_run};
 use http::{Method, StatusCode};
 use rustls::crypto::ring;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
@@ -18,9 +22,11 @@ use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use serde_json::{Value, json};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
+use toml_edit::TableLike;
 
 use crate::admission::Cluster;
-use crate::with_scaler;
+use crate::render::{schema, schema_of};
+use crate::{shapes, with_scaler};
 
 const APPLY: &str = "application/apply-patch+yaml";
 const JSON: &str = "application/json";
@@ -43,18 +49,106 @@ async fn the_scaler_is_told_what_the_values_say() -> Result<()> {
     assert_eq!(toml["grpc"]["listen"].as_str(), Some("0.0.0.0:4010"));
     assert_eq!(toml["access"]["mode"].as_str(), Some("kubernetes"), "whoever reaches it could say what he likes");
     assert_eq!(toml["kubernetes"]["enabled"].as_bool(), Some(true));
+    // What the agents' tokens are made for, by whom, and where KEDA finds it.
+    assert_eq!(toml["kubernetes"]["audience"].as_str(), Some("darter-scaler"));
+    let agents = toml["kubernetes"]["agents"].as_array().context("no agents")?;
+    assert_eq!(agents.iter().map(|one| one.as_str()).collect::<Vec<_>>(), [Some("gpu-system/darter")]);
+    assert_eq!(toml["kubernetes"]["service"].as_str(), Some("darter-scaler"));
     for actuator in ["keda", "protect", "copy", "deletion_cost", "buffer", "remove"] {
         assert_eq!(toml["actuators"][actuator].as_str(), Some("observe"), "{actuator}");
+    }
+    let others = json!({ "scaler": { "enabled": true }, "fullnameOverride": "mirror",
+        "serviceAccount": { "name": "theirs" }, "report": { "audience": "scaler.example" },
+        "config": { "kubernetes": { "startup_taint": "team.example/not-ready" } } });
+    let objects = helm.render(&others).await?;
+    let text = find(&objects, "ConfigMap", "mirror-scaler")?["data"]["scaler.toml"].as_str().context("no text")?;
+    let toml: toml_edit::DocumentMut = text.parse()?;
+    let agents = toml["kubernetes"]["agents"].as_array().context("no agents")?;
+    assert_eq!(agents.iter().map(|one| one.as_str()).collect::<Vec<_>>(), [Some("gpu-system/theirs")]);
+    for (key, value) in
+        [("audience", "scaler.example"), ("service", "mirror-scaler"), ("startup_taint", "team.example/not-ready")]
+    {
+        assert_eq!(toml["kubernetes"][key].as_str(), Some(value), "{key}");
     }
     let toml = told(&helm.render(&with_scaler()).await?)?;
     assert_eq!(toml["grpc"]["listen"].as_str(), Some("0.0.0.0:5010"));
     assert_eq!(toml["actuators"]["deletion_cost"].as_str(), Some("on"));
+    assert_eq!(toml["kubernetes"]["static_pools"].as_bool(), Some(true));
     let pools = toml["pools"].as_array_of_tables().context("no pools")?;
     assert_eq!(pools.get(0).and_then(|pool| pool["nodes_most"].as_integer()), Some(20), "whole numbers stay so");
     assert_eq!(toml["policy"]["rails"]["micros_per_hour_most"].as_integer(), Some(64_000_000_000));
     let workloads = toml["workloads"].as_array_of_tables().context("no workloads")?;
     let floor = workloads.get(0).and_then(|workload| workload["floors"].as_array()?.get(0)?.as_inline_table());
     assert_eq!(floor.and_then(|floor| floor.get("from")?.as_str()), Some("08:00"));
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_scaler_takes_its_configuration_of_every_shape() -> Result<()> {
+    if !can_run("the_scaler_takes_its_configuration_of_every_shape", &[Need::Helm, Need::LiveScaler]) {
+        return Ok(());
+    }
+    let (helm, dir) = (Helm::new()?, Scratch::new()?);
+    let mut checked = 0;
+    for (name, values) in shapes().into_iter().filter(|(_, values)| values["scaler"]["enabled"] == true) {
+        fs::write(dir.join("scaler.toml"), told(&helm.render(&values).await?)?.to_string())?;
+        let mut command = process::command(tools::darter()?);
+        command.args(["scaler", "config", "check", "--config"]).arg(dir.join("scaler.toml"));
+        process::run_ok("darter scaler config check", command, Duration::from_secs(60)).await.context(name)?;
+        checked += 1;
+    }
+    ensure!(checked >= 3, "only {checked}");
+    Ok(())
+}
+
+/// What the schema should say of `scaler.config`: the sections and keys of scaler.toml, with the types that they have
+/// there, and of pools and workloads, which are commented out, what is in their lines.
+fn schema_of_config(text: &str) -> Result<Value> {
+    let (tables, lists) = text.split_once("# [[pools]]\n").context("no [[pools]]")?;
+    let (pools, workloads) = lists.split_once("# [[workloads]]\n").context("no [[workloads]]")?;
+    let document: toml_edit::DocumentMut = tables.parse()?;
+    let mut sections = table(document.as_table())?;
+    for (name, lines) in [("pools", pools), ("workloads", workloads)] {
+        let keys: String =
+            lines.lines().filter_map(|line| line.strip_prefix("# ")).map(|line| format!("{line}\n")).collect();
+        // Prose before the next list has no `=`.
+        let keys = keys.lines().filter(|line| line.contains(" = ")).collect::<Vec<_>>().join("\n");
+        let mut one = table(keys.parse::<toml_edit::DocumentMut>()?.as_table())?;
+        one["required"] = json!(["name"]);
+        sections["properties"][name] = json!({ "type": "array", "items": one });
+    }
+    Ok(sections)
+}
+
+fn table(keys: &dyn TableLike) -> Result<Value> {
+    let mut properties = serde_json::Map::new();
+    for (key, item) in keys.iter() {
+        let tables = item.as_array().and_then(|array| array.get(0)?.as_inline_table());
+        let schema = match (item.as_table_like(), tables) {
+            (Some(keys), _) => table(keys)?,
+            (None, Some(one)) => json!({ "type": "array", "items": table(one)? }),
+            (None, None) => schema_of(item).with_context(|| key.to_owned())?,
+        };
+        properties.insert(key.to_owned(), schema);
+    }
+    Ok(json!({ "type": "object", "additionalProperties": false, "properties": properties }))
+}
+
+#[test]
+fn every_key_of_scaler_toml_is_in_the_schema_and_no_other() -> Result<()> {
+    let wanted = schema_of_config(&fs::read_to_string(root().join("deploy/scaler.toml"))?)?;
+    let mut schema = schema()?;
+    let found = &mut schema["properties"]["scaler"]["properties"]["config"];
+    if std::env::var_os("DARTER_GENERATE").is_some() {
+        *found = wanted.clone();
+        fs::write(path().join("values.schema.json"), serde_json::to_string_pretty(&schema)? + "\n")?;
+        return Ok(());
+    }
+    assert!(
+        *found == wanted,
+        "deploy/helm/darter/values.schema.json is not what deploy/scaler.toml says; run: DARTER_GENERATE=1 cargo test \
+        -p darter-tests --test chart every_key_of_scaler"
+    );
     Ok(())
 }
 

@@ -37,7 +37,7 @@ async fn agent(options: Options) -> Result<Agent> {
 }
 
 /// The series of GPUs, but for what differs from run to run.
-async fn gpu_series(agent: &Agent) -> Result<String> {
+pub(crate) async fn gpu_series(agent: &Agent) -> Result<String> {
     let answer = agent.admin("/metrics").await?;
     let differs =
         |line: &str| ["collect_duration", "collect_timestamp", "idle_seconds"].iter().any(|name| line.contains(name));
@@ -51,7 +51,7 @@ async fn gpu_series(agent: &Agent) -> Result<String> {
     Ok(lines.join("\n").replace(&format!("ostname=\"{host}\""), "ostname=\"HOST\"") + "\n")
 }
 
-fn ensure_golden(name: &str, said: &str) -> Result<()> {
+pub(crate) fn ensure_golden(name: &str, said: &str) -> Result<()> {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("golden/gpu").join(name).with_extension("txt");
     if std::env::var_os("DARTER_GOLDEN").is_some_and(|value| value == "write") {
         return Ok(std::fs::write(path, said)?);

@@ -3,6 +3,7 @@
 //! `golden/gpu/verdicts.txt` has a line for each fixture: its name, the GPUs of its host, and the verdict; with each
 //! reason the GPU that has it, or how many do.
 
+use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
@@ -16,9 +17,15 @@ use futures_util::stream::{self, StreamExt as _};
 use serde_json::Value;
 
 use crate::NEEDS;
+use crate::scrapes::{ensure_golden, gpu_series};
 
 /// So many agents at once: each waits most of its time, and two processors start no more in a second or two.
 const AT_ONCE: usize = 6;
+/// Verdicts settle: after so many waits for one that still changes it is not going to be this one.
+const NEWS_MAX: usize = 4;
+
+/// Of those whose GPUs cannot be read the series stand still with the verdict, and are compared here.
+const UNREAD: [&str; 4] = ["count-0", "driver-mismatch", "init-unknown", "no-driver"];
 
 fn path(of: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(of)
@@ -42,15 +49,29 @@ fn written(gpu: &Value) -> String {
 async fn is_judged(fixture: &str, gpus: u32, verdict: &str) -> Result<()> {
     let mock = Mock::fixture(fixture)?;
     let agent = Agent::start(mock.options(gpus)?).await?;
-    let mut said = String::new();
-    let is_so = async || {
+    let said = RefCell::new(String::new());
+    let mut is_so = async || {
         let answer = agent.admin("/readyz").await?;
         // A node whose GPUs are broken still mirrors.
         ensure!(answer.status == 200, "{}", answer.status);
-        said = written(&serde_json::from_str::<Value>(&answer.text())?["gpu"]);
-        Ok(said == verdict)
+        let now = written(&serde_json::from_str::<Value>(&answer.text())?["gpu"]);
+        let is_so = now == verdict;
+        said.replace(now);
+        Ok(is_so)
     };
-    eventually(fixture, is_so).await.with_context(|| format!("{fixture} {gpus} {said}"))
+    // A storm of errors takes its time on a busy machine: it is waited for as long as it brings news.
+    let mut before = String::new();
+    for _ in 0..NEWS_MAX {
+        let waited = eventually(fixture, &mut is_so).await;
+        if waited.is_ok() && UNREAD.contains(&fixture) {
+            return ensure_golden(fixture, &gpu_series(&agent).await?);
+        }
+        if waited.is_ok() || *said.borrow() == before {
+            return waited.with_context(|| format!("{fixture} {gpus} {}", said.borrow()));
+        }
+        before.clone_from(&said.borrow());
+    }
+    anyhow::bail!("{fixture} {gpus} comes and goes, and now is {before}")
 }
 
 #[tokio::test]

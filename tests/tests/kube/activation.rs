@@ -15,7 +15,7 @@ const DEPLOYMENTS: &str = "/apis/apps/v1/namespaces/inference/deployments";
 const OBJECTS: &str = "/apis/keda.sh/v1alpha1/namespaces/inference/scaledobjects";
 
 /// Waits until a Deployment is to have so many replicas.
-async fn replicas(cluster: &KubeCluster, name: &str, number: u32) -> Result<()> {
+pub(crate) async fn replicas(cluster: &KubeCluster, name: &str, number: u32) -> Result<()> {
     let key = format!("{NAMESPACE}/{name}");
     let has = |all: &Objects| all.get(&key).is_some_and(|one| one["spec"]["replicas"] == number).then_some(());
     let found = cluster.api().until(DEPLOYMENTS, &format!("{name} has {number} replicas"), has).await;
@@ -23,7 +23,7 @@ async fn replicas(cluster: &KubeCluster, name: &str, number: u32) -> Result<()> 
 }
 
 /// Waits until KEDA knows which metrics a ScaledObject has: an event that is pushed before is dropped.
-async fn known(cluster: &KubeCluster, name: &str) -> Result<()> {
+pub(crate) async fn known(cluster: &KubeCluster, name: &str) -> Result<()> {
     let key = format!("{NAMESPACE}/{name}");
     let is_known = |object: &Value| object["status"]["externalMetricNames"].as_array().is_some_and(|n| !n.is_empty());
     let found = |all: &Objects| all.get(&key).is_some_and(is_known).then_some(());

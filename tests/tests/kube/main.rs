@@ -6,5 +6,6 @@
 
 mod activation;
 mod example;
+mod live;
 mod nodes;
 mod spare;

@@ -35,6 +35,8 @@ async fn a_real_agent_is_heard_over_tls_with_its_token_and_what_its_gpus_do_is_k
         Ok(mock
             .options(2)?
             .set("kubernetes.node", node)
+            // There is no kubelet: else the verdict on the GPUs waits for it.
+            .set("gpu.device_plugin", false)
             .set("report.scaler", scaler.grpc())
             .set("report.interval", "1s")
             .set("report.ca", at_dir("ca.pem"))
@@ -44,12 +46,14 @@ async fn a_real_agent_is_heard_over_tls_with_its_token_and_what_its_gpus_do_is_k
     let known = |page: &serde_json::Value| {
         let nodes = page["state"]["nodes"].as_object();
         nodes.is_some_and(|nodes| {
-            nodes.values().any(|node| node["name"] == "gpu-7" && node["report"]["gpus"][1] != serde_json::Value::Null)
+            // One more while the verdict on all of them is not known: that keeps it from being idle.
+            let gpus = |node: &serde_json::Value| node["report"]["gpus"].as_array().map(Vec::len);
+            nodes.values().any(|node| node["name"] == "gpu-7" && gpus(node) == Some(2))
         })
     };
     let state = scaler.until("/v1/state", "both GPUs of gpu-7", known).await.with_context(|| agent.log())?;
     let node = at(&state, "state.nodes")?.as_object().and_then(|nodes| nodes.values().next()).context("no node")?;
-    assert_eq!((node["pool"].as_str(), node["report"]["gpus"].as_array().map(Vec::len)), (Some("l4"), Some(2)));
+    assert_eq!(node["pool"], "l4");
     assert_eq!(agent.metrics().await?.sum("darter_report_connected", &[]), 1.0);
     // The same token for another node.
     let liar = Agent::start_unready(options("gpu-8")?).await?;

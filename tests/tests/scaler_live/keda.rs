@@ -35,8 +35,7 @@ async fn demand_reaches_keda_as_a_push_and_as_a_metric_and_both_say_why() -> Res
     // KEDA drops what comes while it looks elsewhere: it is said again.
     let second = pushes.active().await?;
     assert!(second > first);
-    let said = scaler.says(LLM, "3 wait or run").await?;
-    assert!(said.starts_with("workload models/llm stays at 3 replicas: 3 wait or run, seen "), "{said}");
+    scaler.says(LLM, "workload models/llm stays at 3 replicas: 3 wait or run, seen ").await?;
     let told = scaler.darter(&["explain", LLM]).await?;
     ensure!(told.status.success(), "{}", told.stderr);
     assert!(told.stdout.contains("3 wait or run") && told.stdout.ends_with("KEDA is told 3\n"), "{}", told.stdout);

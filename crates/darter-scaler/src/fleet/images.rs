@@ -21,6 +21,8 @@ pub(super) struct Images {
 struct Slot {
     image: Image,
     named: u32,
+    /// What it can be asked for under, as who said it first has it.
+    reference: Option<String>,
 }
 
 impl Images {
@@ -31,7 +33,7 @@ impl Images {
             self.slots[*number as usize].named += 1;
             return Some(*number);
         }
-        let slot = Slot { image: Image { digest, bytes }, named: 1 };
+        let slot = Slot { image: Image { digest, bytes }, named: 1, reference: None };
         let number = match self.free.pop() {
             Some(number) => {
                 self.slots[number as usize] = slot;
@@ -45,6 +47,20 @@ impl Images {
         };
         self.numbers.insert(digest, number);
         Some(number)
+    }
+
+    /// Under which name it can be asked for, unless that is known.
+    pub(super) fn call(&mut self, number: u32, reference: impl FnOnce() -> Option<String>) {
+        if let Some(slot) = self.slots.get_mut(number as usize)
+            && slot.reference.is_none()
+        {
+            slot.reference = reference();
+        }
+    }
+
+    /// The name, if somebody knows one.
+    pub(super) fn called(&self, number: u32) -> Option<&str> {
+        self.slots.get(number as usize)?.reference.as_deref()
     }
 
     /// It is named once less.

@@ -383,10 +383,9 @@ impl Fleet {
         told.map_or_else(|| uid.to_owned(), |(name, _)| name.clone())
     }
 
-    /// What an image of the state can be asked for under: a name that some node has it by.
+    /// What an image of the state can be asked for under: a name that some node had it by, and its digest.
     pub fn image_name(&self, image: u32) -> Option<String> {
-        let mut named = self.tales.values().flat_map(|tale| tale.held.iter().zip(&tale.names));
-        named.find_map(|(held, name)| name.clone().filter(|_| held.image == image))
+        self.images.called(image).map(ToOwned::to_owned)
     }
 }
 

@@ -12,8 +12,8 @@ use crate::state::{Gpu, Held, IMAGES_MAX, Pull, Work};
 
 /// EC2 takes a spot instance back so long after it said so.
 const NOTICE_MS: u64 = 120_000;
-/// Images whose names are kept of those that can be asked for.
-pub(super) const NAME_MAX: usize = 512;
+/// Bytes of a name that an image can be asked for under. Registries allow less.
+const NAME_MAX: usize = 512;
 
 /// The newest word of one agent.
 #[derive(Debug)]
@@ -25,8 +25,6 @@ pub(super) struct Tale {
     pub(super) since: Millis,
     pub(super) gpus: Vec<ToldOf>,
     pub(super) held: Vec<Held>,
-    /// What an image can be asked for under, beside [`Self::held`].
-    pub(super) names: Vec<Option<String>>,
     pub(super) pulls: Vec<Pull>,
     pub(super) notice: Option<Millis>,
     pub(super) leaving: bool,
@@ -50,8 +48,8 @@ impl Tale {
     pub(super) fn read(told: Told, images: &mut Images, now: Millis) -> Result<Self, Refusal> {
         let ago = |ms: u64| Millis(now.0.saturating_sub(ms));
         let since = ago(told.running_ms);
-        let (mut held, mut names, mut pulls) = (Vec::new(), Vec::new(), Vec::new());
-        let mut name = |digest: &str, bytes| -> Result<u32, Refusal> {
+        let (mut held, mut pulls) = (Vec::new(), Vec::new());
+        let name = |images: &mut Images, digest: &str, bytes| -> Result<u32, Refusal> {
             let digest: Digest = digest.parse().map_err(|_| Refusal::Nonsense { what: "a digest" })?;
             images.name(digest, bytes).ok_or(Refusal::Full { what: "images", most: IMAGES_MAX })
         };
@@ -59,14 +57,15 @@ impl Tale {
             for image in told.images.iter().filter(|image| image.is_complete) {
                 // What was here before the agent started was not used since.
                 let used = image.used_ms.map_or(since, ago);
-                held.push(Held { image: name(&image.digest, image.size_bytes)?, used });
+                let number = name(images, &image.digest, image.size_bytes)?;
+                held.push(Held { image: number, used });
                 let reference = image.references.iter().find(|name| name.len() <= NAME_MAX);
-                names.push(reference.map(|name| by_digest(name, &image.digest)));
+                images.call(number, || reference.map(|name| by_digest(name, &image.digest)));
             }
             for pull in &told.pulls {
                 let total = pull.total_bytes.unwrap_or(pull.done_bytes);
                 let bytes_left = total - pull.done_bytes.min(total);
-                pulls.push(Pull { image: name(&pull.digest, total)?, bytes_left });
+                pulls.push(Pull { image: name(images, &pull.digest, total)?, bytes_left });
             }
             Ok(())
         };
@@ -101,7 +100,6 @@ impl Tale {
             since,
             gpus,
             held,
-            names,
             pulls,
             notice: notice.map(|(_, since_ms)| ago(since_ms).plus(NOTICE_MS)),
             leaving: going.is_some_and(|(reason, _)| reason == GoingReason::Taint),

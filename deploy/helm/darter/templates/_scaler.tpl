@@ -37,7 +37,7 @@ http: {listen: scaler.address and scaler.ports.http}
 access: {mode: nothing}
 actuators: {keda: scaler.actuators.keda, protect: scaler.actuators.protect, copy: scaler.actuators.copy, deletion_cost: scaler.actuators.deletionCost, buffer: scaler.actuators.buffer, remove: scaler.actuators.remove}
 record: {dir: scaler.record.size}
-kubernetes: {enabled: nothing, kubeconfig: nothing}
+kubernetes: {enabled: nothing, kubeconfig: nothing, service: nothing, audience: report.audience, agents: serviceAccount.name, startup_taint: config.kubernetes.startup_taint, static_pools: scaler.staticPools}
 {{- end -}}
 
 {{- define "darter.scaler.ownConfig" -}}
@@ -61,6 +61,11 @@ record:
   dir: /var/lib/darter-scaler
 kubernetes:
   enabled: true
+  service: {{ include "darter.scaler.name" . | quote }}
+  audience: {{ required "report.audience: needed where scaler.enabled: the scaler believes no agent without a token for it" .Values.report.audience | quote }}
+  agents: [{{ printf "%s/%s" .Release.Namespace (include "darter.serviceAccount" .) | quote }}]
+  startup_taint: {{ dig "kubernetes" "startup_taint" "darter.dev/not-ready" .Values.config | quote }}
+  static_pools: {{ $s.staticPools }}
 {{- end -}}
 
 {{- define "darter.scaler.toml" -}}
