@@ -3,9 +3,11 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use toml_edit::Array;
 
 use super::hostile::{Deed, Hostile};
@@ -25,8 +27,18 @@ const KEY: &str = "swarm.key";
 /// Nodes whose agents are one swarm.
 pub struct Swarm {
     cluster: Cluster,
-    // Last: agents read the key again when they are started again.
+    // After them: agents read the key again when they are started again.
     dir: Scratch,
+    // Last: the next swarm begins when nothing of this one runs.
+    _turn: OwnedSemaphorePermit,
+}
+
+/// One swarm of this program for each processor at a time, and two at the least: its tests say how long something
+/// takes over links with a rate, and a swarm by itself has a processor busy for half of its time.
+fn turns() -> Arc<Semaphore> {
+    static TURNS: OnceLock<Arc<Semaphore>> = OnceLock::new();
+    let processors = || std::thread::available_parallelism().map_or(2, |processors| processors.get().max(2));
+    TURNS.get_or_init(|| Arc::new(Semaphore::new(processors()))).clone()
 }
 
 impl Swarm {
@@ -45,6 +57,8 @@ impl Swarm {
         plan: Plan,
         configure: impl Fn(&Seat, Options) -> Options + Send + Sync + 'static,
     ) -> Result<Self> {
+        // As long as those take that run: each test has its own patience.
+        let turn = turns().acquire_owned().await?;
         let dir = Scratch::new()?;
         let file = dir.join(KEY);
         let mut command = Place::Host.command(tools::darter()?);
@@ -61,7 +75,7 @@ impl Swarm {
                 .set("swarm.peers", Array::from_iter(others.map(|member| format!("{member}:4002"))));
             configure(seat, options)
         };
-        Ok(Self { cluster: Cluster::start(plan, join).await?, dir })
+        Ok(Self { cluster: Cluster::start(plan, join).await?, dir, _turn: turn })
     }
 
     /// The file with the key of this swarm.
