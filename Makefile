@@ -40,7 +40,7 @@ image: build ## Make the image that the chart runs, an OCI archive of the releas
 needs-root:
 	@[ "$$(id -u)" = 0 ] || { echo "make demo: needs root, to make network namespaces and mounts" >&2; exit 1; }
 
-demo: needs-root build ## One node pulls through an agent; then four at once, a fifth late, one killed; then GPUs (SIZE=256, in MiB)
+demo: needs-root build ## One node pulls through an agent; then four at once, a fifth late, one killed; then GPUs, and a scaler (SIZE=256, in MiB)
 	cargo run --release --locked -p darter-tests --bin demo -- $(SIZE)
 
 test: control-plane ## Every test, against real containerd and registries, and a real kube-apiserver

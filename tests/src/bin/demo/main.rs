@@ -1,6 +1,6 @@
 //! `make demo`: what darter does, shown with real containerds. First one node that pulls through an
 //! agent; then four that pull the same image at once, a fifth that comes late, and one that dies; then
-//! what a node says of its GPUs.
+//! what a node says of its GPUs, and what a scaler makes of it.
 //!
 //! Everything runs in network namespaces of its own and is gone afterwards, also when it is stopped.
 //! An argument is the size of the second part's image in MiB.
@@ -9,6 +9,7 @@ mod gpus;
 mod nodes;
 mod one_node;
 mod progress;
+mod scales;
 
 use std::process::ExitCode;
 
@@ -42,7 +43,9 @@ async fn demo() -> Result<()> {
     println!();
     nodes::show(release, &size).await?;
     println!();
-    gpus::show().await
+    gpus::show().await?;
+    println!();
+    scales::show().await
 }
 
 /// By Ctrl-C, or by whoever runs it: what was started goes with the caller's other branch.
