@@ -318,7 +318,8 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    fn parse(text: &str) -> Self {
+    /// Reads a page.
+    pub fn parse(text: &str) -> Self {
         let lines = text.lines().filter(|line| !line.starts_with('#'));
         let series = lines.filter_map(|line| line.rsplit_once(' '));
         Self { series: series.filter_map(|(name, value)| Some((name.to_owned(), value.parse().ok()?))).collect() }
