@@ -234,19 +234,28 @@ pub fn is_true(object: &Value, condition: &str) -> bool {
 
 /// Makes the kinds that a directory defines, and waits until they are served.
 pub async fn define(api: &Api, dir: &std::path::Path) -> Result<()> {
-    let mut names = Vec::new();
+    let (mut names, mut lists) = (Vec::new(), Vec::new());
     for entry in std::fs::read_dir(dir).with_context(|| dir.display().to_string())? {
         let text = std::fs::read_to_string(entry?.path())?;
         for definition in crate::chart::objects(&text)? {
-            let created = api.apply(&definition).await?;
-            names.push(name(&created));
+            let spec = &api.apply(&definition).await?["spec"];
+            names.push(name(&definition));
+            let versions = spec["versions"].as_array().into_iter().flatten();
+            let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+            let (group, kinds) = (text(&spec["group"]), text(&spec["names"]["plural"]));
+            lists.extend(versions.map(|version| format!("/apis/{group}/{}/{kinds}", text(&version["name"]))));
         }
     }
     ensure!(!names.is_empty(), "{} defines no kinds", dir.display());
     let definitions = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
     let are_served =
         |all: &Objects| names.iter().all(|name| all.get(name).is_some_and(|one| is_true(one, "Established")));
-    api.until(definitions, "the kinds are served", |all| are_served(all).then_some(())).await
+    api.until(definitions, "the kinds are served", |all| are_served(all).then_some(())).await?;
+    // And then their storage is made, until when the server says that it has too much to do.
+    for list in lists {
+        crate::stage::eventually(&list, async || Ok(api.list(&list).await.is_ok())).await?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -186,7 +186,7 @@ fn forbidden() -> Vec<Ask> {
 /// A cluster with the chart's objects, two nodes with an agent each, and a pod of the same name elsewhere.
 pub(crate) struct Cluster {
     pub(crate) plane: ControlPlane,
-    objects: Vec<Value>,
+    pub(crate) objects: Vec<Value>,
 }
 
 impl Cluster {

@@ -4,6 +4,7 @@
 mod admission;
 mod alerts;
 mod cluster;
+mod live;
 mod render;
 mod scaler;
 mod writes;
