@@ -29,6 +29,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// A decision that took so long rests for as long as this many of them: a large cluster costs a quarter of a
 /// processor at most.
 const REST: u32 = 3;
+/// A push waits for no rest longer than this: one that took long for want of a processor is no reason to wait more.
+const REST_MAX: Duration = Duration::from_millis(100);
 /// Facts that are taken before the next look at the time.
 const FACTS_AT_ONCE: usize = 1024;
 /// Nothing was recorded for so long: then what is known is, so that a scaler that starts again knows it.
@@ -95,7 +97,7 @@ impl Controller {
     /// Until there is something to decide.
     async fn hear(&mut self) {
         let hub = self.hub.clone();
-        let earliest = self.last.map_or_else(stopwatch, |(at, took)| at + took * REST);
+        let earliest = self.last.map_or_else(stopwatch, |(at, took)| at + (took * REST).min(REST_MAX));
         let latest = self.latest();
         let mut facts = Vec::new();
         let (mut facts_end, mut done_end) = (false, false);
@@ -167,7 +169,7 @@ impl Controller {
             Ok(moment) => Arc::new(moment),
             Err(error) => {
                 error!(%error, "a decision could not be made: everything stays as it is");
-                self.last = Some((stopwatch(), LOOK_EVERY / REST));
+                self.last = Some((stopwatch(), REST_MAX));
                 return None;
             }
         };

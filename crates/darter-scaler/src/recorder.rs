@@ -5,15 +5,16 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
+use std::io::{self, BufWriter, Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Duration;
 
-use serde::Deserialize;
-use tracing::{error, warn};
+use serde::{Deserialize, Serialize};
+use tracing::warn;
 
+use crate::clock::stopwatch;
 use crate::decide::Action;
 use crate::hub::Moment;
 use crate::record::{LINE_MAX, Record};
@@ -76,18 +77,18 @@ impl Recorder {
     }
 }
 
+/// A record of a thousand nodes has ten megabytes: writing takes a quarter of a processor at most, however much is
+/// decided. What comes meanwhile is not kept.
+const REST: u32 = 3;
+/// What took long for want of a processor, or of a disk, is no reason to rest for minutes.
+const REST_MAX: Duration = Duration::from_secs(1);
+
 fn write(mut log: Log, policy: &Policy, moments: &Receiver<Arc<Moment>>) {
     let mut is_told = false;
     while let Ok(moment) = moments.recv() {
+        let began = stopwatch();
         let record = Record { policy, state: &moment.state, now: moment.now, decision: &moment.decision };
-        let line = match record.line() {
-            Ok(line) => line,
-            Err(error) => {
-                error!(%error, "a decision cannot be written");
-                continue;
-            }
-        };
-        match log.append(&line) {
+        match log.append(&record) {
             Ok(()) => is_told = false,
             Err(error) if !is_told => {
                 is_told = true;
@@ -95,6 +96,8 @@ fn write(mut log: Log, policy: &Policy, moments: &Receiver<Arc<Moment>>) {
             }
             Err(_) => {}
         }
+        drop(moment);
+        std::thread::sleep((began.elapsed() * REST).min(REST_MAX));
     }
 }
 
@@ -117,26 +120,58 @@ impl Log {
         Ok(Self { dir: dir.to_owned(), file, bytes: whole, most })
     }
 
-    fn append(&mut self, line: &str) -> io::Result<()> {
-        let length = line.len() as u64 + 1;
-        if self.bytes > 0 && self.bytes + length > self.most {
-            fs::rename(self.dir.join(NEW), self.dir.join(OLD))?;
-            self.file = File::options().create(true).append(true).open(self.dir.join(NEW))?;
-            self.bytes = 0;
+    fn append(&mut self, record: &impl Serialize) -> io::Result<()> {
+        match self.line(record) {
+            // What is there makes room.
+            Err(error) if error.kind() == io::ErrorKind::FileTooLarge && self.bytes > 0 => {
+                fs::rename(self.dir.join(NEW), self.dir.join(OLD))?;
+                self.file = File::options().create(true).append(true).open(self.dir.join(NEW))?;
+                self.bytes = 0;
+                self.line(record)
+            }
+            written => written,
         }
-        // One that is larger than all that may be kept is not.
-        if length > self.most {
-            return Err(io::Error::new(
-                io::ErrorKind::FileTooLarge,
-                "one decision is larger than half of record.max_size",
-            ));
-        }
-        if let Err(error) = self.file.write_all(format!("{line}\n").as_bytes()) {
+    }
+
+    /// One line, if it fits.
+    fn line(&mut self, record: &impl Serialize) -> io::Result<()> {
+        let room = Room { file: &self.file, left: self.most - self.bytes.min(self.most) };
+        let mut out = BufWriter::with_capacity(BLOCK, room);
+        // Block by block: as a whole it would be in memory twice.
+        let written = serde_json::to_writer(&mut out, record).map_err(io::Error::from);
+        let written = written.and_then(|()| out.write_all(b"\n")).and_then(|()| out.flush());
+        let left = out.into_parts().0.left;
+        if let Err(error) = written {
             // Half a line would make the file one that cannot be read.
             self.file.set_len(self.bytes)?;
             return Err(error);
         }
-        self.bytes += length;
+        self.bytes = self.most - left;
+        Ok(())
+    }
+}
+
+/// Bytes that are written at once.
+const BLOCK: usize = 256 * 1024;
+
+/// A file that takes so much more.
+struct Room<'a> {
+    file: &'a File,
+    left: u64,
+}
+
+impl io::Write for Room<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if bytes.len() as u64 > self.left {
+            let why = "one decision is larger than half of record.max_size";
+            return Err(io::Error::new(io::ErrorKind::FileTooLarge, why));
+        }
+        let written = self.file.write(bytes)?;
+        self.left -= written as u64;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
 }
@@ -261,14 +296,15 @@ mod tests {
             log.append(&format!("line-{n}-456")).unwrap();
         }
         let read = |name| fs::read_to_string(dir.path().join(name)).unwrap();
-        assert_eq!((read(OLD).as_str(), read(NEW).as_str()), ("line-4-456\nline-5-456\n", "line-6-456\n"));
-        assert!(log.append(&"x".repeat(31)).is_err(), "no file becomes longer than it may");
+        let wanted = ("\"line-4-456\"\n\"line-5-456\"\n", "\"line-6-456\"\n");
+        assert_eq!((read(OLD).as_str(), read(NEW).as_str()), wanted);
+        assert!(log.append(&"x".repeat(31)).is_err() && read(NEW).is_empty(), "no file becomes longer than it may");
         drop(log);
         fs::write(dir.path().join(NEW), "whole\ntorn").unwrap();
         let mut log = Log::open(dir.path(), 30).unwrap();
-        log.append("next").unwrap();
-        assert_eq!(read(NEW), "whole\nnext\n");
-        assert_eq!(last_line(&dir.path().join(NEW)).unwrap().as_deref(), Some("next"));
+        log.append(&"next").unwrap();
+        assert_eq!(read(NEW), "whole\n\"next\"\n");
+        assert_eq!(last_line(&dir.path().join(NEW)).unwrap().as_deref(), Some("\"next\""));
     }
 
     #[test]
