@@ -4,11 +4,12 @@
 use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
-use darter_tests::scaler::Scaler;
+use darter_tests::scaler::{Mouth, Scaler, channel, report};
 use darter_tests::stage::eventually;
 use darter_tests::tools::{Need, can_run};
 use http::Method;
 use serde_json::Value;
+use tonic::Code;
 
 use crate::{Cluster, KARPENTER, KEDA, claim, node, pod};
 
@@ -51,11 +52,20 @@ async fn a_scaler_leads_knows_what_kubernetes_knows_and_leaves_the_lease_when_it
     .await
     .with_context(|| scaler.log())?;
     // Whoever is known and has no right is told which one it is, and who is not known that he is not.
-    let token = cluster.token_for("darter-scaler").await?;
+    let token = cluster.token("darter-scaler", "darter-scaler", None).await?;
     for (token, status, says) in [(Some(token.as_str()), 403, "apiGroups darter.dev"), (Some("made-up"), 401, "")] {
         let put = scaler.order(Method::PUT, "/v1/demand/team/serve", token, "{\"backlog\": 1}").await?;
         ensure!(put.status == status && put.text().contains(says), "{}: {}", put.status, put.text());
     }
+    // An agent reports as the node of its pod, by its token and nothing else.
+    cluster.plane.service_account("gpu", "darter").await?;
+    cluster.agent("agent-1", "darter", "gpu-1").await?;
+    let token = cluster.token("darter", "darter-scaler", Some("agent-1")).await?;
+    let channel = channel(&scaler.grpc(), None).await?;
+    Mouth::open(channel.clone(), Some(&token)).await?.say(report("gpu-1", 1)).await?;
+    let lie = Mouth::open(channel, Some(&token)).await?.say(report("gpu-2", 1)).await;
+    ensure!(lie.as_ref().is_err_and(|status| status.code() == Code::PermissionDenied), "{lie:?}");
+    scaler.until("/v1/status", "one is fresh", |page| page["nodes"]["fresh"] == 1).await?;
     scaler.stop().await?;
     let lease = cluster.get(LEASE).await?;
     ensure!(lease["spec"]["holderIdentity"] == "", "{lease}\n{}", scaler.log());

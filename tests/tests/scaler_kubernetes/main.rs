@@ -101,13 +101,27 @@ impl Cluster {
         client(&self.kubeconfig()?).await
     }
 
-    /// A token of the scaler's account, for this audience.
-    async fn token_for(&self, audience: &str) -> Result<String> {
-        let request = json!({ "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest",
-            "spec": { "audiences": [audience] } });
-        let path = "/api/v1/namespaces/gpu/serviceaccounts/darter-scaler/token";
-        let answer = self.plane.call(Method::POST, path, Some(("application/json", &request))).await?;
+    /// A token of an account in namespace gpu, for an audience, bound to a pod or to none.
+    async fn token(&self, account: &str, audience: &str, pod: Option<&str>) -> Result<String> {
+        let mut spec = json!({ "audiences": [audience] });
+        if let Some(name) = pod {
+            let pod = self.get(&format!("/api/v1/namespaces/gpu/pods/{name}")).await?;
+            spec["boundObjectRef"] = json!({ "apiVersion": "v1", "kind": "Pod", "name": name,
+                "uid": pod["metadata"]["uid"] });
+        }
+        let request = json!({ "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": spec });
+        let path = format!("/api/v1/namespaces/gpu/serviceaccounts/{account}/token");
+        let answer = self.plane.call(Method::POST, &path, Some(("application/json", &request))).await?;
         Ok(answer["status"]["token"].as_str().context("no token")?.to_owned())
+    }
+
+    /// A pod of this account on a node, as of a DaemonSet of agents.
+    async fn agent(&self, name: &str, account: &str, node: &str) -> Result<()> {
+        let spec = json!({ "serviceAccountName": account, "automountServiceAccountToken": false,
+            "nodeName": node, "containers": [{ "name": "c", "image": "i" }] });
+        let metadata = json!({ "namespace": "gpu", "name": name });
+        self.plane.apply(&json!({ "apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec })).await?;
+        Ok(())
     }
 
     async fn get(&self, path: &str) -> Result<Value> {

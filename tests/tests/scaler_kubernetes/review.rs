@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use darter_base::metrics::ReasonLabels;
 use darter_scaler::kubernetes::{Denied, Metrics, Reviews, Right};
 use darter_tests::tools::can_run;
@@ -32,11 +32,7 @@ impl Stage {
         for (name, account, node) in
             [("agent-1", "darter", "gpu-1"), ("agent-2", "darter", "gpu-2"), ("other-1", "other", "gpu-1")]
         {
-            let spec = json!({ "serviceAccountName": account, "automountServiceAccountToken": false,
-                "nodeName": node, "containers": [{ "name": "c", "image": "i" }] });
-            let metadata = json!({ "namespace": "gpu", "name": name });
-            let pod = json!({ "apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec });
-            cluster.plane.apply(&pod).await?;
+            cluster.agent(name, account, node).await?;
         }
         let metrics = Arc::new(Metrics::default());
         let agents = ["gpu/darter".to_owned()];
@@ -44,18 +40,8 @@ impl Stage {
         Ok(Self { cluster, reviews, metrics })
     }
 
-    /// A token of an account, for an audience, bound to a pod or to none.
     async fn token(&self, account: &str, audience: &str, pod: Option<&str>) -> Result<String> {
-        let mut spec = json!({ "audiences": [audience] });
-        if let Some(name) = pod {
-            let pod = self.cluster.get(&format!("/api/v1/namespaces/gpu/pods/{name}")).await?;
-            spec["boundObjectRef"] = json!({ "apiVersion": "v1", "kind": "Pod", "name": name,
-                "uid": pod["metadata"]["uid"] });
-        }
-        let request = json!({ "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": spec });
-        let path = format!("/api/v1/namespaces/gpu/serviceaccounts/{account}/token");
-        let answer = self.cluster.plane.call(Method::POST, &path, Some(("application/json", &request))).await?;
-        Ok(answer["status"]["token"].as_str().context("no token")?.to_owned())
+        self.cluster.token(account, audience, pod).await
     }
 
     fn count(&self, outcome: &'static str) -> u64 {
