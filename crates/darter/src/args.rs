@@ -127,6 +127,7 @@ pub(crate) enum Command {
         darter scaler config default > scaler.toml     every key, with what it means\n  \
         darter scaler --config scaler.toml             start as configured\n  \
         darter scaler --set actuators.keda=on          answer KEDA\n  \
+        darter scaler disable --config scaler.toml     take back what was written in Kubernetes\n  \
         curl -X PUT -d '{\"backlog\": 12}' http://127.0.0.1:4011/v1/demand/models/llm\n  \
         curl -X POST -d '{\"why\": \"maintenance\"}' http://127.0.0.1:4011/v1/freeze\n  \
         curl -X DELETE http://127.0.0.1:4011/v1/freeze"
@@ -229,6 +230,12 @@ pub(crate) enum ScalerCommand {
     /// Show or check the scaler's configuration.
     #[command(subcommand)]
     Config(ScalerConfigCommand),
+    /// Take back what scalers wrote in Kubernetes: deletion costs, spare replicas, sizes of pools.
+    ///
+    /// Found by what they left there, so it does not matter which scaler wrote it, or when. One that still acts writes
+    /// it again: stop it first, or set its actuators to observe. Claims that were deleted do not come back, and leases
+    /// of agents lapse by themselves. Exits with 1 if something could not be taken back; run it again then.
+    Disable(ScalerSource),
 }
 
 #[derive(Subcommand)]

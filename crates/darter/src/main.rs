@@ -79,6 +79,9 @@ fn run(args: Args) -> Result<ExitCode> {
         Command::Simulate(SimulateCommand::Swarm(play)) => simulate::swarm(&play),
         Command::Simulate(SimulateCommand::Scaler(play)) => play::scaler(&play),
         Command::Scaler { command: None, source } => scaler::run(source.load()?.config()?),
+        Command::Scaler { command: Some(ScalerCommand::Disable(source)), .. } => {
+            runtime()?.block_on(scaler::disable(&source.load()?.config()?))
+        }
         Command::Scaler { command: Some(ScalerCommand::Config(command)), .. } => match command {
             ScalerConfigCommand::Default => show::print(darter_scaler::config::DEFAULT),
             ScalerConfigCommand::Print(source) => show::print(&source.load()?.print()?),

@@ -4,10 +4,11 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Error, Result, bail, ensure};
+use darter_base::kubernetes::connect;
 use darter_base::log;
 use darter_scaler::config::{Config, Kubernetes};
-use darter_scaler::kubernetes::{Settings, Side};
+use darter_scaler::kubernetes::{Settings, Side, Undone, undo};
 use darter_scaler::scaler::Scaler;
 use serde_json::Value;
 use tokio::net::TcpStream;
@@ -92,6 +93,26 @@ async fn side(config: &Kubernetes) -> Result<Side> {
     let settings = Settings::from(config);
     let side = Side::connect(&settings, &config.audience, &config.agents, Arc::default()).await;
     side.context("cannot start the scaler")
+}
+
+/// Takes back what scalers wrote.
+pub(crate) async fn disable(config: &Config) -> Result<ExitCode> {
+    ensure!(
+        config.kubernetes.enabled,
+        "kubernetes.enabled is false: a scaler that is configured like this writes nothing there"
+    );
+    let settings = Settings::from(&config.kubernetes);
+    let connected = connect(settings.kubeconfig.as_deref()).await;
+    let client = connected.map_err(Error::msg).context("cannot speak to Kubernetes")?.client;
+    let Undone { costs, buffers, placeholders, pools, failed } = undo(&client, &settings).await;
+    for failed in &failed {
+        eprintln!("darter: cannot take back: {failed}");
+    }
+    print(&format!(
+        "taken back: {costs} deletion costs of pods, {buffers} CapacityBuffers, {placeholders} placeholder Deployments, \
+         {pools} NodePools\n"
+    ))?;
+    Ok(if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// Why something is as it is. Exits with 1 where nothing is known of it.

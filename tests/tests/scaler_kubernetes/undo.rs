@@ -1,9 +1,13 @@
 //! Everything that was written is found again and taken back, and nothing else.
 
+use std::time::Duration;
+
 use anyhow::{Context as _, Result, ensure};
 use darter_scaler::fleet::Outcome;
 use darter_scaler::kubernetes::{Settings, Undone, undo};
-use darter_tests::tools::can_run;
+use darter_tests::net::Place;
+use darter_tests::process;
+use darter_tests::tools::{Need, can_run, darter};
 use http::Method;
 use serde_json::json;
 
@@ -13,7 +17,8 @@ use crate::{BUFFERS, Cluster, Hands, KARPENTER, NEEDS, node, pod};
 
 #[tokio::test]
 async fn what_was_written_is_found_again_and_taken_back_and_what_users_wrote_stays() -> Result<()> {
-    if !can_run("what_was_written_is_found_again_and_taken_back_and_what_users_wrote_stays", &NEEDS) {
+    let needs = [NEEDS.as_slice(), &[Need::Darter]].concat();
+    if !can_run("what_was_written_is_found_again_and_taken_back_and_what_users_wrote_stays", &needs) {
         return Ok(());
     }
     let kinds: Vec<_> = KARPENTER.into_iter().chain(BUFFERS).collect();
@@ -35,9 +40,13 @@ async fn what_was_written_is_found_again_and_taken_back_and_what_users_wrote_sta
     cluster.plane.apply(&buffer(1)).await?;
     ensure!(hands.act(keep(4)).await? == Outcome::Done);
     drop(hands);
-    let undone = undo(&client, &settings).await;
-    let all = Undone { costs: 1, buffers: 1, placeholders: 1, pools: 1, failed: Vec::new() };
-    ensure!(undone == all, "{undone:?}");
+    // As an operator does it.
+    let mut command = Place::Host.command(darter()?);
+    command.args(["scaler", "disable", "--set", "kubernetes.enabled=true", "--set", "kubernetes.static_pools=true"]);
+    command.arg("--set").arg(format!("kubernetes.kubeconfig={}", cluster.kubeconfig()?.display()));
+    let output = process::run("darter scaler disable", command, Duration::from_secs(60)).await?;
+    let all = "taken back: 1 deletion costs of pods, 1 CapacityBuffers, 1 placeholder Deployments, 1 NodePools\n";
+    ensure!(output.status.success() && output.stdout == all, "{}{}", output.stdout, output.stderr);
     let ranked = cluster.get("/api/v1/namespaces/team/pods/serve-1").await?;
     ensure!(ranked["metadata"]["annotations"].is_null(), "{ranked}");
     let own = cluster.get("/api/v1/namespaces/team/pods/serve-2").await?;

@@ -122,6 +122,9 @@ impl Fleet {
         if let Some(of) = speaks_for.filter(|of| **of != node) {
             return Err(Refusal::Identity { of: of.to_owned(), says: node });
         }
+        if let Some((uid, of)) = self.taken_uid(&node, &told) {
+            return Err(Refusal::Uid { node, uid, of });
+        }
         if !self.tales.contains_key(&node) && self.tales.len() >= NODES_MAX {
             return Err(Refusal::Full { what: "nodes", most: NODES_MAX });
         }
@@ -153,6 +156,24 @@ impl Fleet {
         }
         self.tales.insert(node.clone(), tale);
         Ok(Taken { node, is_news })
+    }
+
+    /// The uid that a node says is its own, and is another's; and whose. What is remembered of a node is kept by it.
+    fn taken_uid(&self, node: &str, told: &Told) -> Option<(String, String)> {
+        let uid = told.node.as_ref()?.uid.as_ref().filter(|uid| !uid.is_empty())?;
+        let before = self.tales.get(node).and_then(|tale| tale.uid.as_ref());
+        // It has said so before, and nobody else did then.
+        if before == Some(uid) && !self.settings.kubernetes {
+            return None;
+        }
+        let of = match self.settings.kubernetes {
+            true => self.nodes.get(uid).map(|known| &known.fact.name).filter(|name| *name != node),
+            false => {
+                let others = self.tales.iter().filter(|(name, _)| *name != node);
+                others.filter(|(_, tale)| tale.uid.as_ref() == Some(uid)).map(|(name, _)| name).next()
+            }
+        };
+        of.map(|of| (uid.clone(), of.clone()))
     }
 
     /// By what a node is known: Kubernetes' uid, else its own word, else its name.

@@ -11,6 +11,16 @@ pub enum Refusal {
         /// Who it says that it is.
         says: String,
     },
+    /// Somebody says that it is another node, by its uid.
+    #[error("{node} says that its uid is {uid}, which is that of {of}")]
+    Uid {
+        /// Whose report.
+        node: String,
+        /// What it says.
+        uid: String,
+        /// Whose that is.
+        of: String,
+    },
     /// It was said before, or something later was.
     #[error("report {came} of {node} after {had}: it was said before")]
     Sequence {
@@ -57,7 +67,7 @@ impl Refusal {
     /// As in `darter_scaler_report_refusals_total{reason}`.
     pub const fn word(&self) -> &'static str {
         match self {
-            Self::Identity { .. } => "identity",
+            Self::Identity { .. } | Self::Uid { .. } => "identity",
             Self::Sequence { .. } => "sequence",
             Self::Instance { .. } => "instance",
             Self::TooMany { .. } => "bounds",

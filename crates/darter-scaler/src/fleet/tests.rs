@@ -90,6 +90,27 @@ fn a_report_becomes_a_node_whose_ages_are_moments_of_our_own_clock() {
 }
 
 #[test]
+fn a_uid_that_is_another_nodes_is_not_believed() {
+    let with_uid = |name: &str, sequence, uid: &str| {
+        let mut told = told(name, sequence);
+        told.node.as_mut().unwrap().uid = Some(uid.to_owned());
+        told
+    };
+    let refusal = Refusal::Uid { node: "b".to_owned(), uid: "1".to_owned(), of: "a".to_owned() };
+    // As Kubernetes has them; one that it does not show yet may be new.
+    let mut fleet = kubernetes();
+    fleet.fact(Fact::Node(NodeFact { uid: "1".to_owned(), name: "a".to_owned(), ..NodeFact::default() }), NOW);
+    assert_eq!(fleet.report(with_uid("b", 1, "1"), None, NOW), Err(refusal.clone()));
+    assert!(fleet.report(with_uid("a", 1, "1"), None, NOW).is_ok());
+    assert!(fleet.report(with_uid("b", 1, "2"), None, NOW).is_ok());
+    // And where there is only their word: who said it first.
+    let mut fleet = self::fleet();
+    assert!(fleet.report(with_uid("a", 1, "1"), None, NOW).is_ok());
+    assert!(fleet.report(with_uid("a", 2, "1"), None, NOW).is_ok());
+    assert_eq!(fleet.report(with_uid("b", 1, "1"), None, NOW), Err(refusal));
+}
+
+#[test]
 fn who_speaks_for_another_node_is_not_heard() {
     let mut fleet = fleet();
     let refusal = fleet.report(told("b", 1), Some("a"), NOW).unwrap_err();

@@ -134,7 +134,7 @@ impl OneStream {
             if let Err(refusal) = self.take(report, speaks_for) {
                 self.refused(refusal.word(), &refusal.to_string());
                 return Some(match refusal {
-                    Refusal::Identity { .. } => Status::permission_denied(refusal.to_string()),
+                    Refusal::Identity { .. } | Refusal::Uid { .. } => Status::permission_denied(refusal.to_string()),
                     Refusal::Full { .. } => Status::resource_exhausted(refusal.to_string()),
                     _ => Status::invalid_argument(refusal.to_string()),
                 });
