@@ -1,5 +1,5 @@
 //! The few calls into NVML for which nvml-wrapper has no safe function, each as a safe one: the fabric, the
-//! margin to the thermal limit, the flag of SRAM errors, the GPU instance of a MIG device.
+//! margin to the thermal limit, the flag of SRAM errors, the GPU instance of a MIG device, what went over all NVLinks.
 //!
 //! A library that lacks one of them is a normal state: the answer is that symbol's error. Not here: what follows
 //! from an answer, and when to ask.
@@ -11,8 +11,9 @@ use std::ffi::{c_int, c_uint};
 use nvml_wrapper::Device;
 use nvml_wrapper::error::{NvmlError, nvml_try};
 use nvml_wrapper_sys::bindings::{
-    nvmlDevice_t, nvmlEccSramErrorStatus_v1_t, nvmlGpuFabricInfo_v2_t, nvmlGpuFabricInfo_v3_t,
-    nvmlMarginTemperature_v1_t, nvmlReturn_t,
+    nvmlDevice_t, nvmlEccSramErrorStatus_v1_t, nvmlFieldValue_t, nvmlGpuFabricInfo_v2_t, nvmlGpuFabricInfo_v3_t,
+    nvmlMarginTemperature_v1_t, nvmlReturn_t, nvmlValue_t, nvmlValueType_enum_NVML_VALUE_TYPE_UNSIGNED_INT,
+    nvmlValueType_enum_NVML_VALUE_TYPE_UNSIGNED_LONG_LONG,
 };
 
 /// How a GPU stands in the fabric of its NVSwitches.
@@ -86,6 +87,35 @@ pub fn gpu_instance(mig: &Device<'_>) -> Result<u32, NvmlError> {
     let call = symbol("nvmlDeviceGetGpuInstanceId", &mig.nvml().lib().nvmlDeviceGetGpuInstanceId)?;
     let mut id: c_uint = 0;
     fill(mig, call, &mut id).map(|()| id)
+}
+
+/// Fields of nvml.h: KiB of data that were sent and received over NVLink.
+const NVLINK: [c_uint; 2] = [138, 139];
+/// The sum of all links; nvml-wrapper asks for link 0 alone.
+const ALL_LINKS: c_uint = c_uint::MAX;
+
+/// KiB sent and received over all NVLinks since the driver was loaded; none of a GPU that has no links.
+pub fn nvlink_kib(device: &Device<'_>) -> Result<Option<(u64, u64)>, NvmlError> {
+    let call = symbol("nvmlDeviceGetFieldValues", &device.nvml().lib().nvmlDeviceGetFieldValues)?;
+    let mut values = NVLINK.map(|field| nvmlFieldValue_t {
+        fieldId: field,
+        scopeId: ALL_LINKS,
+        timestamp: 0,
+        latencyUsec: 0,
+        valueType: 0,
+        nvmlReturn: 0,
+        value: nvmlValue_t { ullVal: 0 },
+    });
+    // SAFETY: the handle goes to the library that gave it, and there are two values, as it is told.
+    nvml_try(unsafe { call(device.handle(), 2, values.as_mut_ptr()) })?;
+    let number = |value: &nvmlFieldValue_t| match (value.nvmlReturn, value.valueType) {
+        // SAFETY: the type says which of the union's fields was written; it was all zeroes before.
+        (0, nvmlValueType_enum_NVML_VALUE_TYPE_UNSIGNED_INT) => Some(unsafe { value.value.uiVal }.into()),
+        // SAFETY: as above.
+        (0, nvmlValueType_enum_NVML_VALUE_TYPE_UNSIGNED_LONG_LONG) => Some(unsafe { value.value.ullVal }),
+        _ => None,
+    };
+    Ok(number(&values[0]).zip(number(&values[1])))
 }
 
 /// The number by which NVML tells which version of a structure it is given: its size, and the version's own number.

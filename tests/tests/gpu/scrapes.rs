@@ -40,7 +40,7 @@ async fn agent(options: Options) -> Result<Agent> {
 pub(crate) async fn gpu_series(agent: &Agent) -> Result<String> {
     let answer = agent.admin("/metrics").await?;
     let differs =
-        |line: &str| ["collect_duration", "collect_timestamp", "idle_seconds"].iter().any(|name| line.contains(name));
+        |line: &str| ["collect_duration", "timestamp_seconds", "idle_seconds", "busy_ratio_window"].iter().any(|name| line.contains(name));
     let is_gpu = |line: &&str| {
         line.starts_with("darter_gpu_") || line.starts_with("darter_node_gpu") || line.starts_with("DCGM_FI_")
     };
@@ -51,9 +51,13 @@ pub(crate) async fn gpu_series(agent: &Agent) -> Result<String> {
     Ok(lines.join("\n").replace(&format!("ostname=\"{host}\""), "ostname=\"HOST\"") + "\n")
 }
 
-pub(crate) fn ensure_golden(name: &str, said: &str) -> Result<()> {
+pub(crate) fn is_written_anew() -> bool {
+    std::env::var_os("DARTER_GOLDEN").is_some_and(|value| value == "write")
+}
+
+fn ensure_golden(name: &str, said: &str) -> Result<()> {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("golden/gpu").join(name).with_extension("txt");
-    if std::env::var_os("DARTER_GOLDEN").is_some_and(|value| value == "write") {
+    if is_written_anew() {
         return Ok(std::fs::write(path, said)?);
     }
     let golden = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
@@ -93,6 +97,37 @@ async fn each_gpu_says_what_it_can_and_nothing_else() -> Result<()> {
         let mock = Mock::fixture(fixture)?;
         let agent = agent(mock.options(gpus)?).await.context(fixture)?;
         ensure_golden(fixture, &gpu_series(&agent).await?)
+    }))
+    .await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_gpu_in_trouble_says_what_it_still_can_and_nothing_else() -> Result<()> {
+    if !can_run("a_gpu_in_trouble_says_what_it_still_can_and_nothing_else", &NEEDS) {
+        return Ok(());
+    }
+    let fixtures = [
+        ("gpu-lost", 8, "darter_gpu_lost"),
+        ("xid-63", 1, "darter_gpu_xid_errors_total"),
+        ("xid-79", 1, "darter_gpu_xid_errors_total"),
+        ("xid-94", 1, "darter_gpu_xid_errors_total"),
+    ];
+    try_join_all(fixtures.map(|(fixture, gpus, trouble)| async move {
+        let mock = Mock::fixture(fixture)?;
+        let agent = agent(mock.options(gpus)?).await.context(fixture)?;
+        let is_told = async || Ok(agent.metrics().await?.sum(trouble, &[]) > 0.0);
+        eventually(fixture, is_told).await?;
+        if is_written_anew() {
+            // What is concluded of it comes with the next look.
+            tokio::time::sleep(Duration::from_secs(15)).await;
+            return ensure_golden(fixture, &gpu_series(&agent).await?);
+        }
+        let is_golden = async || Ok(ensure_golden(fixture, &gpu_series(&agent).await?).is_ok());
+        match eventually(fixture, is_golden).await {
+            Ok(()) => Ok(()),
+            Err(_) => ensure_golden(fixture, &gpu_series(&agent).await?),
+        }
     }))
     .await?;
     Ok(())

@@ -222,7 +222,12 @@ fn load(page: &mut Page<'_>, gpus: &[Shown<'_>]) -> Result<(), Error> {
             ("received", shown.fast.and_then(|fast| fast.pcie_received)),
         ]
     };
-    page.counter("gpu_pcie_bytes", "Bytes over PCIe", split(gpus, moved, "direction"))
+    page.counter("gpu_pcie_bytes", "Bytes over PCIe", split(gpus, moved, "direction"))?;
+    let linked = |shown: &Shown<'_>| {
+        let (sent, received) = shown.fast.and_then(|fast| fast.nvlink).unzip();
+        [("sent", sent), ("received", received)].map(|(label, kib)| (label, kib.map(|kib| kib.saturating_mul(1024))))
+    };
+    page.counter("gpu_nvlink_bytes", "Bytes of data over all NVLinks", split(gpus, linked, "direction"))
 }
 
 fn heat_and_power(page: &mut Page<'_>, gpus: &[Shown<'_>]) -> Result<(), Error> {

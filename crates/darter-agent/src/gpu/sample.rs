@@ -161,6 +161,8 @@ pub struct Fast {
     pub pcie_sent: Option<u64>,
     /// Bytes received over PCIe.
     pub pcie_received: Option<u64>,
+    /// KiB sent and received over all NVLinks; nothing where there are none.
+    pub nvlink: Option<(u64, u64)>,
     /// 0 none, 1 reset the GPU, 2 reboot, 3 drain peers, 4 drain and reset, 5 recover the IMEX domain.
     pub recovery_action: Option<u64>,
     /// Percent of the encoder and of the decoder; asked where DCGM's names are wanted.

@@ -43,6 +43,11 @@ impl Loop {
         self.hub.metrics.actions.get_or_create(&labels).get()
     }
 
+    /// The next act; none within a minute never comes.
+    async fn act(&mut self) -> Act {
+        tokio::time::timeout(Duration::from_secs(60), self.acts.recv()).await.expect("nothing is done").expect("an act")
+    }
+
     /// Says it, and waits for a decision on it.
     async fn says(&self, fact: Fact) {
         let mut newest = self.hub.newest.subscribe();
@@ -62,13 +67,13 @@ fn node() -> NodeFact {
 async fn an_act_at_kubernetes_is_counted_when_it_is_done_and_decided_again_when_it_failed() {
     let mut run = start(CONFIG, Arc::new(AtomicBool::new(true)));
     run.says(Fact::Node(node())).await;
-    let act = run.acts.recv().await.unwrap();
+    let act = run.act().await;
     assert_eq!(act.action, Action::Buffer { pool: "l4".to_owned(), gpus: 1 });
     assert_eq!(act.target, Target::Pool { name: "l4".to_owned() });
     assert!(act.reason.starts_with("pool l4 raised from 0 to 1 spare GPU: "), "{}", act.reason);
     assert_eq!(run.counted("buffer", Outcome::Done), 0, "it is not done yet");
     run.done.send(Done { action: act.action.clone(), outcome: Outcome::Failed }).await.unwrap();
-    let again = run.acts.recv().await.unwrap();
+    let again = run.act().await;
     assert_eq!((again.action == act.action, run.counted("buffer", Outcome::Failed)), (true, 1));
     run.done.send(Done { action: again.action, outcome: Outcome::Done }).await.unwrap();
     // In order: this is heard after it.
@@ -94,7 +99,7 @@ async fn who_does_not_lead_decides_and_does_nothing() {
     assert!(run.hub.history(0).is_empty());
     leads.store(true, Ordering::Relaxed);
     run.hub.bell.ring(SOON);
-    assert!(run.acts.recv().await.is_some());
+    run.act().await;
     assert_eq!(run.hub.fleet().answer("a/b", run.hub.clock.now()), Ok(3));
     run.stop.cancel();
 }
