@@ -12,8 +12,9 @@ use nvml_wrapper::Device;
 use nvml_wrapper::error::{NvmlError, nvml_try};
 use nvml_wrapper_sys::bindings::{
     nvmlDevice_t, nvmlEccSramErrorStatus_v1_t, nvmlFieldValue_t, nvmlGpuFabricInfo_v2_t, nvmlGpuFabricInfo_v3_t,
-    nvmlMarginTemperature_v1_t, nvmlReturn_t, nvmlValue_t, nvmlValueType_enum_NVML_VALUE_TYPE_UNSIGNED_INT,
-    nvmlValueType_enum_NVML_VALUE_TYPE_UNSIGNED_LONG_LONG,
+    nvmlMarginTemperature_v1_t, nvmlReturn_t, nvmlValue_t,
+    nvmlValueType_enum_NVML_VALUE_TYPE_UNSIGNED_INT as UNSIGNED_INT,
+    nvmlValueType_enum_NVML_VALUE_TYPE_UNSIGNED_LONG_LONG as UNSIGNED_LONG_LONG,
 };
 
 /// How a GPU stands in the fabric of its NVSwitches.
@@ -94,6 +95,9 @@ const NVLINK: [c_uint; 2] = [138, 139];
 /// The sum of all links; nvml-wrapper asks for link 0 alone.
 const ALL_LINKS: c_uint = c_uint::MAX;
 
+/// NVML_ERROR_NOT_SUPPORTED.
+const NOT_SUPPORTED: c_uint = 3;
+
 /// KiB sent and received over all NVLinks since the driver was loaded; none of a GPU that has no links.
 pub fn nvlink_kib(device: &Device<'_>) -> Result<Option<(u64, u64)>, NvmlError> {
     let call = symbol("nvmlDeviceGetFieldValues", &device.nvml().lib().nvmlDeviceGetFieldValues)?;
@@ -110,11 +114,15 @@ pub fn nvlink_kib(device: &Device<'_>) -> Result<Option<(u64, u64)>, NvmlError> 
     nvml_try(unsafe { call(device.handle(), 2, values.as_mut_ptr()) })?;
     let number = |value: &nvmlFieldValue_t| match (value.nvmlReturn, value.valueType) {
         // SAFETY: the type says which of the union's fields was written; it was all zeroes before.
-        (0, nvmlValueType_enum_NVML_VALUE_TYPE_UNSIGNED_INT) => Some(unsafe { value.value.uiVal }.into()),
+        (0, UNSIGNED_INT) => Some(unsafe { value.value.uiVal }.into()),
         // SAFETY: as above.
-        (0, nvmlValueType_enum_NVML_VALUE_TYPE_UNSIGNED_LONG_LONG) => Some(unsafe { value.value.ullVal }),
+        (0, UNSIGNED_LONG_LONG) => Some(unsafe { value.value.ullVal }),
         _ => None,
     };
+    // Said of each value: then the call itself would say so of a GPU without links, and need not be made again.
+    if values.iter().all(|value| value.nvmlReturn == NOT_SUPPORTED) {
+        return Err(NvmlError::NotSupported);
+    }
     Ok(number(&values[0]).zip(number(&values[1])))
 }
 

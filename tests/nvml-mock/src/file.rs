@@ -38,6 +38,7 @@ pub const FIXTURES: &[(&str, &str)] = &[
     ("too-hot", include_str!("../fixtures/too-hot.toml")),
     ("unsupported", include_str!("../fixtures/unsupported.toml")),
     ("xid-63", include_str!("../fixtures/xid-63.toml")),
+    ("xid-74", include_str!("../fixtures/xid-74.toml")),
     ("xid-79", include_str!("../fixtures/xid-79.toml")),
     ("xid-94", include_str!("../fixtures/xid-94.toml")),
     ("xid-storm", include_str!("../fixtures/xid-storm.toml")),

@@ -79,6 +79,24 @@ async fn errors_that_are_not_fatal_degrade_a_node_as_the_operator_says() -> Resu
 }
 
 #[tokio::test]
+async fn a_gpu_that_is_lost_does_not_keep_the_errors_of_the_others_from_being_heard() -> Result<()> {
+    if !can_run("a_gpu_that_is_lost_does_not_keep_the_errors_of_the_others_from_being_heard", &NEEDS) {
+        return Ok(());
+    }
+    let mock = Mock::new("base = 'h100x8'\n")?;
+    // NVML is not started again meanwhile, to look for the one that is lost.
+    let agent = Agent::start(mock.options(8)?.set("gpu.slow_interval", "60s")).await?;
+    becomes(&agent, "Ready", "").await?;
+    mock.set("base = 'h100x8'\n[gpus.3]\nlost = true\n")?;
+    becomes(&agent, "NotReady", "GpuLost").await?;
+    // As long as ten waits that fail take, and some more.
+    tokio::time::sleep(Duration::from_secs(13)).await;
+    mock.set("base = 'h100x8'\n[gpus.3]\nlost = true\n[[events]]\nid = 1\ngpu = 0\ndata = 48\n")?;
+    let heard = async || Ok(agent.metrics().await?.sum("darter_gpu_xid_errors_total", &[("xid", "48")]) == 1.0);
+    eventually("the error of another one is heard", heard).await
+}
+
+#[tokio::test]
 async fn the_kernels_log_tells_of_a_gpu_while_nvml_is_dead() -> Result<()> {
     if !can_run("the_kernels_log_tells_of_a_gpu_while_nvml_is_dead", &NEEDS) {
         return Ok(());

@@ -39,8 +39,11 @@ async fn agent(options: Options) -> Result<Agent> {
 /// The series of GPUs, but for what differs from run to run.
 pub(crate) async fn gpu_series(agent: &Agent) -> Result<String> {
     let answer = agent.admin("/metrics").await?;
-    let differs =
-        |line: &str| ["collect_duration", "timestamp_seconds", "idle_seconds", "busy_ratio_window"].iter().any(|name| line.contains(name));
+    let differs = |line: &str| {
+        ["collect_duration", "timestamp_seconds", "idle_seconds", "busy_ratio_window"]
+            .iter()
+            .any(|name| line.contains(name))
+    };
     let is_gpu = |line: &&str| {
         line.starts_with("darter_gpu_") || line.starts_with("darter_node_gpu") || line.starts_with("DCGM_FI_")
     };
@@ -51,11 +54,11 @@ pub(crate) async fn gpu_series(agent: &Agent) -> Result<String> {
     Ok(lines.join("\n").replace(&format!("ostname=\"{host}\""), "ostname=\"HOST\"") + "\n")
 }
 
-pub(crate) fn is_written_anew() -> bool {
+fn is_written_anew() -> bool {
     std::env::var_os("DARTER_GOLDEN").is_some_and(|value| value == "write")
 }
 
-fn ensure_golden(name: &str, said: &str) -> Result<()> {
+pub(crate) fn ensure_golden(name: &str, said: &str) -> Result<()> {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("golden/gpu").join(name).with_extension("txt");
     if is_written_anew() {
         return Ok(std::fs::write(path, said)?);

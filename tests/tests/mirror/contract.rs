@@ -146,7 +146,8 @@ on_each_release! {
         let (pulled, stopped) = tokio::join!(pull, stop);
         stopped?;
         pulled.with_context(|| agent.log())?;
-        ensure!(stage.read_by_containerd() > 0, "containerd never went to the origin");
+        let ((_, size), read) = (stage.layer(), stage.read_by_containerd());
+        ensure!((1..size).contains(&read), "containerd reads the rest of {size}, and no more: {read}\n{}", stage.story());
         let hosts = std::fs::read_to_string(stage.containerd.certs_d().join(stage.ecr.name()).join("hosts.toml"))?;
         ensure!(!hosts.contains("127.0.0.1:4001"), "hosts.toml still names the mirror:\n{hosts}");
         Ok(())
@@ -164,6 +165,8 @@ on_each_release! {
         let (pulled, killed) = tokio::join!(stage.pull(), kill);
         killed?;
         pulled.with_context(|| agent.log())?;
+        let ((_, size), read) = (stage.layer(), stage.read_by_containerd());
+        ensure!((1..size).contains(&read), "containerd reads the rest of {size}, and no more: {read}\n{}", stage.story());
         // What had arrived is not read again.
         stage.ecr.set_rate(None, None);
         stage.ecr.reset_counts();
@@ -171,7 +174,6 @@ on_each_release! {
         stage.agent = Some(agent);
         stage.containerd.forget().await?;
         stage.pull().await?;
-        let (_, size) = stage.layer();
         let again = stage.ecr.blob_bytes();
         ensure!(again <= size - 4 * MIB, "{again} of {size} bytes were read again\n{}", stage.story());
         Ok(())

@@ -90,7 +90,7 @@ impl Questions<'_, '_> {
 }
 
 /// Whether asking again cannot help.
-const fn is_unsupported(error: &NvmlError) -> bool {
+pub(super) const fn is_unsupported(error: &NvmlError) -> bool {
     matches!(error, NvmlError::NotSupported | NvmlError::FunctionNotFound | NvmlError::FailedToLoadSymbol(_))
 }
 

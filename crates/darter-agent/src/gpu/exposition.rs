@@ -139,7 +139,7 @@ fn collection(page: &mut Page<'_>, now: &Now) -> Result<(), Error> {
         let success = f64::from(u8::from(is_running));
         page.gauge("gpu_collect_success", "1 while NVML answers", vec![(Vec::new(), success)])?;
     }
-    if matches!(now.snapshot.driver, Driver::Running(_)) {
+    if is_running {
         let count =
             |is_lost: bool| number(now.snapshot.gpus.iter().filter(|gpu| gpu.is_lost == is_lost).count() as u64);
         let of = |state: &'static str, count: f64| (vec![("state", state)], count);
@@ -184,6 +184,9 @@ fn info(page: &mut Page<'_>, now: &Now) -> Result<(), Error> {
     let help = "What does not change of a GPU";
     let mut metric = page.encoder.encode_descriptor("gpu_info", help, None, MetricType::Gauge)?;
     labels.iter().try_for_each(|labels| metric.encode_family(labels)?.encode_gauge(&1.0_f64))?;
+    if now.hung.is_some() {
+        return Ok(());
+    }
     let lost = gpus.map(|gpu| (vec![("uuid", gpu.identity.uuid.as_str())], f64::from(u8::from(gpu.is_lost))));
     page.gauge("gpu_lost", "1 for a GPU that was here and does not answer", lost.collect())
 }

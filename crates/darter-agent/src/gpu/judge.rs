@@ -1,12 +1,13 @@
 //! From readings to verdicts: each reading goes to the core, which says whether the GPUs can be given work and
 //! whether they do any.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use darter_core::gpu::Time;
 use darter_core::gpu::idle::{self, Idle, Idleness};
 use darter_core::gpu::readiness::{self, Nvml, Observation, Policy, Readiness, State, Verdict};
+use darter_core::gpu::xid::Facts;
+use darter_core::gpu::{PciAddress, Time};
 use serde::Serialize;
 
 use super::host::Host;
@@ -51,6 +52,8 @@ pub(super) struct Judge {
     gpus: BTreeMap<String, Watched>,
     policy: idle::Policy,
     learned: Learned,
+    /// GPUs that have NVLinks: an error of these is none elsewhere.
+    linked: BTreeSet<PciAddress>,
 }
 
 struct Watched {
@@ -77,6 +80,7 @@ impl Judge {
             gpus: BTreeMap::new(),
             policy: idle,
             learned,
+            linked: BTreeSet::new(),
         }
     }
 
@@ -84,7 +88,8 @@ impl Judge {
     pub(super) fn look(&mut self, host: Host) -> Judgement {
         let now = self.view.now();
         let at = self.time(Instant::now());
-        let verdict = self.readiness.poll(at, self.observation(&now, host));
+        let observation = self.observation(&now, host);
+        let verdict = self.readiness.poll(at, observation);
         self.note(&now, at);
         let floors = self.gpus.iter().map(|(uuid, gpu)| (uuid.clone(), gpu.idle.floor()));
         self.learned.keep(self.readiness.learned_gpus(), floors);
@@ -96,7 +101,7 @@ impl Judge {
         Time::from_micros(u64::try_from(at.saturating_duration_since(self.began).as_micros()).unwrap_or(u64::MAX))
     }
 
-    fn observation(&self, now: &Now, host: Host) -> Observation {
+    fn observation(&mut self, now: &Now, host: Host) -> Observation {
         let (nvml, gpus) = match (&now.snapshot.driver, now.hung) {
             (Driver::Off | Driver::Starting, _) => (None, None),
             (_, Some(_)) => (Some(Nvml::Unresponsive), None),
@@ -115,11 +120,17 @@ impl Judge {
         let count = gpus.as_ref().and_then(|gpus| u32::try_from(gpus.len()).ok());
         let counted = if now.snapshot.driver == Driver::NoGpus { Some(0) } else { count };
         let node = self.view.0.node.facts();
-        let known = gpus.iter().flatten();
-        let actions = known.filter_map(|gpu: &readiness::Gpu| Some((gpu.pci?, gpu.recovery_action?))).collect();
+        self.linked.extend(now.snapshot.gpus.iter().filter(|gpu| has_nvlink(gpu)).filter_map(|gpu| gpu.identity.pci()));
+        let facts = |gpu: &readiness::Gpu| {
+            let pci = gpu.pci?;
+            // Once it was seen it is there, whatever is read now.
+            let has_nvlink = self.linked.contains(&pci).then_some(true);
+            Some((pci, Facts { has_nvlink, recovery_action: gpu.recovery_action }))
+        };
+        let known = gpus.iter().flatten().filter_map(facts).collect();
         Observation {
             plugin_devices: self.view.pods().and_then(|pods| pods.devices),
-            xids: self.view.0.xids.outstanding(&actions),
+            xids: self.view.0.xids.outstanding(&known),
             pci_functions: host.pci_functions,
             driver_version_file: host.driver_version_file,
             control_node: host.control_node,
@@ -171,6 +182,10 @@ impl Judge {
     }
 }
 
+fn has_nvlink(gpu: &Gpu) -> bool {
+    gpu.fast.as_ref().is_some_and(|(_, fast)| fast.nvlink.is_some())
+}
+
 fn observed(gpu: &Gpu, fast: Option<&Fast>, slow: Option<&Slow>) -> readiness::Gpu {
     let [_, _, _, thermal, brake] = fast.map(|fast| fast.clock_event_times).unwrap_or_default();
     readiness::Gpu {
@@ -199,7 +214,13 @@ fn sample(at: Time, gpu: &Gpu, fast: &Fast, slow: Option<&Slow>) -> idle::Sample
         at,
         utilization_percent: fast.utilization.and_then(|(percent, _)| u8::try_from(percent).ok()),
         utilization_max_percent: None,
-        sm_active_ratio: fast.profile.and_then(|profile| profile.sm),
+        // With MIG the highest of its instances.
+        sm_active_ratio: fast
+            .profile
+            .and_then(|profile| profile.sm)
+            .into_iter()
+            .chain(fast.instances.values().filter_map(|profile| profile.sm))
+            .reduce(f64::max),
         is_idle_bit_set: fast.clock_events.map(|bits| bits & 0x1 != 0),
         energy_millijoules: fast.energy,
         power_milliwatts: fast.power.map(u64::from),

@@ -12,7 +12,7 @@ use nvml_wrapper::error::NvmlError;
 use nvml_wrapper::gpm::{GpmSample, gpm_metrics_get};
 use nvml_wrapper::structs::device::FieldId;
 
-use super::calls::Questions;
+use super::calls::{Questions, is_unsupported};
 use super::mig;
 use super::sample::{Fast, Identity, Memory, Profile, Slow};
 
@@ -247,9 +247,17 @@ pub(super) fn slow(device: &Device<'_>, gpu: &mut Questions<'_, '_>, sees_proces
 
 fn processes(device: &Device<'_>, gpu: &mut Questions<'_, '_>) -> Option<[u64; 3]> {
     let compute = gpu.ask("compute_processes", || count(|| device.running_compute_processes()))?;
-    let graphics = gpu.ask("graphics_processes", || count(|| device.running_graphics_processes())).unwrap_or(0);
-    let mps = gpu.ask("mps_processes", || count(|| device.mps_running_compute_processes())).unwrap_or(0);
+    // A GPU that knows no such processes has none; one that does not say is not known to have none.
+    let graphics = gpu.ask("graphics_processes", || none_if_unknown(count(|| device.running_graphics_processes())))?;
+    let mps = gpu.ask("mps_processes", || none_if_unknown(count(|| device.mps_running_compute_processes())))?;
     Some([compute, graphics, mps])
+}
+
+fn none_if_unknown(said: Result<u64, NvmlError>) -> Result<u64, NvmlError> {
+    match said {
+        Err(error) if is_unsupported(&error) => Ok(0),
+        said => said,
+    }
 }
 
 /// The wrapper asks how many there are, then for so many and a few: more may have started in between.

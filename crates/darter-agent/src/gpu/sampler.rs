@@ -154,9 +154,10 @@ impl Thread<'_> {
         let Some(count) = self.count(&calls, nvml) else { return Ended::Lost };
         let mut gpus: Vec<Seat<'_>> = (0..count).map(|index| self.seat(&mut calls, nvml, index)).collect();
         info!(gpus = count, driver = versions.driver.as_deref().unwrap_or("unknown"), "NVML answers");
-        let (xids, is_over) = (&self.shared.xids, AtomicBool::new(false));
+        let (xids, is_over) = (&self.shared.xids, &AtomicBool::new(false));
         std::thread::scope(|scope| {
-            let listen = || xids.listen(nvml, count, &is_over);
+            let metrics = self.metrics;
+            let listen = move || xids.listen(nvml, count, is_over, metrics);
             if let Err(error) = std::thread::Builder::new().name("nvml-events".to_owned()).spawn_scoped(scope, listen) {
                 warn!(%error, "no thread for NVML's events");
             }

@@ -23,10 +23,12 @@ use nvml_wrapper::{Device, Nvml};
 use rustix::time::{ClockId, clock_gettime};
 use tracing::{debug, info, warn};
 
+use super::calls::code;
 use super::lock;
 use crate::config;
 use crate::files;
 use crate::log::chain;
+use crate::metrics::{Metrics, NvmlErrorLabels};
 
 /// How long one wait for an event takes at most: the end of a session waits for it.
 const WAIT: Duration = Duration::from_secs(1);
@@ -43,8 +45,10 @@ pub(super) struct Xids {
     /// Codes that are fatal, the operator's own included: each has a series before it comes.
     fatal: Vec<u32>,
     file: PathBuf,
-    /// Somebody listens, or has listened before: that nothing was heard means something.
+    /// Somebody listens to NVML, or did until its session ended: that nothing was heard means something.
     is_heard: AtomicBool,
+    /// And to the kernel.
+    is_read: AtomicBool,
 }
 
 /// One code of one GPU.
@@ -60,7 +64,7 @@ impl Xids {
     pub(super) fn open(settings: &config::Gpu, data: &Path) -> Self {
         let boot = boot_id();
         let file = data.join("xids.json");
-        let stored = fs::read(&file).ok().and_then(|text| serde_json::from_slice::<Record>(&text).ok());
+        let stored = stored(&file);
         let record = match stored {
             Some(stored) => Record::restore(stored, &boot),
             None => Record::new(boot),
@@ -69,7 +73,14 @@ impl Xids {
         let known = xid::catalogue().into_iter().map(|entry| entry.xid);
         let known = known.chain(settings.xid_fatal.iter().copied());
         let fatal = known.filter(|xid| policy.worst(*xid) == xid::Verdict::Fatal).collect();
-        Self { record: Mutex::new(record), policy, fatal, file, is_heard: AtomicBool::new(false) }
+        Self {
+            record: Mutex::new(record),
+            policy,
+            fatal,
+            file,
+            is_heard: AtomicBool::new(false),
+            is_read: AtomicBool::new(false),
+        }
     }
 
     /// Notes an error, and says so if it is new.
@@ -118,18 +129,23 @@ impl Xids {
         self.store().map(|()| stood)
     }
 
-    /// What stands against GPUs; nothing where nobody listens. `actions`: the recovery action of each.
-    pub(super) fn outstanding(&self, actions: &BTreeMap<PciAddress, u32>) -> Option<Vec<Outstanding>> {
-        let facts = |pci| Facts { has_nvlink: None, recovery_action: actions.get(&pci).copied() };
+    /// Whether anybody listens.
+    fn hears(&self) -> bool {
+        self.is_heard.load(Ordering::Relaxed) || self.is_read.load(Ordering::Relaxed)
+    }
+
+    /// What stands against GPUs; nothing where nobody listens. `known` of each: what an error depends on.
+    pub(super) fn outstanding(&self, known: &BTreeMap<PciAddress, Facts>) -> Option<Vec<Outstanding>> {
+        let facts = |pci| known.get(&pci).copied().unwrap_or_default();
         let record = lock(&self.record);
-        let is_heard = self.is_heard.load(Ordering::Relaxed) || !record.noted().is_empty();
+        let is_heard = self.hears() || !record.noted().is_empty();
         is_heard.then(|| record.outstanding(&self.policy, facts))
     }
 
     /// Of one GPU: each code with how often it came. Fatal codes that never came with 0 times, so that their
     /// first one is seen as a rise.
     pub(super) fn counts(&self, pci: PciAddress) -> Vec<Count> {
-        if !self.is_heard.load(Ordering::Relaxed) {
+        if !self.hears() {
             return Vec::new();
         }
         let mut counts: BTreeMap<_, _> = self.fatal.iter().map(|xid| (*xid, (0, None))).collect();
@@ -145,14 +161,17 @@ impl Xids {
     pub(super) fn last(&self, pci: PciAddress) -> Option<u32> {
         let record = lock(&self.record);
         let last = record.noted().iter().filter(|noted| noted.pci == pci).max_by_key(|noted| noted.last);
-        last.map(|noted| noted.xid).or_else(|| self.is_heard.load(Ordering::Relaxed).then_some(0))
+        last.map(|noted| noted.xid).or_else(|| self.hears().then_some(0))
     }
 
-    /// Listens to NVML until told to stop. Never ends in an error: who cannot hear has no events.
-    pub(super) fn listen(&self, nvml: &Nvml, gpus: u32, stop: &AtomicBool) {
+    /// Listens to NVML until told to stop. Never ends in an error: who cannot hear has no events, and says so.
+    pub(super) fn listen(&self, nvml: &Nvml, gpus: u32, stop: &AtomicBool, metrics: &Metrics) {
         let devices: Vec<_> = (0..gpus).filter_map(|index| nvml.device_by_index(index).ok()).collect();
-        let Some(set) = registered(nvml, &devices) else { return };
-        self.is_heard.store(true, Ordering::Relaxed);
+        let set = registered(nvml, &devices);
+        self.is_heard.store(set.is_some(), Ordering::Relaxed);
+        let Some(mut set) = set else {
+            return debug!("no GPU tells of events");
+        };
         let mut failures = 0;
         while !stop.load(Ordering::Relaxed) && failures < FAILURES_MAX {
             match set.wait(u32::try_from(WAIT.as_millis()).unwrap_or(u32::MAX)) {
@@ -166,11 +185,24 @@ impl Xids {
                 Err(NvmlError::Timeout) => failures = 0,
                 Err(error) => {
                     failures += 1;
+                    let labels = NvmlErrorLabels { call: "event_wait", code: code(&error) };
+                    metrics.nvml_errors.get_or_create(&labels).inc();
                     debug!(%error, "no event of a GPU could be waited for");
                     // It may fail at once, again and again.
                     std::thread::sleep(WAIT);
+                    // One that is lost takes the set of all with it: the others are listened to without it.
+                    if matches!(error, NvmlError::GpuLost) {
+                        let Some(others) = registered(nvml, &devices) else { break };
+                        set = others;
+                    }
                 }
             }
+        }
+        if !stop.load(Ordering::Relaxed) {
+            self.is_heard.store(false, Ordering::Relaxed);
+            warn!(
+                "NVML tells of no errors (XIDs) any more until it is started again; the kernel's log does (gpu.kmsg)"
+            );
         }
     }
 
@@ -183,7 +215,7 @@ impl Xids {
                 return;
             }
         };
-        self.is_heard.store(true, Ordering::Relaxed);
+        self.is_read.store(true, Ordering::Relaxed);
         let mut buffer = vec![0; RECORD_MAX];
         loop {
             match log.read(&mut buffer) {
@@ -202,6 +234,23 @@ impl Xids {
         let Some(xid::Line { pci, xid, link }) = xid::parse(text) else { return };
         self.note(&Event { at, pci, xid, link });
     }
+}
+
+/// What an earlier agent stored; one that cannot be read is said, as it may have had a fatal error in it.
+fn stored(file: &Path) -> Option<Record> {
+    let text = match fs::read(file) {
+        Ok(text) => text,
+        Err(error) if error.kind() == ErrorKind::NotFound => return None,
+        Err(error) => {
+            warn!(file = %file.display(), %error, "errors of GPUs that an earlier agent stored cannot be read: they are forgotten");
+            return None;
+        }
+    };
+    serde_json::from_slice(&text)
+        .inspect_err(|error| {
+            warn!(file = %file.display(), %error, "errors of GPUs that an earlier agent stored are no record: they are forgotten");
+        })
+        .ok()
 }
 
 /// A set in which all GPUs are that take part. One that does not takes the set with it: then it is made anew.

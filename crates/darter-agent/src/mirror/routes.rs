@@ -26,10 +26,10 @@ use crate::origin::{Credential, OriginError};
 use crate::pulls::PullError;
 use crate::sites::{Site, Sites};
 
-/// What blobs are called: nothing that a client acts on, and never to be unpacked on the way.
 /// A manifest up to this is sent from memory: a socket takes it at once. A larger one goes out of its file.
 const IN_MEMORY_MAX: u64 = 16 * 1024;
 
+/// What blobs are called: nothing that a client acts on, and never to be unpacked on the way.
 const OCTET_STREAM: &str = "application/octet-stream";
 
 /// containerd 2.3 and later give a host up that sends no headers for 30 s.
