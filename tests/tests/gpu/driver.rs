@@ -145,3 +145,17 @@ async fn another_driver_has_a_library_asked_again_that_crashed() -> Result<()> {
     eventually("NVML is asked", async || Ok(agent.log().contains("another driver: NVML is asked again"))).await?;
     becomes(&agent, "Ready", "").await
 }
+
+#[tokio::test]
+async fn a_driver_that_comes_after_the_agent_is_found() -> Result<()> {
+    if !can_run("a_driver_that_comes_after_the_agent_is_found", &NEEDS) {
+        return Ok(());
+    }
+    let mock = Mock::fixture("h200-idle")?;
+    let away = mock.dir().join("away");
+    fs::rename(mock.library(), &away)?;
+    let agent = Agent::start(mock.options(1)?).await?;
+    becomes(&agent, "Unknown", "LibraryNotFound").await?;
+    fs::rename(&away, mock.library())?;
+    becomes(&agent, "Ready", "").await
+}

@@ -174,6 +174,31 @@ async fn an_agent_that_was_not_handed_the_devices_does_not_call_gpus_broken() ->
 }
 
 #[tokio::test]
+async fn of_dcgm_exporters_names_promtool_minds_what_cannot_be_otherwise_and_nothing_else() -> Result<()> {
+    let name = "of_dcgm_exporters_names_promtool_minds_what_cannot_be_otherwise_and_nothing_else";
+    if !can_run(name, &[Need::Darter, Need::MockNvml, Need::Prometheus]) {
+        return Ok(());
+    }
+    let pages = [("h200-busy", "legacy"), ("h200-busy", "v49"), ("h200-mig", "legacy"), ("h200-mig", "v49")];
+    let said = try_join_all(pages.map(|(fixture, names)| async move {
+        let mock = Mock::fixture(fixture)?;
+        let agent = agent(mock.options(1)?.set("gpu.dcgm_names", names)).await.context(fixture)?;
+        lint(&agent.admin("/metrics").await?.text()).await
+    }))
+    .await?;
+    // Its labels (modelName), and one of its names.
+    let is_theirs = |line: &&str| {
+        line.starts_with("DCGM_FI_") && line.ends_with(" label names should be written in 'snake_case' not 'camelCase'")
+            || *line == "DCGM_FI_DEV_PCIE_REPLAY_COUNTER metric name should not include type 'counter'"
+    };
+    for (page, said) in pages.iter().zip(&said) {
+        let others: Vec<_> = said.lines().filter(|line| !is_theirs(line)).collect();
+        ensure!(!said.is_empty() && others.is_empty(), "{page:?}: {others:#?}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn promtool_finds_nothing_to_say() -> Result<()> {
     if !can_run("promtool_finds_nothing_to_say", &[Need::Darter, Need::MockNvml, Need::Prometheus]) {
         return Ok(());

@@ -64,7 +64,7 @@ pub(crate) async fn show() -> Result<()> {
     let polled = keda.poll().await?;
     println!("KEDA was told after {} ms, and makes it {} replicas.", pushed.as_millis(), polled.replicas);
     explain(&scaler, WORKLOAD, "12 wait or run").await?;
-    println!("\nThe node's GPU works, so the node stays:");
+    println!("\nOf its GPU nothing is known in the agent's first half minute, and that is not idleness:");
     explain(&scaler, &node, "").await?;
 
     println!(
