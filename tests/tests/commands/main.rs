@@ -1,5 +1,6 @@
 //! `darter` as people and scripts use it.
 
+mod bare;
 mod fit;
 mod prewarm_terminal;
 mod status;
