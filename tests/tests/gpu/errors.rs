@@ -89,8 +89,9 @@ async fn a_gpu_that_is_lost_does_not_keep_the_errors_of_the_others_from_being_he
     becomes(&agent, "Ready", "").await?;
     mock.set("base = 'h100x8'\n[gpus.3]\nlost = true\n")?;
     becomes(&agent, "NotReady", "GpuLost").await?;
-    // As long as ten waits that fail take, and some more.
-    tokio::time::sleep(Duration::from_secs(13)).await;
+    // Its loss took the set that all were listened to by.
+    let lost = async || Ok(agent.metrics().await?.sum("darter_nvml_errors_total", &[("call", "event_wait")]) >= 1.0);
+    eventually("a wait for events failed", lost).await?;
     mock.set("base = 'h100x8'\n[gpus.3]\nlost = true\n[[events]]\nid = 1\ngpu = 0\ndata = 48\n")?;
     let heard = async || Ok(agent.metrics().await?.sum("darter_gpu_xid_errors_total", &[("xid", "48")]) == 1.0);
     eventually("the error of another one is heard", heard).await

@@ -54,13 +54,9 @@ pub(crate) async fn gpu_series(agent: &Agent) -> Result<String> {
     Ok(lines.join("\n").replace(&format!("ostname=\"{host}\""), "ostname=\"HOST\"") + "\n")
 }
 
-fn is_written_anew() -> bool {
-    std::env::var_os("DARTER_GOLDEN").is_some_and(|value| value == "write")
-}
-
 pub(crate) fn ensure_golden(name: &str, said: &str) -> Result<()> {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("golden/gpu").join(name).with_extension("txt");
-    if is_written_anew() {
+    if std::env::var_os("DARTER_GOLDEN").is_some_and(|value| value == "write") {
         return Ok(std::fs::write(path, said)?);
     }
     let golden = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
@@ -111,26 +107,16 @@ async fn a_gpu_in_trouble_says_what_it_still_can_and_nothing_else() -> Result<()
         return Ok(());
     }
     let fixtures = [
-        ("gpu-lost", 8, "darter_gpu_lost"),
-        ("xid-63", 1, "darter_gpu_xid_errors_total"),
-        ("xid-79", 1, "darter_gpu_xid_errors_total"),
-        ("xid-94", 1, "darter_gpu_xid_errors_total"),
+        ("gpu-lost", 8, "NotReady", "GpuLost"),
+        ("xid-63", 1, "Degraded", "DegradedXid"),
+        ("xid-79", 1, "NotReady", "FatalXid"),
+        ("xid-94", 1, "Degraded", "DegradedXid"),
     ];
-    try_join_all(fixtures.map(|(fixture, gpus, trouble)| async move {
+    try_join_all(fixtures.map(|(fixture, gpus, state, reason)| async move {
         let mock = Mock::fixture(fixture)?;
         let agent = agent(mock.options(gpus)?).await.context(fixture)?;
-        let is_told = async || Ok(agent.metrics().await?.sum(trouble, &[]) > 0.0);
-        eventually(fixture, is_told).await?;
-        if is_written_anew() {
-            // What is concluded of it comes with the next look.
-            tokio::time::sleep(Duration::from_secs(15)).await;
-            return ensure_golden(fixture, &gpu_series(&agent).await?);
-        }
-        let is_golden = async || Ok(ensure_golden(fixture, &gpu_series(&agent).await?).is_ok());
-        match eventually(fixture, is_golden).await {
-            Ok(()) => Ok(()),
-            Err(_) => ensure_golden(fixture, &gpu_series(&agent).await?),
-        }
+        becomes(&agent, state, reason).await.context(fixture)?;
+        ensure_golden(fixture, &gpu_series(&agent).await?)
     }))
     .await?;
     Ok(())
