@@ -123,6 +123,8 @@ pub enum Rule {
     KeepBreakEven,
     /// Learning did worse than the usual time would have.
     KeepUsual,
+    /// Asked for ahead of demand, and given up no earlier than it can have come.
+    Coming,
     /// Spare capacity by how demand rose.
     HeadroomByIncrements,
     /// Spare capacity as configured.
@@ -177,6 +179,8 @@ pub enum Fact {
     Demand,
     /// When so many replicas were last needed.
     Needed,
+    /// When so many were asked for last.
+    Raised,
     /// How many gaps were seen.
     Gaps,
     /// How many increments were seen.

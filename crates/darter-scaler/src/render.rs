@@ -201,6 +201,9 @@ fn demand(reason: &Reason) -> String {
             duration(cost)
         ),
         Rule::KeepByFleet => format!("{quiet}: as the gaps of all workloads make it pay, its own say no more yet"),
+        Rule::Coming => {
+            format!("asked for {} ago, ahead of demand, and kept for {} from then", duration(idle), duration(kept))
+        }
         _ => format!("{quiet}: too little is known to tell more than what a cold start costs"),
     }
 }

@@ -138,10 +138,25 @@ impl Kept {
         if replicas == 0 {
             return None;
         }
+        self.lately(workload, replicas).max(self.coming(workload, replicas))
+    }
+
+    /// When so many have not been needed for long enough.
+    fn lately(&self, workload: &Workload, replicas: u32) -> Option<Millis> {
         let needed = workload.needed.iter().filter(|needed| needed.replicas >= replicas).map(|needed| needed.at);
         // What was needed before we knew the workload is not known: taken to be all that it was told to have.
         let before = (workload.answered >= replicas).then_some(workload.known);
         needed.chain(before).max().map(|at| at.plus(self.ms(replicas)))
+    }
+
+    /// When that is given up which was asked for ahead of demand: no earlier than it can have come.
+    fn coming(&self, workload: &Workload, replicas: u32) -> Option<Millis> {
+        let asked = workload.raised.filter(|_| workload.answered >= replicas);
+        asked.map(|at| at.plus(self.coming_ms(workload, replicas)))
+    }
+
+    fn coming_ms(&self, workload: &Workload, replicas: u32) -> u64 {
+        self.ms(replicas).max(workload.lead_ms)
     }
 
     fn replicas(&self, workload: &Workload, now: Millis) -> u32 {
@@ -166,12 +181,20 @@ fn changes(
     // The replicas that are not needed now: those that are kept, or were and go.
     let last = answer.max(workload.answered);
     if let Some(needed) = demand.needed.filter(|needed| *needed < last) {
-        let rule = if last > 1 { Rule::KeepBreakEven } else { kept.last.rule };
+        let is_coming = kept.coming(workload, last) > kept.lately(workload, last);
+        let rule = match last {
+            _ if is_coming => Rule::Coming,
+            0 | 1 => kept.last.rule,
+            _ => Rule::KeepBreakEven,
+        };
         if reason.rule == Rule::KeepByGaps || reason.verdict == Verdict::Lowered {
             reason.rule = rule;
         }
-        if let Some(at) = workload.needed.iter().filter(|needed| needed.replicas >= last).map(|last| last.at).max() {
-            let idle = scene.age(at);
+        let needed_at = workload.needed.iter().filter(|needed| needed.replicas >= last).map(|last| last.at).max();
+        if let Some(idle) = workload.raised.filter(|_| is_coming).map(|at| scene.age(at)) {
+            reason = reason.knowing(Fact::Raised, None, Some(last.into()), Some(idle));
+            reason = reason.comparing(Quantity::GapMs, idle, kept.coming_ms(workload, last));
+        } else if let Some(idle) = needed_at.map(|at| scene.age(at)) {
             reason = reason.knowing(Fact::Needed, None, Some(last.into()), Some(idle));
             reason = reason.comparing(Quantity::GapMs, idle, kept.ms(last));
         }

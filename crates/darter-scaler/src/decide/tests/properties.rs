@@ -83,8 +83,14 @@ fn judged(node: &Node, policy: &Policy) -> (Trust, Class) {
     (trust, classify::of(node, trust, policy, NOW))
 }
 
+/// Many: edges are rare. PROPTEST_CASES asks for more.
+fn config() -> ProptestConfig {
+    let usual = ProptestConfig::default();
+    ProptestConfig { cases: usual.cases.max(2000), failure_persistence: None, ..usual }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(config())]
 
     #[test]
     fn missing_knowledge_only_keeps_things_as_they_are(state in state(), policy in policy(), loss in loss()) {

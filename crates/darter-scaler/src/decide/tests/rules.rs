@@ -189,6 +189,18 @@ fn silence_scales_nothing_away_and_a_rise_is_met_before_it_comes() {
 }
 
 #[test]
+fn what_was_asked_for_ahead_of_demand_is_not_given_up_before_it_came() {
+    let mut asked = Workload { known: ago(60 * MINUTE), ..workload() };
+    asked.observe(Sample { at: ago(500), backlog_milli: 2500 });
+    let mut state = with(asked);
+    let ahead = decide(&state, &Policy::default(), NOW);
+    apply(&mut state, &ahead, NOW);
+    let raised = state.workloads["models/flux"].answered;
+    assert_eq!(raised, 4, "three would do now");
+    insta::assert_snapshot!(why(&state, &Policy::default(), &Subject::Workload("models/flux".to_owned())), @"workload models/flux stays at 4 replicas: asked for 0 ms ago, ahead of demand, and kept for 84 s from then; changes to 3 at 22:14:44 or when more than 4 wait or run");
+}
+
+#[test]
 fn rails_hold_and_say_so() {
     let mut asked = workload();
     asked.observe(Sample { at: ago(500), backlog_milli: 9000 });
