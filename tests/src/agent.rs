@@ -1,7 +1,8 @@
 //! The darter agent itself, the real binary, in a node's namespace or on the host.
 
-use std::fs;
+use std::fs::{self, Permissions};
 use std::net::SocketAddr;
+use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -27,18 +28,41 @@ pub struct Options {
     place: Place,
     document: DocumentMut,
     pod: Option<(PathBuf, SocketAddr)>,
+    environment: Vec<(String, String)>,
+    is_nobody: bool,
 }
+
+/// Nobody's user and group.
+pub const NOBODY: u32 = 65_534;
 
 impl Options {
     /// An agent with no registry, whose every file is in a directory of the test.
     pub fn new(place: &Place) -> Self {
-        Self { place: place.clone(), document: DocumentMut::new(), pod: None }
+        Self {
+            place: place.clone(),
+            document: DocumentMut::new(),
+            pod: None,
+            environment: Vec::new(),
+            is_nobody: false,
+        }
     }
 
     /// As in a pod: the directory of a service account is where the kubelet mounts it, and the
     /// environment says where the API server is. Needs root.
     pub fn pod(mut self, account: &Path, api: SocketAddr) -> Self {
         self.pod = Some((account.to_owned(), api));
+        self
+    }
+
+    /// Runs it as nobody: what the rights of a file forbid is forbidden to it. Needs root.
+    pub fn nobody(mut self) -> Self {
+        self.is_nobody = true;
+        self
+    }
+
+    /// Sets a variable of its environment.
+    pub fn env(mut self, name: &str, value: impl Into<String>) -> Self {
+        self.environment.push((name.to_owned(), value.into()));
         self
     }
 
@@ -153,9 +177,14 @@ impl Agent {
 
     /// Starts it again, after [`kill`](Self::kill) or [`stop`](Self::stop), with the same files.
     pub async fn start_again(&mut self) -> Result<()> {
-        self.process = launch(&self.options, &self.dir.join("darter.toml"), &self.dir.join("log"))?;
-        self.answering().await?;
+        self.start_again_unready().await?;
         self.ready().await
+    }
+
+    /// The same where it is not meant to get ready.
+    pub async fn start_again_unready(&mut self) -> Result<()> {
+        self.process = launch(&self.options, &self.dir.join("darter.toml"), &self.dir.join("log"))?;
+        self.answering().await
     }
 
     async fn answering(&mut self) -> Result<()> {
@@ -304,9 +333,25 @@ pub fn without_own_environment(command: &mut Command) {
     }
 }
 
+/// Others may not look into the directory that it was built in, so it runs from its own.
+fn as_nobody(options: &Options, darter: &Path, config: &Path) -> Result<Command> {
+    let dir = config.parent().context("a file has a directory")?;
+    let program = dir.join("darter");
+    if !program.exists() {
+        fs::copy(darter, &program)?;
+        fs::set_permissions(dir, Permissions::from_mode(0o755))?;
+        chown(dir, Some(NOBODY), Some(NOBODY))?;
+    }
+    let mut command = options.place.command("setpriv");
+    let id = NOBODY.to_string();
+    command.args(["--reuid", &id, "--regid", &id, "--clear-groups", "--pdeathsig", "KILL"]).arg(program);
+    Ok(command)
+}
+
 fn launch(options: &Options, config: &Path, log: &Path) -> Result<Process> {
     let darter = tools::darter()?;
     let mut command = match &options.pod {
+        None if options.is_nobody => as_nobody(options, &darter, config)?,
         None => options.place.command(darter),
         Some((account, api)) => {
             // In a mount namespace of its own, which ends with it.
@@ -321,6 +366,7 @@ fn launch(options: &Options, config: &Path, log: &Path) -> Result<Process> {
     };
     command.arg("agent").arg("--config").arg(config);
     without_own_environment(&mut command);
+    command.envs(options.environment.iter().cloned());
     Process::start("darter agent", command, log)
 }
 

@@ -34,7 +34,8 @@ const CTR: Duration = Duration::from_secs(300);
 pub struct Options {
     /// `config_path`: one directory, or two joined by a colon.
     pub config_path: ConfigPath,
-    /// Drop packed layers after unpacking. On 2.x it also chooses the local pull path.
+    /// Drop packed layers after unpacking. On 2.x it also chooses the local pull path, so
+    /// [`Release::V2Transfer`] takes no note of it.
     pub discard_unpacked_layers: bool,
     /// 2.x only: not the transfer service.
     pub use_local_image_pull: bool,
@@ -88,6 +89,7 @@ impl Containerd {
         let text = match release {
             Release::V1 => config_v2(&dir, options)?,
             Release::V2 => config_v3(&dir, options)?,
+            Release::V2Transfer => config_v3(&dir, &by_transfer(options))?,
         };
         fs::write(dir.join("config.toml"), text)?;
         let command = contained(place, &dir, &program)?;
@@ -295,6 +297,12 @@ fn config_v2(dir: &Scratch, options: &Options) -> Result<String> {
     )?;
     write_config_path(&mut text, cri, dir, options)?;
     Ok(text)
+}
+
+/// The transfer service pulls where nothing asks for the local path, and looks into one directory only.
+fn by_transfer(options: &Options) -> Options {
+    let config_path = if options.config_path == ConfigPath::Unset { ConfigPath::Unset } else { ConfigPath::One };
+    Options { config_path, discard_unpacked_layers: false, use_local_image_pull: false, ..options.clone() }
 }
 
 fn config_v3(dir: &Scratch, options: &Options) -> Result<String> {

@@ -314,17 +314,35 @@ macro_rules! on_each_release {
 
             async fn run($release: Release) -> anyhow::Result<()> $body
 
-            #[tokio::test]
-            async fn containerd_1_6() -> anyhow::Result<()> {
-                let needs = [Need::Containerd(Release::V1), Need::Darter];
-                if can_run(concat!(stringify!($name), " on 1.6"), &needs) { run(Release::V1).await } else { Ok(()) }
-            }
+            $crate::on_releases!($name: containerd_1_6 V1, containerd_2 V2);
+        }
+    )*};
+}
 
-            #[tokio::test]
-            async fn containerd_2() -> anyhow::Result<()> {
-                let needs = [Need::Containerd(Release::V2), Need::Darter];
-                if can_run(concat!(stringify!($name), " on 2.2.4"), &needs) { run(Release::V2).await } else { Ok(()) }
-            }
+/// Runs a test on each release that can run here, on 2.x also where the transfer service pulls.
+#[macro_export]
+macro_rules! on_each_way {
+    ($($name:ident($release:ident) $body:block)*) => {$(
+        mod $name {
+            use super::*;
+            use $crate::tools::{Need, Release, can_run};
+
+            async fn run($release: Release) -> anyhow::Result<()> $body
+
+            $crate::on_releases!($name: containerd_1_6 V1, containerd_2 V2, transfer_service V2Transfer);
+        }
+    )*};
+}
+
+/// The tests of [`on_each_release`] and [`on_each_way`].
+#[macro_export]
+macro_rules! on_releases {
+    ($name:ident: $($test:ident $release:ident),*) => {$(
+        #[tokio::test]
+        async fn $test() -> anyhow::Result<()> {
+            let needs = [Need::Containerd(Release::$release), Need::Darter];
+            let test = concat!(stringify!($name), ", ", stringify!($test));
+            if can_run(test, &needs) { run(Release::$release).await } else { Ok(()) }
         }
     )*};
 }

@@ -16,8 +16,10 @@ use rustix::thread::{CapabilitySet, capabilities};
 pub enum Release {
     /// The distribution's own: 1.6 on Debian 12.
     V1,
-    /// 2.2.4, which EKS nodes run, built by `scripts/install-tools`.
+    /// 2.2.4, which EKS nodes run, built by `scripts/install-tools`. Its CRI pulls by itself, as there.
     V2,
+    /// The same, where the CRI has the transfer service pull: what it does where nobody configured it.
+    V2Transfer,
 }
 
 impl Release {
@@ -28,7 +30,7 @@ impl Release {
     pub fn programs(self) -> Option<(PathBuf, PathBuf)> {
         match self {
             Self::V1 => Some((find("containerd")?, find("ctr")?)),
-            Self::V2 => Some((cached("containerd")?, cached("ctr")?)),
+            Self::V2 | Self::V2Transfer => Some((cached("containerd")?, cached("ctr")?)),
         }
     }
 }
@@ -94,7 +96,7 @@ impl Need {
             Self::Containerd(release @ Release::V1) => {
                 (release.programs().is_some(), "no containerd: run scripts/install-tools")
             }
-            Self::Containerd(release @ Release::V2) => {
+            Self::Containerd(release @ (Release::V2 | Release::V2Transfer)) => {
                 (release.programs().is_some(), "no containerd 2.2.4: scripts/install-tools builds it, with Go")
             }
             Self::DockerRegistry => (

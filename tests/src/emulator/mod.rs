@@ -327,12 +327,12 @@ impl Emulator {
     ) -> Result<Answer> {
         let agent = match self.release {
             Release::V1 => "containerd/1.6.20~ds1",
-            Release::V2 => "containerd/v2.2.4",
+            Release::V2 | Release::V2Transfer => "containerd/v2.2.4",
         };
         let mut headers = vec![("User-Agent", agent), ("Accept", accept)];
         headers.extend(range.map(|range| ("Range", range)));
         headers.extend(authorization.map(|authorization| ("Authorization", authorization)));
-        if self.release == Release::V2 && method == "GET" {
+        if self.release != Release::V1 && method == "GET" {
             headers.push(("Accept-Encoding", "zstd;q=1.0, gzip;q=0.8, deflate;q=0.5"));
         }
         let headers: Vec<_> = headers.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();

@@ -5,6 +5,7 @@ use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use darter_tests::agent::NOBODY;
 use darter_tests::http::Client;
 use darter_tests::net::Network;
 use darter_tests::process::{self, Process};
@@ -12,9 +13,6 @@ use darter_tests::scratch::Scratch;
 use darter_tests::stage::eventually;
 use darter_tests::tools::{Need, can_run, darter};
 use rustix::process::Signal;
-
-/// Nobody's.
-const NOBODY: u32 = 65_534;
 
 #[tokio::test]
 async fn an_agent_that_is_told_nothing_serves_on_its_usual_ports_and_keeps_its_data_at_home() -> Result<()> {

@@ -17,6 +17,7 @@ use darter_tests::net::{Network, Place};
 use darter_tests::process::{self, Process};
 use darter_tests::registry::{self, Registry};
 use darter_tests::scratch::Scratch;
+use darter_tests::stage::Stage;
 use darter_tests::tools::{Need, Release, can_run};
 use darter_tests::wire::{Reply, Request, Server, Service};
 
@@ -216,6 +217,22 @@ async fn containerd_unpacks_images_of_every_format() -> Result<()> {
             }
         }
         containerd.forget().await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn containerd_2_2_pulls_by_the_transfer_service_where_that_is_meant_and_nowhere_else() -> Result<()> {
+    let test = "containerd_2_2_pulls_by_the_transfer_service_where_that_is_meant_and_nowhere_else";
+    if !can_run(test, &[Need::Containerd(Release::V2Transfer)]) {
+        return Ok(());
+    }
+    for (release, is_meant) in [(Release::V2, false), (Release::V2Transfer, true)] {
+        let stage = Stage::new(release, &[4096]).await?;
+        stage.containerd.write_hosts(&stage.ecr.name(), &hosts_toml(&stage.ecr.url(), None, &[]))?;
+        stage.pull().await?;
+        // Its own words, at debug level.
+        ensure!(stage.containerd.log().contains("Calling cri transfer service") == is_meant, "{}", stage.story());
     }
     Ok(())
 }

@@ -10,10 +10,10 @@ use anyhow::{Context as _, Result, ensure};
 use darter_tests::agent::Options;
 use darter_tests::containerd::{self, hosts_toml};
 use darter_tests::fake_ecr::{Auth, FakeEcr, Fault, Kind, Rule};
-use darter_tests::on_each_release;
+use darter_tests::on_each_way;
 use darter_tests::stage::{MIB, Stage, bytes, eventually};
 
-on_each_release! {
+on_each_way! {
     a_pull_reads_each_byte_from_the_origin_once_and_the_next_none(release) {
         let mut stage = Stage::new(release, &[9 * MIB, 3 * MIB, MIB / 2]).await?;
         stage.start_default().await?;

@@ -29,7 +29,7 @@ async fn darter(place: &Place, agent_dir: &Path, arguments: &[&str]) -> Result<O
 fn release_of(release: Release) -> &'static str {
     match release {
         Release::V1 => "1.6.",
-        Release::V2 => "2.2.4",
+        Release::V2 | Release::V2Transfer => "2.2.4",
     }
 }
 
@@ -67,7 +67,7 @@ on_each_release! {
         // The discard setting chooses the pull path on 2.x, and that how config_path is read.
         let cases: &[(bool, ConfigPath, Option<&str>)] = match release {
             Release::V1 => &[(true, Two, None), (true, Unset, Some("no_config_path"))],
-            Release::V2 => &[
+            Release::V2 | Release::V2Transfer => &[
                 (true, Two, None),
                 (false, One, None),
                 (false, Two, Some("transfer_two_directories")),
@@ -121,7 +121,7 @@ on_each_release! {
         };
         let honoured = match release {
             Release::V1 => Value::Bool(true),
-            Release::V2 => Value::Bool(false),
+            Release::V2 | Release::V2Transfer => Value::Bool(false),
         };
         // The socket that the operator named counts, whatever containerd's own configuration says.
         for (socket, honoured, code) in [

@@ -12,6 +12,7 @@ mod log;
 mod lying_registry;
 mod mirror_faults;
 mod no_ranges;
+mod node_role;
 mod one_fetch;
 mod origin;
 mod own_registry;

@@ -9,7 +9,7 @@ use darter_tests::containerd::{self, Containerd, hosts_toml};
 use darter_tests::fake_ecr::{self, Auth, FakeEcr, Fault, Kind, Rule};
 use darter_tests::image::{Format, Image, Item};
 use darter_tests::net::Network;
-use darter_tests::on_each_release;
+use darter_tests::on_each_way;
 use darter_tests::stage::{MIB, REPOSITORY, Stage, TAG};
 use darter_tests::tools::{Need, Release, can_run};
 
@@ -69,7 +69,7 @@ impl Scene {
     }
 }
 
-on_each_release! {
+on_each_way! {
     a_fin_in_mid_body_is_resumed_at_the_byte_reached(release) {
         // Also after silence: the stall costs its time, and nothing else.
         for fault in [Fault::Truncate(HALF), Fault::StallThenFin(HALF, Duration::from_secs(2))] {

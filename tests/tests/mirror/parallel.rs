@@ -151,7 +151,7 @@ async fn an_agent_that_stops_gives_chunks_and_refuses_everything_else_at_once() 
     for (path, headers) in others {
         let answer = pair.open(path, headers).await?;
         assert_eq!(answer.exchange.status, Some(404), "{path} {headers:?}");
-        ensure!(answer.exchange.head_after < Duration::from_millis(500), "{:?}", answer.exchange.head_after);
+        ensure!(answer.exchange.head_after < Duration::from_secs(5), "{:?}", answer.exchange.head_after);
     }
     // All but the chunk of a blob that is not here.
     eventually("each is counted", async || Ok(stopping().await? == before + 5.0)).await?;
@@ -192,7 +192,8 @@ async fn an_agent_that_gave_no_chunks_stops_at_once() -> Result<()> {
     pair.bring(&pair.layer()).await?;
     let start = Instant::now();
     pair.agent.stop().await?;
-    ensure!(start.elapsed() < Duration::from_millis(2500), "{:?}", start.elapsed());
+    // Far below the drain, and far above what stopping takes on a machine with much to do.
+    ensure!(start.elapsed() < Duration::from_secs(15), "{:?}", start.elapsed());
     Ok(())
 }
 
@@ -256,7 +257,7 @@ async fn a_later_offset_of_an_incomplete_blob_is_a_fast_404_and_starts_no_pull()
     for range in ["bytes=1048576-", "bytes=1-1", "bytes=-100", "bytes=0-99", "bytes=5-4"] {
         let answer = pair.open(&path, &[("Range", range)]).await?;
         assert_eq!(answer.exchange.status, Some(404), "{range}");
-        ensure!(answer.exchange.head_after < Duration::from_millis(500), "{:?}", answer.exchange.head_after);
+        ensure!(answer.exchange.head_after < Duration::from_secs(5), "{:?}", answer.exchange.head_after);
     }
     // While a pull of it is running it is no different.
     pair.ecr.set_rate(Some(MIB / 2), None);

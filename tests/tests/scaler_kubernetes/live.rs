@@ -42,7 +42,7 @@ async fn a_scaler_leads_knows_what_kubernetes_knows_and_leaves_the_lease_when_it
     let mut scaler = Scaler::start(&text(&cluster.kubeconfig()?)).await?;
     let lease = cluster.get(LEASE).await?;
     ensure!(lease["spec"]["holderIdentity"].as_str().is_some_and(|holder| !holder.is_empty()), "{lease}");
-    ensure!(scaler.metrics().await?.sum("darter_scaler_leader", &[]) == 1.0);
+    ensure!(scaler.metrics().await?.sum("darter_scaler_leads", &[]) == 1.0);
     let uid = joined["metadata"]["uid"].as_str().context("no uid")?;
     eventually("it knows the node, its pod and the one that comes", async || {
         let state = state(&scaler).await?.to_string();

@@ -1,13 +1,14 @@
 //! Disks that are full, read-only, torn or lying: a clear state, 404s, and never a broken pull, a
 //! wrong byte twice or a crash.
 
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
+use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use darter_core::Digest;
-use darter_tests::agent::{Agent, Options};
+use darter_tests::agent::{Agent, NOBODY, Options};
 use darter_tests::emulator::End;
 use darter_tests::fake_ecr::Auth;
 use darter_tests::image::{Format, Image, Item};
@@ -180,6 +181,37 @@ async fn a_data_directory_that_is_a_file_is_said_and_waited_for() -> Result<()> 
     in_force(&pair).await?;
     recovered(&pair.agent).await?;
     assert_eq!(get(&pair, &layer).await?, RIGHT);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_directory_that_is_closed_to_the_agent_is_said_and_used_once_it_is_open() -> Result<()> {
+    let name = "a_directory_that_is_closed_to_the_agent_is_said_and_used_once_it_is_open";
+    if !can_run(name, &[Need::Root, Need::Darter]) {
+        return Ok(());
+    }
+    let mut pair = pair(&[2 * MIB, 4096], Options::nobody).await?;
+    let [here, absent] = [pair.image.layers[0].clone(), pair.image.layers[1].clone()];
+    pair.bring(&here).await?;
+    // As where somebody restored a backup, or changed runAsUser: what is written is root's.
+    let ingest = pair.agent.dir().join("data/ingest");
+    chown(&ingest, Some(0), Some(0))?;
+    degraded(&pair.agent, "ermission denied").await?;
+    assert_eq!(get(&pair, &here).await?, RIGHT);
+    assert_eq!(get(&pair, &absent).await?.0, 404);
+    chown(&ingest, Some(NOBODY), Some(NOBODY))?;
+    recovered(&pair.agent).await?;
+    assert_eq!(get(&pair, &absent).await?, RIGHT);
+    // All of it, from the start: there is nothing to serve from.
+    let data = pair.agent.dir().join("data");
+    pair.agent.stop().await?;
+    chown(&data, Some(0), Some(0))?;
+    fs::set_permissions(&data, Permissions::from_mode(0o700))?;
+    pair.agent.start_again_unready().await?;
+    withdrawn(&pair, &["the store is unavailable", &data.display().to_string(), "ermission denied"]).await?;
+    chown(&data, Some(NOBODY), Some(NOBODY))?;
+    in_force(&pair).await?;
+    assert_eq!(get(&pair, &here).await?, RIGHT);
     Ok(())
 }
 

@@ -77,27 +77,27 @@ impl Election {
     pub async fn run(mut self, metrics: &Metrics, stop: CancellationToken) {
         let trouble = format!("cannot ask for the Lease {}: this scaler does not lead, and acts on nothing", self.name);
         let mut teller = Teller::new(trouble, &metrics.lease_errors);
-        stop.run_until_cancelled(self.want(metrics, &mut teller)).await;
+        stop.run_until_cancelled(self.want(&mut teller)).await;
         self.give_back().await;
-        self.show(metrics);
+        self.show();
     }
 
     /// Never ends.
-    async fn want(&mut self, metrics: &Metrics, teller: &mut Teller<'_>) {
+    async fn want(&mut self, teller: &mut Teller<'_>) {
         loop {
             let step = self.elector.step();
-            let came = self.ask(step, metrics).await;
+            let came = self.ask(step).await;
             let step = self.learn(came, teller);
-            self.show(metrics);
+            self.show();
             self.name_the_leader();
             if let Step::Wait(time) = step {
-                self.until_it_ends(metrics, tokio::time::sleep(time)).await;
+                self.until_it_ends(tokio::time::sleep(time)).await;
             }
         }
     }
 
     /// Asks the API server, and meanwhile sees whether the lease runs out.
-    async fn ask(&mut self, step: Step, metrics: &Metrics) -> Came {
+    async fn ask(&mut self, step: Step) -> Came {
         let (api, name, sent) = (self.api.clone(), self.name.clone(), Moment::now());
         let lease = self.lease(&step);
         let ask = async move {
@@ -114,7 +114,7 @@ impl Election {
             }
         };
         let within = self.times.write_within();
-        let came = self.until_it_ends(metrics, tokio::time::timeout(within, ask)).await;
+        let came = self.until_it_ends(tokio::time::timeout(within, ask)).await;
         match came {
             Ok(Ok(came)) => came,
             // 404: somebody removed it between.
@@ -128,7 +128,7 @@ impl Election {
     }
 
     /// What is waited for, while it is seen whether the lease runs out.
-    async fn until_it_ends<T>(&self, metrics: &Metrics, wait: impl Future<Output = T>) -> T {
+    async fn until_it_ends<T>(&self, wait: impl Future<Output = T>) -> T {
         let ends = async {
             match self.elector.lead().until() {
                 // The sleep may be woken a moment too early, or long after: the clock decides.
@@ -146,7 +146,7 @@ impl Election {
         tokio::select! {
             biased;
             came = &mut wait => return came,
-            () = ends => self.show(metrics),
+            () = ends => self.show(),
         }
         wait.await
     }
@@ -218,9 +218,8 @@ impl Election {
         }
     }
 
-    fn show(&self, metrics: &Metrics) {
+    fn show(&self) {
         let leads = self.elector.lead().holds_now();
-        metrics.leads.set(leads.into());
         let changed = self.leads.send_if_modified(|told| std::mem::replace(told, leads) != leads);
         match changed {
             true if leads => info!(lease = self.name, identity = self.elector.identity(), "leading"),

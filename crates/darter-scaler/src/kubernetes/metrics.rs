@@ -1,11 +1,8 @@
 //! What Prometheus sees of the scaler's side of Kubernetes.
 
-use std::sync::atomic::AtomicI64;
-
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
 use darter_base::metrics::ReasonLabels;
@@ -17,11 +14,9 @@ pub struct KindLabels {
     pub kind: &'static str,
 }
 
-/// Counters and gauges; cheap to write.
+/// Counters; cheap to write.
 #[derive(Debug, Default)]
 pub struct Metrics {
-    /// Whether this scaler leads.
-    pub leads: Gauge<i64, AtomicI64>,
     /// Requests for the Lease that failed, by reason.
     pub lease_errors: Family<ReasonLabels, Counter>,
     /// Reviews of tokens and rights, by what came of them.
@@ -46,7 +41,6 @@ impl Metrics {
             ("scaler_write_errors", "Writes at the API server that failed, by reason", &self.write_errors),
             ("scaler_event_errors", "Events that were not written, by reason", &self.event_errors),
         ];
-        registry.register("scaler_leader", "1 while this scaler leads", self.leads.clone());
         for (name, help, family) in families {
             registry.register(name, help, family.clone());
         }

@@ -61,7 +61,7 @@ async fn stopped() -> Result<()> {
 fn name(release: Release) -> &'static str {
     match release {
         Release::V1 => "Debian's containerd",
-        Release::V2 => "containerd 2.2.4",
+        Release::V2 | Release::V2Transfer => "containerd 2.2.4",
     }
 }
 
