@@ -88,6 +88,19 @@ impl Drop for Pipe {
     }
 }
 
+/// Makes a directory and those in it somebody's, with these rights.
+fn give(dir: &Path, to: u32, mode: u32) -> Result<()> {
+    chown(dir, Some(to), Some(to))?;
+    fs::set_permissions(dir, Permissions::from_mode(mode))?;
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            give(&path, to, mode)?;
+        }
+    }
+    Ok(())
+}
+
 async fn pair(layers: &[u64], change: impl FnOnce(Options) -> Options) -> Result<Pair> {
     let change = |options: Options| change(options.set("mirror.prefetch", "off"));
     Pair::with(layers, Auth::Public, &[("access", "public".into())], change).await
@@ -193,25 +206,25 @@ async fn a_directory_that_is_closed_to_the_agent_is_said_and_used_once_it_is_ope
     let mut pair = pair(&[2 * MIB, 4096], Options::nobody).await?;
     let [here, absent] = [pair.image.layers[0].clone(), pair.image.layers[1].clone()];
     pair.bring(&here).await?;
-    // As where somebody restored a backup, or changed runAsUser: what is written is root's.
-    let ingest = pair.agent.dir().join("data/ingest");
-    chown(&ingest, Some(0), Some(0))?;
-    degraded(&pair.agent, "ermission denied").await?;
-    assert_eq!(get(&pair, &here).await?, RIGHT);
-    assert_eq!(get(&pair, &absent).await?.0, 404);
-    chown(&ingest, Some(NOBODY), Some(NOBODY))?;
+    // As where somebody restored a backup or changed runAsUser: read and not written, or neither; also from the
+    // start.
+    let data = pair.agent.dir().join("data");
+    for (mode, is_running) in [(0o755, true), (0o700, true), (0o700, false)] {
+        if !is_running {
+            pair.agent.stop().await?;
+        }
+        give(&data, 0, mode)?;
+        if !is_running {
+            pair.agent.start_again_unready().await?;
+        }
+        withdrawn(&pair, &["the store", &data.display().to_string(), "ermission denied"]).await?;
+        assert_eq!(get(&pair, &absent).await?.0, 404);
+        give(&data, NOBODY, 0o700)?;
+        in_force(&pair).await?;
+        assert_eq!(get(&pair, &here).await?, RIGHT);
+    }
     recovered(&pair.agent).await?;
     assert_eq!(get(&pair, &absent).await?, RIGHT);
-    // All of it, from the start: there is nothing to serve from.
-    let data = pair.agent.dir().join("data");
-    pair.agent.stop().await?;
-    chown(&data, Some(0), Some(0))?;
-    fs::set_permissions(&data, Permissions::from_mode(0o700))?;
-    pair.agent.start_again_unready().await?;
-    withdrawn(&pair, &["the store is unavailable", &data.display().to_string(), "ermission denied"]).await?;
-    chown(&data, Some(NOBODY), Some(NOBODY))?;
-    in_force(&pair).await?;
-    assert_eq!(get(&pair, &here).await?, RIGHT);
     Ok(())
 }
 

@@ -146,7 +146,9 @@ async fn both_halves_of_a_swarm_that_is_cut_in_the_middle_finish() -> Result<()>
     last(pulls)?;
     swarm.ensure_nobody_alone().await?;
     let copies = swarm.copies_of_layer(&pushed);
-    ensure!(copies.least >= 1 && copies.average() <= 2.0, "{copies}\n{}", swarm.told());
+    // One for each half. What a half had begun for a coordinator that is in the other now is read once more.
+    let most = 2 * copies.size + BEGUN / 2;
+    ensure!(copies.least >= 1 && copies.sent <= most, "{copies}\n{}", swarm.told());
     // That is why: they are two swarms.
     swarm.agents_know(1).await
 }
