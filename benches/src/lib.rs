@@ -110,10 +110,12 @@ fn line(figure: &Figure) -> String {
     format!("{mark} {:<46} {:>9.3} {:<8} {:<16} {}", figure.name, figure.value, figure.unit, goal, figure.conditions)
 }
 
-/// The middle one.
+/// The middle one; of an even number the mean of the two in the middle.
 pub fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+    let at = |index: usize| values.get(index).copied().unwrap_or(f64::NAN);
+    let middle = values.len() / 2;
+    if values.len().is_multiple_of(2) { f64::midpoint(at(middle.wrapping_sub(1)), at(middle)) } else { at(middle) }
 }
 
 /// The value below which this share of all lies.

@@ -326,9 +326,11 @@ pub fn darter(place: &Place) -> Result<Command> {
     Ok(command)
 }
 
-/// darter reads every DARTER_ variable as configuration; those of the harness are not meant for it.
+/// darter reads every DARTER_ variable as configuration, and finds credentials in those of AWS; those of whoever
+/// runs the tests are not meant for it.
 pub fn without_own_environment(command: &mut Command) {
-    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("DARTER_")) {
+    let is_meant = |name: &str| name.starts_with("DARTER_") || name.starts_with("AWS_");
+    for (name, _) in std::env::vars_os().filter(|(name, _)| is_meant(&name.to_string_lossy())) {
         command.env_remove(name);
     }
 }

@@ -14,6 +14,7 @@ use darter_tests::net::Place;
 use darter_tests::stage::{MIB, Pair, REPOSITORY, TAG, eventually};
 use darter_tests::tools::{Need, can_run};
 use darter_tests::wire::{Reply, Request, Server, Service};
+use futures_util::future::try_join_all;
 
 /// One that nothing refers to.
 fn absent() -> String {
@@ -87,6 +88,32 @@ async fn a_404_has_the_reason_for_which_it_was_given() -> Result<()> {
         eventually(reason, counted).await?;
     }
     all_have_theirs(&pair).await
+}
+
+#[tokio::test]
+async fn whatever_the_registry_answers_the_mirror_says_404() -> Result<()> {
+    if !can_run("whatever_the_registry_answers_the_mirror_says_404", &[Need::Darter]) {
+        return Ok(());
+    }
+    // containerd asks again at once after 408, 429 and some of 5xx, and again, before it goes anywhere else.
+    let kinds = [Kind::ManifestHead, Kind::Manifest, Kind::Blob];
+    let cases = kinds.into_iter().flat_map(|kind| [401, 429, 503].map(|status| (kind, status)));
+    try_join_all(cases.map(async |(kind, status)| {
+        let pair = Pair::new(&[512]).await?;
+        pair.read_manifests().await?;
+        pair.ecr.push(&Image::new(Format::Oci, 9, &[512])?, REPOSITORY, "other");
+        pair.ecr.inject(Rule::on(kind).always(), Fault::Status(status, Some(1)));
+        let answer = match kind {
+            Kind::ManifestHead => pair.head("manifests/other").await?,
+            Kind::Manifest => pair.get("manifests/other").await?,
+            // What the manifest says of it is answered to a HEAD without asking.
+            _ => pair.get(&format!("blobs/{}", pair.layer().digest())).await?,
+        };
+        ensure!(answer.status == 404, "{kind:?}, {status}: {}", answer.status);
+        anyhow::Ok(())
+    }))
+    .await?;
+    Ok(())
 }
 
 #[tokio::test]

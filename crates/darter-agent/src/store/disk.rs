@@ -27,6 +27,9 @@ pub(super) enum Shelf {
     Ingest,
 }
 
+/// What is written to see whether anything can be; no name of a blob.
+const PROBE: &str = "probe";
+
 /// A name in one of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Name {
@@ -139,17 +142,24 @@ impl Disk {
         Ok(Free { total: bytes(stat.f_blocks), available: bytes(stat.f_bavail) })
     }
 
-    /// Whether a file can be made and written: the answer a full, read-only or dying disk gives.
+    /// Whether a file can be made, written and kept where blobs are: the answer a full, read-only or dying disk
+    /// gives, and a directory that is not ours.
     pub(super) fn probe(&self) -> Result<(), DiskError> {
         self.prepare()?;
-        let path = self.dir.join("probe");
+        let [made, kept] = [Shelf::Ingest, Shelf::Blobs].map(|shelf| self.shelf(shelf).join(PROBE));
         let write = || {
-            let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path)?;
+            let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&made)?;
             file.write_all_at(&[0; 4096], 0)
         };
-        let written = write().map_err(DiskError::on("write", &path));
-        let _ = fs::remove_file(&path);
-        written
+        let probed = write().map_err(DiskError::on("write", &made)).and_then(|()| match fs::rename(&made, &kept) {
+            // Another look was at it at the same time, and came first.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            renamed => renamed.map_err(DiskError::on("create", &kept)),
+        });
+        for path in [&made, &kept] {
+            let _ = fs::remove_file(path);
+        }
+        probed
     }
 
     /// Opens the data file of an ingest, with room for `size` bytes taken from the disk now: a pull

@@ -45,7 +45,7 @@ async fn a_disk_that_answers_passes_with_and_without_blobs_and_no_use_is_counted
         checkup.look(&store, WITHIN * 50).await.unwrap();
     }
     assert_eq!(digests.each_ref().map(used), before);
-    assert!(!dir.path().join("probe").exists());
+    assert!(!["ingest", "blobs"].iter().any(|shelf| dir.path().join(shelf).join("probe").exists()));
 }
 
 #[tokio::test]
@@ -54,7 +54,7 @@ async fn a_disk_that_hangs_in_a_read_or_a_write_fails_in_time_and_passes_once_it
     let store = open(dir.path()).await;
     let digest = store_blob(&store, &seeded(3, 10_000)).await;
     let mut checkup = Checkup::default();
-    for path in [dir.path().join("probe"), store.shared.disk.data(Shelf::Blobs, &digest)] {
+    for path in [dir.path().join("ingest/probe"), store.shared.disk.data(Shelf::Blobs, &digest)] {
         let hangs = Hangs::in_place_of(&path);
         let started = Instant::now();
         for _ in 0..3 {
@@ -74,7 +74,7 @@ async fn a_disk_that_hangs_holds_one_thread_whatever_the_number_of_looks() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path()).await;
     let mut checkup = Checkup::default();
-    let hangs = Hangs::in_place_of(&dir.path().join("probe"));
+    let hangs = Hangs::in_place_of(&dir.path().join("ingest/probe"));
     let mut looks = Vec::new();
     for _ in 0..5 {
         assert!(is_hung(&checkup.look(&store, WITHIN).await));
