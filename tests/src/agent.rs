@@ -27,18 +27,26 @@ pub struct Options {
     place: Place,
     document: DocumentMut,
     pod: Option<(PathBuf, SocketAddr)>,
+    own_pids: bool,
 }
 
 impl Options {
     /// An agent with no registry, whose every file is in a directory of the test.
     pub fn new(place: &Place) -> Self {
-        Self { place: place.clone(), document: DocumentMut::new(), pod: None }
+        Self { place: place.clone(), document: DocumentMut::new(), pod: None, own_pids: false }
     }
 
     /// As in a pod: the directory of a service account is where the kubelet mounts it, and the
     /// environment says where the API server is. Needs root.
     pub fn pod(mut self, account: &Path, api: SocketAddr) -> Self {
         self.pod = Some((account.to_owned(), api));
+        self
+    }
+
+    /// In a PID namespace of its own, as a container without hostPID is. It can be killed and not stopped: who made
+    /// the namespace gets the signal in its place. Needs root.
+    pub fn own_pids(mut self) -> Self {
+        self.own_pids = true;
         self
     }
 
@@ -307,6 +315,11 @@ pub fn without_own_environment(command: &mut Command) {
 fn launch(options: &Options, config: &Path, log: &Path) -> Result<Process> {
     let darter = tools::darter()?;
     let mut command = match &options.pod {
+        None if options.own_pids => {
+            let mut command = options.place.command("unshare");
+            command.args(["--pid", "--fork", "--kill-child"]).arg(darter);
+            command
+        }
         None => options.place.command(darter),
         Some((account, api)) => {
             // In a mount namespace of its own, which ends with it.

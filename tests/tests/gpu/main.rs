@@ -7,6 +7,7 @@ mod dashboards;
 mod driver;
 mod errors;
 mod pods;
+mod processes;
 mod real;
 mod scrapes;
 mod verdicts;

@@ -145,6 +145,7 @@ impl Judge {
             // It counts what NVML has now: no more than a witness of what was here.
             learned_gpus: node.as_ref().and_then(|node| node.whole_gpus),
             allocatable: node.as_ref().and_then(|node| node.allocatable),
+            sees_processes: self.view.0.sight.judged(),
             gfd_labels: node.zip(counted).map(|(node, gpus)| node.labelled_gpus == Some(gpus)),
             ..Observation::default()
         }

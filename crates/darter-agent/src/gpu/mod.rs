@@ -15,6 +15,7 @@ mod learned;
 mod library;
 mod mig;
 mod pods;
+mod processes;
 mod read;
 mod replaced;
 mod sample;
@@ -41,6 +42,7 @@ pub use self::judge::Judgement;
 use self::learned::Learned;
 use self::pods::Kubelet;
 pub use self::pods::{Allocation, Pods};
+use self::processes::Sight;
 use self::replaced::Replaced;
 pub use self::sample::{Driver, Fast, Gpu, Identity, MigDevice, Slow, Snapshot};
 use self::xids::Xids;
@@ -78,6 +80,8 @@ struct Shared {
     xids: Xids,
     crashes: Mutex<Crashes>,
     kubelet: Kubelet,
+    /// Whether NVML's lists of processes are those of the whole host.
+    sight: Sight,
     /// Where what is learned is kept.
     data: PathBuf,
     /// What the API server says of the node.
@@ -105,6 +109,7 @@ impl Gpus {
         let judgement = watch::Sender::new(None);
         let xids = Xids::open(settings, data);
         let crashes = Mutex::new(Crashes::open(data, &root(settings), &xids::boot_id()));
+        let sight = if is_on { Sight::look(settings, &root(settings)) } else { Sight::Unwanted };
         let (settings, kubelet) = (settings.clone(), Kubelet::default());
         let published = Notify::new();
         let data = data.to_owned();
@@ -118,6 +123,7 @@ impl Gpus {
                 xids,
                 crashes,
                 kubelet,
+                sight,
                 data,
                 node,
             }),

@@ -174,7 +174,7 @@ impl Thread<'_> {
         seats: &mut [Seat<'n>],
         versions: &Versions,
     ) -> Ended {
-        let settings = &self.shared.settings;
+        let (settings, sees_processes) = (&self.shared.settings, self.shared.sight.sees());
         let count = u32::try_from(seats.len()).unwrap_or(u32::MAX);
         let (mut slow_at, mut count_at) = (Instant::now(), Instant::now() + COUNT_EVERY);
         // A GPU that is lost may come back after a reset; its handle does not.
@@ -182,7 +182,7 @@ impl Thread<'_> {
         loop {
             let began = Instant::now();
             let is_slow = began >= slow_at;
-            let is_lost = seats.iter_mut().filter_map(|seat| seat.round(calls, is_slow, settings)).max();
+            let is_lost = seats.iter_mut().filter_map(|seat| seat.round(calls, is_slow, settings, sees_processes)).max();
             if is_slow {
                 slow_at = began + settings.slow_interval.0;
             }
@@ -270,7 +270,13 @@ struct Seat<'n> {
 
 impl Seat<'_> {
     /// One round of questions; what was lost in it.
-    fn round(&mut self, calls: &mut Calls<'_>, is_slow: bool, settings: &config::Gpu) -> Option<Loss> {
+    fn round(
+        &mut self,
+        calls: &mut Calls<'_>,
+        is_slow: bool,
+        settings: &config::Gpu,
+        sees_processes: bool,
+    ) -> Option<Loss> {
         let device = self.device.as_ref()?;
         let mut questions = calls.of(self.gpu.identity.index);
         let profile = self.profiler.read(device, &mut questions);
@@ -282,7 +288,7 @@ impl Seat<'_> {
         let instances = cut.into_iter().filter_map(of).collect();
         let fast = read::fast(device, &mut questions, settings.dcgm_names != DcgmNames::Off, profile, instances);
         let asks = is_slow && questions.loss.is_none();
-        let slow = asks.then(|| read::slow(device, &mut questions, settings.processes));
+        let slow = asks.then(|| read::slow(device, &mut questions, sees_processes));
         let loss = questions.loss;
         if loss.is_some() {
             // What it said before the loss, in the same round, is half a reading.

@@ -4,7 +4,7 @@ use super::{Finding, Gpu, Nvml, Observation, Policy, Reason, RecoveryAction, Sta
 use crate::gpu::xid;
 
 /// One more than the last check's number.
-const CHECKS: usize = 14;
+const CHECKS: usize = 15;
 
 /// What the checks found, and how much they had to go by.
 #[derive(Debug, Default)]
@@ -96,6 +96,10 @@ pub(super) fn run(o: &Observation, policy: &Policy) -> Sheet {
     }
     if policy.wants_cuda_smoke && sheet.know(13, &o.cuda_smoke) == Some(false) {
         sheet.add(Reason::CudaSmokeFailed, State::NotReady, "");
+    }
+    if sheet.know(14, &o.sees_processes) == Some(false) {
+        let detail = "the agent is not in the PID namespace of the host";
+        sheet.add(Reason::ProcessesNotVisible, State::Ready, detail);
     }
     sheet
 }

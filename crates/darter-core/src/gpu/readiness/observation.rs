@@ -109,6 +109,8 @@ pub struct Observation {
     pub gfd_labels: Option<bool>,
     /// Whether CUDA started and gave memory.
     pub cuda_smoke: Option<bool>,
+    /// Whether the agent sees the processes of the whole host. `None` where nobody wants them counted.
+    pub sees_processes: Option<bool>,
 }
 
 macro_rules! newest {
@@ -122,7 +124,7 @@ impl Observation {
     pub(super) fn or(mut self, old: &Self) -> Self {
         newest!(self, old: pci_functions, should_have_gpus, driver_version_file, control_node, device_nodes, nvml);
         newest!(self, old: control_node_opens, nvml_count, instance_gpus, learned_gpus, xids, fabric_manager, plugin_devices);
-        newest!(self, old: plugin_expected, allocatable, gfd_labels, cuda_smoke);
+        newest!(self, old: plugin_expected, allocatable, gfd_labels, cuda_smoke, sees_processes);
         let Some(gpus) = &mut self.gpus else {
             self.gpus.clone_from(&old.gpus);
             return self;

@@ -66,6 +66,8 @@ pub enum Reason {
     GfdLabelsMissing,
     /// Check 13: CUDA does not start.
     CudaSmokeFailed,
+    /// Check 14: processes are to be counted, and this agent does not see those of the host.
+    ProcessesNotVisible,
 }
 
 impl Reason {
@@ -99,6 +101,7 @@ impl Reason {
             Self::AllocatableZero => "AllocatableZero",
             Self::GfdLabelsMissing => "GfdLabelsMissing",
             Self::CudaSmokeFailed => "CudaSmokeFailed",
+            Self::ProcessesNotVisible => "ProcessesNotVisible",
         }
     }
 
@@ -121,6 +124,7 @@ impl Reason {
             Self::AllocatableZero => 11,
             Self::GfdLabelsMissing => 12,
             Self::CudaSmokeFailed => 13,
+            Self::ProcessesNotVisible => 14,
         }
     }
 

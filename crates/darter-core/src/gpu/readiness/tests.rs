@@ -60,6 +60,7 @@ fn healthy() -> Observation {
         allocatable: Some(2),
         gfd_labels: Some(true),
         cuda_smoke: Some(true),
+        sees_processes: Some(true),
     }
 }
 
@@ -176,6 +177,8 @@ fn every_row_of_the_table() {
         (with(|o| o.gfd_labels = Some(false)), "Ready GfdLabelsMissing"),
         // 13
         (with(|o| o.cuda_smoke = Some(false)), "NotReady CudaSmokeFailed"),
+        // 14
+        (with(|o| o.sees_processes = Some(false)), "Ready ProcessesNotVisible"),
     ];
     for (observation, expected) in rows {
         assert_eq!(judged(&observation), expected, "{observation:#?}");
