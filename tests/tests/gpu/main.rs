@@ -6,6 +6,7 @@ mod alerts;
 mod dashboards;
 mod driver;
 mod errors;
+mod hangs;
 mod pods;
 mod processes;
 mod real;

@@ -32,7 +32,7 @@ use tokio::sync::{Notify, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use self::calls::InCall;
+use self::calls::InCalls;
 pub use self::clear::{Clear, ClearError, Cleared};
 use self::crashes::Crashes;
 use self::exposition::Exposition;
@@ -73,8 +73,8 @@ struct Shared {
     snapshot: Mutex<Arc<Snapshot>>,
     /// Another snapshot is there.
     published: Notify,
-    /// The call that runs now.
-    call: Mutex<Option<InCall>>,
+    /// The calls that run now.
+    calls: InCalls,
     /// What was concluded last; nothing before the first look.
     judgement: watch::Sender<Option<Arc<Judgement>>>,
     xids: Xids,
@@ -105,7 +105,7 @@ impl Gpus {
     /// Asks nothing yet.
     pub fn new(settings: &config::Gpu, data: &Path, node: node::View) -> Self {
         let is_on = settings.mode == config::GpuMode::Auto;
-        let (snapshot, call) = (Mutex::new(Arc::new(Snapshot::new(is_on))), Mutex::new(None));
+        let (snapshot, calls) = (Mutex::new(Arc::new(Snapshot::new(is_on))), InCalls::default());
         let judgement = watch::Sender::new(None);
         let xids = Xids::open(settings, data);
         let crashes = Mutex::new(Crashes::open(data, &root(settings), &xids::boot_id()));
@@ -118,7 +118,7 @@ impl Gpus {
                 settings,
                 snapshot,
                 published,
-                call,
+                calls,
                 judgement,
                 xids,
                 crashes,
@@ -263,9 +263,8 @@ impl View {
     /// What is known at this moment. Never waits for NVML.
     pub fn now(&self) -> Now {
         let limit = HUNG_MIN.max(self.0.settings.interval.0 * 3);
-        let call = *lock(&self.0.call);
+        let calling = self.0.calls.slowest();
         let snapshot = lock(&self.0.snapshot).clone();
-        let calling = call.map(|call| (call.name, call.since.elapsed()));
         let silent = snapshot.round.map(|round| (NO_ROUND, round.ended.elapsed()));
         let hung = [calling, silent].into_iter().flatten().find(|(_, since)| *since >= limit);
         Now { snapshot, hung }
@@ -330,6 +329,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 mod tests {
     use std::time::SystemTime;
 
+    use super::calls::{Caller, InCall};
     use super::sample::{Round, Versions};
     use super::*;
 
@@ -348,7 +348,18 @@ mod tests {
         };
         assert_eq!(hung_after(Duration::from_secs(14)), None);
         assert_eq!(hung_after(Duration::from_secs(16)), Some(NO_ROUND));
-        *lock(&gpus.shared.call) = Some(InCall { name: "power_usage", since: Instant::now() });
+        let call = InCall { name: "power_usage", since: Instant::now(), meant: Duration::ZERO };
+        gpus.shared.calls.set(Caller::Rounds, Some(call));
         assert_eq!(hung_after(Duration::from_secs(16)), Some(NO_ROUND), "the call is new");
+        gpus.shared.calls.set(Caller::Rounds, None);
+        // A wait is not late before its time is over.
+        let waits = |since: Duration| {
+            let since = Instant::now().checked_sub(since).unwrap();
+            let call = InCall { name: "event_wait", since, meant: Duration::from_secs(1) };
+            gpus.shared.calls.set(Caller::Events, Some(call));
+            hung_after(Duration::ZERO)
+        };
+        assert_eq!(waits(Duration::from_millis(15_500)), None, "15 s over its time would be");
+        assert_eq!(waits(Duration::from_millis(16_500)), Some("event_wait"));
     }
 }

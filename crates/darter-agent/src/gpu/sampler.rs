@@ -12,7 +12,7 @@ use nvml_wrapper::error::NvmlError;
 use nvml_wrapper::{Device, Nvml, cuda_driver_version_major, cuda_driver_version_minor};
 use tracing::{debug, info, warn};
 
-use super::calls::{Calls, Loss};
+use super::calls::{Caller, Calls, Loss};
 use super::read::Profiler;
 use super::sample::{Driver, Gpu, Identity, Round, Snapshot, Versions};
 use super::{Shared, Stop, library, lock, read};
@@ -63,7 +63,7 @@ pub(super) fn run(shared: &Shared, metrics: &Metrics, orders: &Receiver<Stop>) {
                     wait = AGAIN.0;
                 }
                 // Dropping it shuts NVML down, which is a call like any other.
-                let _ = Calls::new(shared, metrics).make("shutdown", || nvml.shutdown());
+                let _ = Calls::new(shared, Caller::Rounds, metrics).make("shutdown", || nvml.shutdown());
                 if ended == Ended::Stopped {
                     return;
                 }
@@ -113,7 +113,7 @@ enum Ended {
 impl Thread<'_> {
     fn start(&mut self) -> Result<Nvml, Driver> {
         // The loader runs code of the library too: it may hang as well as any call.
-        let calls = Calls::new(self.shared, self.metrics);
+        let calls = Calls::new(self.shared, Caller::Rounds, self.metrics);
         let mut found = Err(Driver::Starting);
         let _ = calls.make("init", || {
             found = library::start(&self.shared.settings);
@@ -141,7 +141,7 @@ impl Thread<'_> {
 
     /// Asks in rounds, until NVML has to be started again.
     fn session(&mut self, nvml: &Nvml) -> Ended {
-        let mut calls = Calls::new(self.shared, self.metrics);
+        let mut calls = Calls::new(self.shared, Caller::Rounds, self.metrics);
         let versions = Versions {
             driver: calls.make("driver_version", || nvml.sys_driver_version()).ok(),
             // Loads libcuda, which a container may not have.
@@ -156,8 +156,8 @@ impl Thread<'_> {
         info!(gpus = count, driver = versions.driver.as_deref().unwrap_or("unknown"), "NVML answers");
         let (xids, is_over) = (&self.shared.xids, &AtomicBool::new(false));
         std::thread::scope(|scope| {
-            let metrics = self.metrics;
-            let listen = move || xids.listen(nvml, count, is_over, metrics);
+            let calls = Calls::new(self.shared, Caller::Events, self.metrics);
+            let listen = move || xids.listen(nvml, count, is_over, &calls);
             if let Err(error) = std::thread::Builder::new().name("nvml-events".to_owned()).spawn_scoped(scope, listen) {
                 warn!(%error, "no thread for NVML's events");
             }
