@@ -15,7 +15,7 @@ use tracing::{debug, info, warn};
 use super::calls::{Caller, Calls, Loss};
 use super::read::Profiler;
 use super::sample::{Driver, Gpu, Identity, Round, Snapshot, Versions};
-use super::{Shared, Stop, library, lock, read};
+use super::{Shared, Stop, host, library, lock, read, root};
 use crate::config::{self, DcgmNames};
 use crate::metrics::Metrics;
 
@@ -24,7 +24,8 @@ use crate::metrics::Metrics;
 const AGAIN: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(60));
 /// The longest time between two starts of NVML that look for a lost GPU: each wakes all others.
 const SEARCH_MAX: Duration = Duration::from_secs(600);
-/// How often it is looked whether there are as many GPUs as before.
+/// How long it takes at most until it is looked whether there are as many GPUs as before; else two of the slow
+/// intervals.
 const COUNT_EVERY: Duration = Duration::from_secs(60);
 /// GPUs of one node. Past this NVML's count is wrong.
 const GPUS_MAX: u32 = 64;
@@ -151,6 +152,8 @@ impl Thread<'_> {
                 .map(|version| (cuda_driver_version_major(version), cuda_driver_version_minor(version))),
             generation: self.generation,
         };
+        // Looked at before NVML is asked: what comes in between is seen as one that came later.
+        let files = self.device_files();
         let Some(count) = self.count(&calls, nvml) else { return Ended::Lost };
         let mut gpus: Vec<Seat<'_>> = (0..count).map(|index| self.seat(&mut calls, nvml, index)).collect();
         info!(gpus = count, driver = versions.driver.as_deref().unwrap_or("unknown"), "NVML answers");
@@ -161,7 +164,7 @@ impl Thread<'_> {
             if let Err(error) = std::thread::Builder::new().name("nvml-events".to_owned()).spawn_scoped(scope, listen) {
                 warn!(%error, "no thread for NVML's events");
             }
-            let ended = self.rounds(nvml, &mut calls, &mut gpus, &versions);
+            let ended = self.rounds(nvml, &mut calls, &mut gpus, &versions, files);
             is_over.store(true, Ordering::Relaxed);
             ended
         })
@@ -173,10 +176,12 @@ impl Thread<'_> {
         calls: &mut Calls<'_>,
         seats: &mut [Seat<'n>],
         versions: &Versions,
+        files: u32,
     ) -> Ended {
         let (settings, sees_processes) = (&self.shared.settings, self.shared.sight.sees());
         let count = u32::try_from(seats.len()).unwrap_or(u32::MAX);
-        let (mut slow_at, mut count_at) = (Instant::now(), Instant::now() + COUNT_EVERY);
+        let count_every = (settings.slow_interval.0 * 2).min(COUNT_EVERY);
+        let (mut slow_at, mut count_at) = (Instant::now(), Instant::now() + count_every);
         // A GPU that is lost may come back after a reset; its handle does not.
         let mut again_at = None;
         loop {
@@ -206,9 +211,16 @@ impl Thread<'_> {
                 return Ended::Lost;
             }
             if began >= count_at {
-                count_at = began + COUNT_EVERY;
+                count_at = began + count_every;
                 if self.count(calls, nvml) != Some(count) {
                     info!(was = count, "the number of GPUs has changed");
+                    return Ended::Lost;
+                }
+                // Who found the GPUs when it was started need not look for more by itself. Once for each that comes:
+                // the next session begins with its file.
+                let now = self.device_files();
+                if now > files.max(count) {
+                    info!(files = now, was = files, "a device file of a GPU came: NVML is started again to find it");
                     return Ended::Lost;
                 }
             }
@@ -216,6 +228,11 @@ impl Thread<'_> {
                 return Ended::Stopped;
             }
         }
+    }
+
+    /// Device files of GPUs on the host; none where they cannot be looked at.
+    fn device_files(&self) -> u32 {
+        host::device_nodes(&root(&self.shared.settings)).unwrap_or(0)
     }
 
     /// How many GPUs NVML counts. None at all is no count.
