@@ -105,6 +105,8 @@ impl Judge {
         let (nvml, gpus) = match (&now.snapshot.driver, now.hung) {
             (Driver::Off | Driver::Starting, _) => (None, None),
             (_, Some(_)) => (Some(Nvml::Unresponsive), None),
+            // Nobody asks: what was known stays, as far as it does not need the driver.
+            (Driver::Released, _) => (None, None),
             (Driver::Crashes(times), _) => (Some(Nvml::Crashes(*times)), None),
             (Driver::NoLibrary(_), _) => (Some(Nvml::LibraryNotFound), None),
             (Driver::Failed(18, _), _) => (Some(Nvml::DriverMismatch), None),
@@ -145,6 +147,7 @@ impl Judge {
             // It counts what NVML has now: no more than a witness of what was here.
             learned_gpus: node.as_ref().and_then(|node| node.whole_gpus),
             allocatable: node.as_ref().and_then(|node| node.allocatable),
+            driver_upgrade: node.as_ref().map(|node| node.driver_upgrade),
             sees_processes: self.view.0.sight.judged(),
             gfd_labels: node.zip(counted).map(|(node, gpus)| node.labelled_gpus == Some(gpus)),
             ..Observation::default()

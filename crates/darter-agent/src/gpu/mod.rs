@@ -27,6 +27,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use darter_core::gpu::readiness::{Upgrade, upgrade as upgrades};
 use darter_core::ready::Check;
 use tokio::sync::{Notify, oneshot, watch};
 use tokio_util::sync::CancellationToken;
@@ -170,11 +171,12 @@ impl Gpus {
     }
 
     /// Judges each round, and says what changes: that NVML hangs, that GPUs are not ready any more.
-    async fn watch(&self, orders: SyncSender<Stop>, ended: &mut oneshot::Receiver<()>, stop: CancellationToken) {
+    async fn watch(&self, orders: SyncSender<Wake>, ended: &mut oneshot::Receiver<()>, stop: CancellationToken) {
         let mut judge =
             Judge::new(self.view(), &self.shared.settings, Learned::open(&self.shared.data, &xids::boot_id()));
         let late = self.shared.settings.interval.0 * 2;
         let (mut hangs, mut has_ended) = (false, false);
+        let (mut node, mut upgrade) = (self.shared.node.changes(), Upgrade::None);
         let mut replaced = Replaced::after(self.shared.settings.driver_grace.0);
         loop {
             tokio::select! {
@@ -183,6 +185,17 @@ impl Gpus {
                 _ = &mut *ended, if !has_ended => {
                     error!("the thread that asks NVML has ended: this node does not report its GPUs any more");
                     has_ended = true;
+                }
+                // Nobody tells any more where the node is not watched.
+                Ok(()) = node.changed() => {
+                    let now = node.borrow_and_update().as_ref().map_or(upgrade, |facts| facts.driver_upgrade);
+                    if now == upgrade {
+                        continue;
+                    }
+                    info!(was = upgrade.as_str(), now = now.as_str(), "GPU Operator replaces the driver ({})", upgrades::LABEL);
+                    upgrade = now;
+                    // Full: it will look anyhow.
+                    let _ = orders.try_send(Wake);
                 }
                 // No round is news too, and the host and the kubelet have theirs.
                 _ = tokio::time::timeout(late, self.shared.published.notified()) => {}
@@ -200,8 +213,8 @@ impl Gpus {
                 stop.cancel();
             }
         }
-        // Full or without a receiver: it stops already.
-        let _ = orders.try_send(Stop);
+        // Nobody gives orders any more: it stops.
+        drop(orders);
         if !has_ended && tokio::time::timeout(SHUTDOWN, ended).await.is_err() {
             warn!("NVML does not let go; ending without its shutdown");
         }
@@ -242,13 +255,14 @@ fn root(settings: &config::Gpu) -> PathBuf {
     settings.host_root.clone().unwrap_or_else(|| "/".into())
 }
 
-/// The order to stop.
-struct Stop;
+/// The order to look at once whether the driver is to be released. That nobody can give it any more is the order to
+/// stop.
+struct Wake;
 
 fn start(
     shared: Arc<Shared>,
     metrics: Arc<Metrics>,
-    orders: Receiver<Stop>,
+    orders: Receiver<Wake>,
     ending: oneshot::Sender<()>,
 ) -> std::io::Result<()> {
     let run = move || {
@@ -315,6 +329,11 @@ impl Now {
 }
 
 impl Shared {
+    /// Whether GPU Operator may unload the driver at any moment.
+    fn is_driver_taken(&self) -> bool {
+        self.node.facts().is_some_and(|facts| facts.driver_upgrade.takes_driver())
+    }
+
     fn publish(&self, snapshot: Snapshot) {
         *lock(&self.snapshot) = Arc::new(snapshot);
         self.published.notify_one();

@@ -41,6 +41,8 @@ pub enum Driver {
     Failed(u32, String),
     /// NVML is not asked any more: so many agents ended while they asked it.
     Crashes(u32),
+    /// NVML is shut down and not asked: GPU Operator replaces the driver, which nobody may have open.
+    Released,
     /// It answers, and counts none. A driver that is still setting up says so too.
     NoGpus,
     /// It answers.

@@ -15,7 +15,7 @@ use tracing::{debug, info, warn};
 use super::calls::{Caller, Calls, Loss};
 use super::read::Profiler;
 use super::sample::{Driver, Gpu, Identity, Round, Snapshot, Versions};
-use super::{Shared, Stop, host, library, lock, read, root};
+use super::{Shared, Wake, host, library, lock, read, root};
 use crate::config::{self, DcgmNames};
 use crate::metrics::Metrics;
 
@@ -31,11 +31,22 @@ const COUNT_EVERY: Duration = Duration::from_secs(60);
 const GPUS_MAX: u32 = 64;
 
 /// Asks until told to stop.
-pub(super) fn run(shared: &Shared, metrics: &Metrics, orders: &Receiver<Stop>) {
+pub(super) fn run(shared: &Shared, metrics: &Metrics, orders: &Receiver<Wake>) {
     let mut thread = Thread { shared, metrics, orders, known: BTreeMap::new(), generation: 0, searches: 1 };
     let mut wait = AGAIN.0;
     let mut said = None;
     loop {
+        if shared.is_driver_taken() {
+            if !matches!(said, Some(Driver::Released)) {
+                info!("NVML is not asked while GPU Operator replaces the driver");
+            }
+            shared.publish(Snapshot { driver: Driver::Released, gpus: thread.unread(), round: None });
+            (said, wait) = (Some(Driver::Released), AGAIN.0);
+            if thread.stops_within(AGAIN.0) {
+                return;
+            }
+            continue;
+        }
         // Not held while this waits: whoever clears it takes the lock too.
         let turned_off = lock(&shared.crashes).has_turned_off();
         if let Some(times) = turned_off {
@@ -65,8 +76,10 @@ pub(super) fn run(shared: &Shared, metrics: &Metrics, orders: &Receiver<Stop>) {
                 }
                 // Dropping it shuts NVML down, which is a call like any other.
                 let _ = Calls::new(shared, Caller::Rounds, metrics).make("shutdown", || nvml.shutdown());
-                if ended == Ended::Stopped {
-                    return;
+                match ended {
+                    Ended::Stopped => return,
+                    Ended::Released => continue,
+                    Ended::Lost => {}
                 }
             }
             Err(driver) => {
@@ -96,7 +109,7 @@ fn tell(driver: &Driver) {
 struct Thread<'a> {
     shared: &'a Shared,
     metrics: &'a Metrics,
-    orders: &'a Receiver<Stop>,
+    orders: &'a Receiver<Wake>,
     /// Whom NVML gave at each index, so that a lost one has its name.
     known: BTreeMap<u32, Identity>,
     generation: u64,
@@ -107,6 +120,8 @@ struct Thread<'a> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Ended {
     Stopped,
+    /// The driver is to be let go.
+    Released,
     /// Handles are of no use any more.
     Lost,
 }
@@ -127,17 +142,20 @@ impl Thread<'_> {
         found
     }
 
-    /// True: told to stop.
+    /// True: told to stop. Comes back early where there is something to look at.
     fn stops_within(&self, time: Duration) -> bool {
-        !matches!(self.orders.recv_timeout(time), Err(RecvTimeoutError::Timeout))
+        matches!(self.orders.recv_timeout(time), Err(RecvTimeoutError::Disconnected))
     }
 
     /// All that were known, while NVML does not answer.
     fn lost(&self) -> Vec<Gpu> {
-        self.known
-            .values()
-            .map(|identity| Gpu { identity: identity.clone(), is_lost: true, fast: None, slow: None })
-            .collect()
+        self.unread().into_iter().map(|gpu| Gpu { is_lost: true, ..gpu }).collect()
+    }
+
+    /// The same, while nobody asks them.
+    fn unread(&self) -> Vec<Gpu> {
+        let of = |identity: &Identity| Gpu { identity: identity.clone(), is_lost: false, fast: None, slow: None };
+        self.known.values().map(of).collect()
     }
 
     /// Asks in rounds, until NVML has to be started again.
@@ -159,8 +177,8 @@ impl Thread<'_> {
         info!(gpus = count, driver = versions.driver.as_deref().unwrap_or("unknown"), "NVML answers");
         let (xids, is_over) = (&self.shared.xids, &AtomicBool::new(false));
         std::thread::scope(|scope| {
-            let calls = Calls::new(self.shared, Caller::Events, self.metrics);
-            let listen = move || xids.listen(nvml, count, is_over, &calls);
+            let heard = Calls::new(self.shared, Caller::Events, self.metrics);
+            let listen = move || xids.listen(nvml, count, is_over, &heard);
             if let Err(error) = std::thread::Builder::new().name("nvml-events".to_owned()).spawn_scoped(scope, listen) {
                 warn!(%error, "no thread for NVML's events");
             }
@@ -185,6 +203,9 @@ impl Thread<'_> {
         // A GPU that is lost may come back after a reset; its handle does not.
         let mut again_at = None;
         loop {
+            if self.shared.is_driver_taken() {
+                return Ended::Released;
+            }
             let began = Instant::now();
             let is_slow = began >= slow_at;
             let is_lost = seats.iter_mut().filter_map(|seat| seat.round(calls, is_slow, settings, sees_processes)).max();

@@ -260,7 +260,8 @@ fn registered<'n>(nvml: &'n Nvml, devices: &[Device<'n>], calls: &Calls<'_>) -> 
     'anew: loop {
         let mut set = calls.make("event_set_create", || nvml.create_event_set()).ok()?;
         for (at, device) in devices.iter().enumerate().filter(|(at, _)| !silent.contains(at)).collect::<Vec<_>>() {
-            match calls.make("event_register", || device.register_events(EventTypes::CRITICAL_XID_ERROR, set)) {
+            let register = || device.register_events(EventTypes::CRITICAL_XID_ERROR, set).map_err(|error| error.error);
+            match calls.make("event_register", register) {
                 Ok(with) => set = with,
                 Err(error) => {
                     debug!(%error, gpu = at, "a GPU tells of no events");

@@ -14,12 +14,14 @@ mod reason;
 mod slowdown;
 #[cfg(test)]
 mod tests;
+pub mod upgrade;
 
 use serde::{Deserialize, Serialize};
 
 pub use machine::Readiness;
 pub use observation::{Fabric, Gpu, Nvml, Observation};
 pub use reason::{Reason, RecoveryAction};
+pub use upgrade::Upgrade;
 
 /// What a node's GPUs are, the worst last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

@@ -1,5 +1,6 @@
 //! What the agent could read of a node's GPUs. `None`: not read, not supported, or not there to be read.
 
+use super::Upgrade;
 use crate::gpu::PciAddress;
 use crate::gpu::xid::Outstanding;
 
@@ -109,6 +110,8 @@ pub struct Observation {
     pub gfd_labels: Option<bool>,
     /// Whether CUDA started and gave memory.
     pub cuda_smoke: Option<bool>,
+    /// How far GPU Operator is with replacing the driver. `None` where no API server is asked.
+    pub driver_upgrade: Option<Upgrade>,
     /// Whether the agent sees the processes of the whole host. `None` where nobody wants them counted.
     pub sees_processes: Option<bool>,
 }
@@ -124,7 +127,7 @@ impl Observation {
     pub(super) fn or(mut self, old: &Self) -> Self {
         newest!(self, old: pci_functions, should_have_gpus, driver_version_file, control_node, device_nodes, nvml);
         newest!(self, old: control_node_opens, nvml_count, instance_gpus, learned_gpus, xids, fabric_manager, plugin_devices);
-        newest!(self, old: plugin_expected, allocatable, gfd_labels, cuda_smoke, sees_processes);
+        newest!(self, old: plugin_expected, allocatable, gfd_labels, cuda_smoke, sees_processes, driver_upgrade);
         let Some(gpus) = &mut self.gpus else {
             self.gpus.clone_from(&old.gpus);
             return self;

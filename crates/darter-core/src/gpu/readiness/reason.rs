@@ -4,11 +4,15 @@ use std::fmt;
 
 use serde::{Serialize, Serializer};
 
+use super::Upgrade;
+
 /// One reason. Ordered as the checks are made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Reason {
     /// Check 0: nobody can tell whether there should be GPUs.
     GpuNodeNotObserved,
+    /// Check 15, before all others, as it makes them fail: GPU Operator replaces the driver.
+    DriverUpgrading(Upgrade),
     /// Check 1: the driver is not loaded.
     DriverNotLoaded,
     /// It is, and this agent was not handed its devices: nothing can be said of the GPUs from here.
@@ -75,6 +79,7 @@ impl Reason {
     pub const fn word(self) -> &'static str {
         match self {
             Self::GpuNodeNotObserved => "GpuNodeNotObserved",
+            Self::DriverUpgrading(_) => "DriverUpgrading",
             Self::DriverNotLoaded => "DriverNotLoaded",
             Self::GpusNotVisible => "GpusNotVisible",
             Self::LibraryNotFound => "LibraryNotFound",
@@ -125,6 +130,7 @@ impl Reason {
             Self::GfdLabelsMissing => 12,
             Self::CudaSmokeFailed => 13,
             Self::ProcessesNotVisible => 14,
+            Self::DriverUpgrading(_) => 15,
         }
     }
 
@@ -137,6 +143,7 @@ impl Reason {
     pub(super) const fn fault(self) -> Self {
         match self {
             Self::DevicesUnhealthy { .. } => Self::DevicesUnhealthy { unhealthy: 0, of: 0 },
+            Self::DriverUpgrading(_) => Self::DriverUpgrading(Upgrade::Other),
             other => other,
         }
     }
@@ -147,6 +154,7 @@ impl fmt::Display for Reason {
         f.write_str(self.word())?;
         match self {
             Self::RecoveryActionRequired(action) => write!(f, "({action})"),
+            Self::DriverUpgrading(upgrade) => write!(f, "({})", upgrade.as_str()),
             Self::FatalXid(xid) | Self::DegradedXid(xid) => write!(f, "({xid})"),
             Self::DevicesUnhealthy { unhealthy, of } => write!(f, "({unhealthy} of {of})"),
             _ => Ok(()),

@@ -61,6 +61,7 @@ fn healthy() -> Observation {
         gfd_labels: Some(true),
         cuda_smoke: Some(true),
         sees_processes: Some(true),
+        driver_upgrade: Some(Upgrade::None),
     }
 }
 
@@ -89,6 +90,15 @@ fn said(verdict: &Verdict) -> String {
 
 fn judged(observation: &Observation) -> String {
     said(&evaluate(observation, &Policy { wants_cuda_smoke: true, ..Policy::default() }))
+}
+
+/// As it is while GPU Operator replaces the driver, or after somebody else unloaded it.
+fn without_driver(driver_upgrade: Option<Upgrade>) -> Observation {
+    with(|o| {
+        (o.driver_version_file, o.control_node, o.device_nodes) = (Some(false), Some(false), Some(0));
+        (o.nvml, o.nvml_count, o.gpus) = (Some(Nvml::InitFailed(9)), None, None);
+        (o.plugin_devices, o.allocatable, o.driver_upgrade) = (Some(0), Some(0), driver_upgrade);
+    })
 }
 
 #[test]
@@ -179,6 +189,21 @@ fn every_row_of_the_table() {
         (with(|o| o.cuda_smoke = Some(false)), "NotReady CudaSmokeFailed"),
         // 14
         (with(|o| o.sees_processes = Some(false)), "Ready ProcessesNotVisible"),
+        // 15
+        (with(|o| o.driver_upgrade = Some(Upgrade::DrainRequired)), "Unknown DriverUpgrading(drain-required)"),
+        (
+            with(|o| (o.driver_upgrade, o.nvml_count) = (Some(Upgrade::CordonRequired), Some(1))),
+            "NotReady DriverUpgrading(cordon-required) GpuCountMismatch",
+        ),
+        (without_driver(Some(Upgrade::PodRestartRequired)), "Unknown DriverUpgrading(pod-restart-required)"),
+        (without_driver(Some(Upgrade::Failed)), "Unknown DriverUpgrading(upgrade-failed)"),
+        (
+            Observation {
+                xids: against(FATAL_XID, xid::Verdict::Fatal),
+                ..without_driver(Some(Upgrade::ValidationRequired))
+            },
+            "NotReady DriverUpgrading(validation-required) FatalXid(79)",
+        ),
     ];
     for (observation, expected) in rows {
         assert_eq!(judged(&observation), expected, "{observation:#?}");
@@ -293,6 +318,33 @@ fn a_driver_that_is_not_there_hides_what_follows_from_it() {
     assert_eq!(node.poll(none.clone()), "Unknown DriverNotLoaded");
     assert_eq!(node.poll(none), "Unknown DriverNotLoaded");
     assert_eq!(node.poll(healthy()), "Ready");
+}
+
+#[test]
+fn a_driver_that_is_replaced_makes_a_node_unknown_and_never_not_ready() {
+    let upgrade = Upgrade::PodRestartRequired;
+    let is_unknown = |said: &str| said.starts_with("Unknown DriverUpgrading(pod-restart-required)");
+    // Whether the label is seen first, or an agent starts in the middle of it and hears of it late.
+    for late in [0, 4] {
+        let mut node = Node::new();
+        node.poll(healthy());
+        let polls: Vec<_> = (0..late).map(|_| node.poll(without_driver(None))).collect();
+        assert!(polls.last().is_none_or(|said| said.starts_with("NotReady DriverNotLoaded")), "{polls:?}");
+        let polls: Vec<_> = (0..10).map(|_| node.poll(without_driver(Some(upgrade)))).collect();
+        assert!(polls.iter().all(|said| is_unknown(said)), "{late}: {polls:?}");
+        // What is not heard for a while stays so.
+        assert!(is_unknown(&node.poll(without_driver(None))));
+        assert!(is_unknown(&node.poll(healthy_while(upgrade))));
+        node.poll(healthy());
+        assert_eq!(node.poll(healthy()), "Ready", "{late}: two good looks");
+        // What is missing after it is missing.
+        let polls: Vec<_> = (0..3).map(|_| node.poll(without_driver(Some(Upgrade::None)))).collect();
+        assert!(polls[2].starts_with("NotReady DriverNotLoaded"), "{late}: {polls:?}");
+    }
+}
+
+fn healthy_while(upgrade: Upgrade) -> Observation {
+    with(|o| o.driver_upgrade = Some(upgrade))
 }
 
 #[test]
