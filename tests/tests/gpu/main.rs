@@ -2,6 +2,7 @@
 //!
 //! One program, because most of these tests wait: for rounds of questions, for windows of idleness.
 
+mod activity;
 mod alerts;
 mod dashboards;
 mod driver;

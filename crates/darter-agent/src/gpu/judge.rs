@@ -69,7 +69,7 @@ impl Judge {
         let has_socket = settings.pod_resources.as_ref().is_some_and(|socket| socket.exists());
         let is_with_kubelet = has_socket || view.0.node.is_watched();
         let wants_device_plugin = settings.device_plugin && is_with_kubelet;
-        let policy = Policy { expected_gpus: settings.expected(), wants_device_plugin, ..Policy::default() };
+        let policy = Policy { expected_gpus: settings.expected(), wants_device_plugin };
         let gap = settings.interval.0 * 3;
         let window = settings.idle_window.0;
         let idle = idle::Policy { gap, window, long_window: window * 8, ..idle::Policy::default() };
@@ -150,7 +150,6 @@ impl Judge {
             driver_upgrade: node.as_ref().map(|node| node.driver_upgrade),
             sees_processes: self.view.0.sight.judged(),
             gfd_labels: node.zip(counted).map(|(node, gpus)| node.labelled_gpus == Some(gpus)),
-            ..Observation::default()
         }
     }
 
@@ -217,7 +216,7 @@ fn sample(at: Time, gpu: &Gpu, fast: &Fast, slow: Option<&Slow>) -> idle::Sample
     idle::Sample {
         at,
         utilization_percent: fast.utilization.and_then(|(percent, _)| u8::try_from(percent).ok()),
-        utilization_max_percent: None,
+        utilization_max_percent: fast.utilization_peak.and_then(|percent| u8::try_from(percent).ok()),
         // With MIG the highest of its instances.
         sm_active_ratio: fast
             .profile

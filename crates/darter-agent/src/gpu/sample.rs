@@ -141,6 +141,8 @@ pub struct Fast {
     /// Percent of the last sample period in which a kernel was resident, and in which memory was read or
     /// written. Not with MIG.
     pub utilization: Option<(u32, u32)>,
+    /// The highest percent of NVML's own samples since the last round. Asked where nothing is profiled.
+    pub utilization_peak: Option<u32>,
     /// Milliwatts.
     pub power: Option<u32>,
     /// Millijoules since the driver was loaded.

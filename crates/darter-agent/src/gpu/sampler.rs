@@ -13,7 +13,7 @@ use nvml_wrapper::{Device, Nvml, cuda_driver_version_major, cuda_driver_version_
 use tracing::{debug, info, warn};
 
 use super::calls::{Caller, Calls, Loss};
-use super::read::Profiler;
+use super::read::{Peaks, Profiler};
 use super::sample::{Driver, Gpu, Identity, Round, Snapshot, Versions};
 use super::{Shared, Wake, host, library, lock, read, root};
 use crate::config::{self, DcgmNames};
@@ -291,6 +291,7 @@ impl Thread<'_> {
         Seat {
             device: device.ok().filter(|_| !is_lost),
             profiler: Profiler::default(),
+            peaks: Peaks::default(),
             instances: BTreeMap::new(),
             gpu,
         }
@@ -301,6 +302,7 @@ impl Thread<'_> {
 struct Seat<'n> {
     device: Option<Device<'n>>,
     profiler: Profiler<'n>,
+    peaks: Peaks,
     /// Of GPU instances, by their numbers.
     instances: BTreeMap<u32, Profiler<'n>>,
     gpu: Gpu,
@@ -324,7 +326,8 @@ impl Seat<'_> {
             Some((instance, profiler.read_instance(device, instance, &mut questions)?))
         };
         let instances = cut.into_iter().filter_map(of).collect();
-        let fast = read::fast(device, &mut questions, settings.dcgm_names != DcgmNames::Off, profile, instances);
+        let asks_codecs = settings.dcgm_names != DcgmNames::Off;
+        let fast = read::fast(device, &mut questions, asks_codecs, &mut self.peaks, profile, instances);
         let asks = is_slow && questions.loss.is_none();
         let slow = asks.then(|| read::slow(device, &mut questions, sees_processes));
         let loss = questions.loss;

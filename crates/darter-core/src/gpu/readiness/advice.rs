@@ -84,9 +84,6 @@ impl Reason {
                  tolerate the startup taint (kubernetes.startup_taint)"
             }
             Self::GfdLabelsMissing => "nothing, unless you schedule by the labels of GPU feature discovery",
-            Self::CudaSmokeFailed => {
-                "run `nvidia-smi` and a CUDA program on the node; if that fails too, drain the node and reboot it"
-            }
             Self::ProcessesNotVisible => {
                 "nothing is wrong with the GPUs: start the agent's pod with hostPID (the chart's gpu.processes sets \
                  both), or set gpu.processes = false; until then no GPU is proved empty by its processes"

@@ -4,7 +4,7 @@ use super::{Finding, Gpu, Nvml, Observation, Policy, Reason, RecoveryAction, Sta
 use crate::gpu::xid;
 
 /// One more than the last check's number.
-const CHECKS: usize = 16;
+const CHECKS: usize = 15;
 
 /// What the checks found, and how much they had to go by.
 #[derive(Debug, Default)]
@@ -94,19 +94,13 @@ pub(super) fn run(o: &Observation, policy: &Policy) -> Sheet {
             fabric(&mut sheet, gpu, o);
         }
     }
-    if sheet.know(9, &o.fabric_manager) == Some(false) {
-        sheet.add_fabric_manager(o);
-    }
     if policy.wants_device_plugin && !sheet.is_excused {
         device_plugin(&mut sheet, o);
     }
     if sheet.know(12, &o.gfd_labels) == Some(false) {
         sheet.add(Reason::GfdLabelsMissing, State::Ready, "");
     }
-    if policy.wants_cuda_smoke && sheet.know(13, &o.cuda_smoke) == Some(false) {
-        sheet.add(Reason::CudaSmokeFailed, State::NotReady, "");
-    }
-    if sheet.know(14, &o.sees_processes) == Some(false) {
+    if sheet.know(13, &o.sees_processes) == Some(false) {
         let detail = "the agent is not in the PID namespace of the host";
         sheet.add(Reason::ProcessesNotVisible, State::Ready, detail);
     }
@@ -119,7 +113,7 @@ pub(super) const NEED_DRIVER: [usize; 6] = [1, 2, 3, 9, 10, 11];
 
 /// No pod should come now, and nothing is broken.
 fn upgrade(sheet: &mut Sheet, o: &Observation) {
-    let Some(upgrade) = sheet.know(15, &o.driver_upgrade).filter(|upgrade| upgrade.is_under_way()) else { return };
+    let Some(upgrade) = sheet.know(14, &o.driver_upgrade).filter(|upgrade| upgrade.is_under_way()) else { return };
     sheet.add(Reason::DriverUpgrading(upgrade), State::Unknown, "GPU Operator replaces the driver");
     sheet.is_excused = upgrade.takes_driver();
 }
@@ -244,16 +238,6 @@ fn fabric(sheet: &mut Sheet, gpu: &Gpu, o: &Observation) {
     let is_well = fabric.state == 0 || fabric.state == 3 && fabric.status == 0;
     if !is_well {
         sheet.add_gpu(Reason::FabricNotReady, without_fabric(o), &gpu.uuid);
-    }
-}
-
-impl Sheet {
-    fn add_fabric_manager(&mut self, o: &Observation) {
-        let detail = "the fabric manager does not run";
-        match self.findings.iter_mut().find(|finding| finding.reason == Reason::FabricNotReady) {
-            Some(finding) => detail.clone_into(&mut finding.detail),
-            None => self.add(Reason::FabricNotReady, without_fabric(o), detail),
-        }
     }
 }
 

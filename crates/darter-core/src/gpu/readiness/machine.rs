@@ -169,7 +169,7 @@ impl Readiness {
 /// How many polls a fault needs.
 const fn polls(reason: Reason) -> u8 {
     match reason.check() {
-        1 | 10 | 11 | 13 => POLLS_OF_WHAT_COMES_LATE,
+        1 | 10 | 11 => POLLS_OF_WHAT_COMES_LATE,
         _ => 1,
     }
 }

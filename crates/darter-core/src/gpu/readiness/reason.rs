@@ -11,7 +11,7 @@ use super::Upgrade;
 pub enum Reason {
     /// Check 0: nobody can tell whether there should be GPUs.
     GpuNodeNotObserved,
-    /// Check 15, before all others, as it makes them fail: GPU Operator replaces the driver.
+    /// Check 14, before all others, as it makes them fail: GPU Operator replaces the driver.
     DriverUpgrading(Upgrade),
     /// Check 1: the driver is not loaded.
     DriverNotLoaded,
@@ -68,9 +68,7 @@ pub enum Reason {
     AllocatableZero,
     /// Check 12: GPU feature discovery, which is optional.
     GfdLabelsMissing,
-    /// Check 13: CUDA does not start.
-    CudaSmokeFailed,
-    /// Check 14: processes are to be counted, and this agent does not see those of the host.
+    /// Check 13: processes are to be counted, and this agent does not see those of the host.
     ProcessesNotVisible,
 }
 
@@ -105,7 +103,6 @@ impl Reason {
             Self::DevicePluginNotObserved => "DevicePluginNotObserved",
             Self::AllocatableZero => "AllocatableZero",
             Self::GfdLabelsMissing => "GfdLabelsMissing",
-            Self::CudaSmokeFailed => "CudaSmokeFailed",
             Self::ProcessesNotVisible => "ProcessesNotVisible",
         }
     }
@@ -128,9 +125,8 @@ impl Reason {
             Self::DevicePluginNotRegistered | Self::DevicesUnhealthy { .. } | Self::DevicePluginNotObserved => 10,
             Self::AllocatableZero => 11,
             Self::GfdLabelsMissing => 12,
-            Self::CudaSmokeFailed => 13,
-            Self::ProcessesNotVisible => 14,
-            Self::DriverUpgrading(_) => 15,
+            Self::ProcessesNotVisible => 13,
+            Self::DriverUpgrading(_) => 14,
         }
     }
 

@@ -54,12 +54,10 @@ fn healthy() -> Observation {
         learned_gpus: None,
         gpus: Some(vec![healthy_gpu(1), healthy_gpu(2)]),
         xids: Some(Vec::new()),
-        fabric_manager: Some(true),
         plugin_devices: Some(2),
         plugin_expected: Some(2),
         allocatable: Some(2),
         gfd_labels: Some(true),
-        cuda_smoke: Some(true),
         sees_processes: Some(true),
         driver_upgrade: Some(Upgrade::None),
     }
@@ -89,7 +87,7 @@ fn said(verdict: &Verdict) -> String {
 }
 
 fn judged(observation: &Observation) -> String {
-    said(&evaluate(observation, &Policy { wants_cuda_smoke: true, ..Policy::default() }))
+    said(&evaluate(observation, &Policy::default()))
 }
 
 /// As it is while GPU Operator replaces the driver, or after somebody else unloaded it.
@@ -174,7 +172,6 @@ fn every_row_of_the_table() {
         (with_gpu(|gpu| gpu.fabric = Some(Fabric { state: 2, status: 0 })), "NotReady FabricNotReady"),
         (with_gpu(|gpu| gpu.fabric = Some(Fabric { state: 3, status: 999 })), "NotReady FabricNotReady"),
         (with_gpu(|gpu| gpu.fabric = Some(Fabric { state: 0, status: 0 })), "Ready"),
-        (with(|o| o.fabric_manager = Some(false)), "NotReady FabricNotReady"),
         (alone(Some(Fabric { state: 1, status: 0 })), "Ready FabricNotReady"),
         // 10
         (with(|o| o.plugin_devices = Some(0)), "NotReady DevicePluginNotRegistered"),
@@ -186,10 +183,8 @@ fn every_row_of_the_table() {
         // 12
         (with(|o| o.gfd_labels = Some(false)), "Ready GfdLabelsMissing"),
         // 13
-        (with(|o| o.cuda_smoke = Some(false)), "NotReady CudaSmokeFailed"),
-        // 14
         (with(|o| o.sees_processes = Some(false)), "Ready ProcessesNotVisible"),
-        // 15
+        // 14
         (with(|o| o.driver_upgrade = Some(Upgrade::DrainRequired)), "Unknown DriverUpgrading(drain-required)"),
         (
             with(|o| (o.driver_upgrade, o.nvml_count) = (Some(Upgrade::CordonRequired), Some(1))),
@@ -212,7 +207,7 @@ fn every_row_of_the_table() {
 
 #[test]
 fn the_operator_says_what_is_judged() {
-    let no_plugin = with(|o| (o.plugin_devices, o.allocatable, o.cuda_smoke) = (Some(0), Some(0), Some(false)));
+    let no_plugin = with(|o| (o.plugin_devices, o.allocatable) = (Some(0), Some(0)));
     let policy = Policy { wants_device_plugin: false, ..Policy::default() };
     assert_eq!(said(&evaluate(&no_plugin, &policy)), "Ready");
     let policy = Policy { expected_gpus: Some(4), ..Policy::default() };
@@ -459,7 +454,9 @@ fn built(levels: &[u8]) -> Observation {
     o.device_nodes = level(levels[3], &[2, 1, 0]);
     o.nvml = level(levels[4], &[Nvml::Ok, Nvml::Unresponsive, Nvml::InitFailed(1)]);
     o.nvml_count = level(levels[5], &[2, 1, 0]);
-    (o.gfd_labels, o.cuda_smoke, o.fabric_manager) = (right(6), right(7), right(8));
+    (o.gfd_labels, o.sees_processes) = (right(6), right(7));
+    // One that does not take the driver: what does excuses other faults.
+    o.driver_upgrade = level(levels[8], &[Upgrade::None, Upgrade::DrainRequired]);
     o.allocatable = level(levels[9], &[2, 0]);
     o.instance_gpus = level(levels[10], &[2, 3]);
     o.plugin_devices = level(levels[11], &[3, 1, 0]);
@@ -484,7 +481,7 @@ fn levels() -> impl Strategy<Value = Vec<u8>> {
 }
 
 fn rank(observation: &Observation) -> State {
-    evaluate(observation, &Policy { wants_cuda_smoke: true, ..Policy::default() }).state
+    evaluate(observation, &Policy::default()).state
 }
 
 proptest! {
@@ -501,7 +498,7 @@ proptest! {
         if worse[at] > 0 {
             worse[at] = (worse[at] + by).min(LEVELS[at] - 1);
         }
-        let verdict = evaluate(&built(&worse), &Policy { wants_cuda_smoke: true, ..Policy::default() });
+        let verdict = evaluate(&built(&worse), &Policy::default());
         let (some, worse) = (rank(&built(&some)), verdict.state);
         // Who does not see the GPUs any more knows no more than that.
         let is_blind = |finding: &Finding| matches!(finding.reason, Reason::GpusNotVisible | Reason::LibraryNotFound);
