@@ -123,8 +123,8 @@ async fn comes_back(symbol: &str, call: &str) -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_call_that_hangs_makes_the_gpus_unknown_and_one_that_comes_back_makes_them_ready_by_new_readings() -> Result<()>
-{
+async fn a_call_that_hangs_makes_the_gpus_unknown_and_one_that_comes_back_makes_them_ready_by_new_readings()
+-> Result<()> {
     let name = "a_call_that_hangs_makes_the_gpus_unknown_and_one_that_comes_back_makes_them_ready_by_new_readings";
     if !can_run(name, &NEEDS) {
         return Ok(());
@@ -143,7 +143,8 @@ async fn a_call_that_hangs_for_good_holds_up_neither_a_scrape_nor_the_stop() -> 
     let mut agent = Agent::start(mock.options(1)?).await?;
     becomes(&agent, "Ready", "").await?;
     mock.set(&hanging("nvmlDeviceGetPowerUsage"))?;
-    let told = slowest(&agent, "it is told", |metrics, _| metrics.sum("darter_gpu_collect_success", &[]) == 0.0).await?;
+    let told =
+        slowest(&agent, "it is told", |metrics, _| metrics.sum("darter_gpu_collect_success", &[]) == 0.0).await?;
     ensure!(told < ANSWER, "an answer took {told:?}");
     let began = Instant::now();
     agent.stop().await?;

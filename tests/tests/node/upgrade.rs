@@ -44,9 +44,8 @@ async fn while_the_driver_is_replaced_the_gpus_are_unknown_and_nvml_lets_go_and_
     let mock = Mock::fixture("h200-idle")?;
     let agent = Agent::start(cluster.options(mock.options(1)?)?).await?;
     becomes(&cluster, "True", "GpusReady", "").await?;
-    let calls = async |call: &str| {
-        anyhow::Ok(agent.metrics().await?.sum("darter_nvml_call_seconds_count", &[("call", call)]))
-    };
+    let calls =
+        async |call: &str| anyhow::Ok(agent.metrics().await?.sum("darter_nvml_call_seconds_count", &[("call", call)]));
     // It waits for its turn: nothing is done to it. Then it is emptied, and what runs there is still watched.
     says(&cluster, "upgrade-required").await?;
     says(&cluster, "drain-required").await?;

@@ -142,6 +142,8 @@ pub(super) fn fast(
         pcie_sent: of(field::PCIE_SENT),
         pcie_received: of(field::PCIE_RECEIVED),
         nvlink: gpu.ask("nvlink", || darter_nvml::nvlink_kib(device)).flatten(),
+        // It takes two rounds.
+        nvlink_rate: None,
         recovery_action: of(field::RECOVERY_ACTION),
         codecs: if asks_codecs { codecs(device, gpu) } else { (None, None) },
         thermal_margin: gpu.ask("thermal_margin", || darter_nvml::thermal_margin(device)),

@@ -167,6 +167,8 @@ pub struct Fast {
     pub pcie_received: Option<u64>,
     /// KiB sent and received over all NVLinks; nothing where there are none.
     pub nvlink: Option<(u64, u64)>,
+    /// Bytes a second over all NVLinks, sent and received together, since the last round.
+    pub nvlink_rate: Option<f64>,
     /// 0 none, 1 reset the GPU, 2 reboot, 3 drain peers, 4 drain and reset, 5 recover the IMEX domain.
     pub recovery_action: Option<u64>,
     /// Percent of the encoder and of the decoder; asked where DCGM's names are wanted.

@@ -13,8 +13,9 @@ use nvml_wrapper::{Device, Nvml, cuda_driver_version_major, cuda_driver_version_
 use tracing::{debug, info, warn};
 
 use super::calls::{Caller, Calls, Loss};
+use super::exposition::number;
 use super::read::{Peaks, Profiler};
-use super::sample::{Driver, Gpu, Identity, Round, Snapshot, Versions};
+use super::sample::{Driver, Fast, Gpu, Identity, Round, Snapshot, Versions};
 use super::{Shared, Wake, host, library, lock, read, root};
 use crate::config::{self, DcgmNames};
 use crate::metrics::Metrics;
@@ -208,7 +209,8 @@ impl Thread<'_> {
             }
             let began = Instant::now();
             let is_slow = began >= slow_at;
-            let is_lost = seats.iter_mut().filter_map(|seat| seat.round(calls, is_slow, settings, sees_processes)).max();
+            let is_lost =
+                seats.iter_mut().filter_map(|seat| seat.round(calls, is_slow, settings, sees_processes)).max();
             if is_slow {
                 slow_at = began + settings.slow_interval.0;
             }
@@ -340,7 +342,8 @@ impl Seat<'_> {
             return loss;
         }
         let now = Instant::now();
-        self.gpu.fast = Some((now, fast));
+        let nvlink_rate = self.gpu.fast.as_ref().and_then(|(at, before)| nvlink_rate(before, &fast, now - *at));
+        self.gpu.fast = Some((now, Fast { nvlink_rate, ..fast }));
         if let Some(slow) = slow {
             // Numbers of GPU instances are given again: of what was cut anew nothing is compared.
             if slow.mig.as_deref().unwrap_or_default() != self.gpu.mig_devices() {
@@ -349,5 +352,28 @@ impl Seat<'_> {
             self.gpu.slow = Some((now, slow));
         }
         None
+    }
+}
+
+/// Bytes a second over all NVLinks between two readings. Counters that fell were reset: they say nothing this once.
+fn nvlink_rate(before: &Fast, after: &Fast, time: Duration) -> Option<f64> {
+    let sum = |fast: &Fast| fast.nvlink.map(|(sent, received)| sent.saturating_add(received));
+    let kib = sum(after)?.checked_sub(sum(before)?)?;
+    Some(number(kib) * 1024.0 / time.as_secs_f64()).filter(|rate| rate.is_finite())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rate_over_nvlink_is_that_of_both_directions_and_none_where_a_counter_fell() {
+        let of = |nvlink| Fast { nvlink, ..Fast::default() };
+        let rate = |before, after| nvlink_rate(&of(before), &of(after), Duration::from_secs(5));
+        assert_eq!(rate(Some((1000, 2000)), Some((1500, 4500))), Some(3000.0 * 1024.0 / 5.0));
+        assert_eq!(rate(Some((1000, 2000)), Some((1000, 2000))), Some(0.0));
+        assert_eq!(rate(Some((1000, 2000)), Some((0, 10))), None);
+        assert_eq!((rate(None, Some((1, 1))), rate(Some((1, 1)), None)), (None, None));
+        assert_eq!(nvlink_rate(&of(Some((1, 1))), &of(Some((2, 2))), Duration::ZERO), None);
     }
 }

@@ -6,10 +6,11 @@
 pub const LABEL: &str = "nvidia.com/gpu-driver-upgrade-state";
 
 /// What the label says.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub enum Upgrade {
     /// Nothing is done: there is no label, the upgrade is done, or the node waits for its turn (`upgrade-required`):
     /// of a hundred nodes 99 do, and their GPUs work on.
+    #[default]
     None,
     /// The node will get no more pods.
     CordonRequired,
