@@ -68,8 +68,8 @@ async fn a_wait_for_events_that_does_not_end_is_told_and_is_no_error_where_nothi
     mock.set(&hanging("nvmlEventSetWait_v2"))?;
     becomes(&agent, "Unknown", "NvmlUnresponsive").await?;
     eventually("the log says what hangs", async || Ok(agent.log().contains("NVML hangs call=\"event_wait\""))).await?;
-    let rounds = async || Ok(agent.metrics().await?.sum("darter_gpu_collect_timestamp_seconds", &[]));
-    let before: f64 = rounds().await?;
+    let rounds = async || anyhow::Ok(agent.metrics().await?.sum("darter_gpu_collect_timestamp_seconds", &[]));
+    let before = rounds().await?;
     eventually("it is asked on", async || Ok(rounds().await? > before)).await?;
     assert_eq!(agent.metrics().await?.sum("darter_gpu_collect_success", &[]), 0.0);
     let began = Instant::now();

@@ -54,7 +54,7 @@ async fn in_a_pid_namespace_of_its_own_an_agent_takes_no_list_for_a_proof() -> R
     let comes = tokio::time::timeout(patience, async {
         loop {
             let metrics = agent.metrics().await?;
-            let is = |state: &&str| metrics.sum("darter_gpu_state", &[("state", state)]) == 1.0;
+            let is = |state: &&str| metrics.sum("darter_gpu_state", &[("state", *state)]) == 1.0;
             states.extend(["empty", "loaded_idle", "busy"].into_iter().find(is));
             if states.len() > 10 {
                 return anyhow::Ok(());
