@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use crate::{Cluster, NEEDS, TAINT, startup};
 
 const OURS: &str = "darter.dev/GpuReady";
+const PATIENCE: Duration = Duration::from_secs(100);
 
 /// Says, as GPU Operator does, how far it is.
 async fn says(cluster: &Cluster, state: &str) -> Result<()> {
@@ -23,15 +24,21 @@ async fn says(cluster: &Cluster, state: &str) -> Result<()> {
     Ok(())
 }
 
+/// An agent that has just started leaves what it finds for a minute while it does not know better.
 async fn becomes(cluster: &Cluster, status: &str, reason: &str, message: &str) -> Result<()> {
     let mut found = Value::Null;
-    let is_so = async || {
-        found = cluster.condition(OURS).await?;
-        let is_told = found["message"].as_str().is_some_and(|text| text.contains(message));
-        Ok(found["status"] == status && found["reason"] == reason && is_told)
-    };
-    let waited = eventually(&format!("{status} {reason} {message}"), is_so).await;
-    waited.with_context(|| found.to_string())
+    let waited = tokio::time::timeout(PATIENCE, async {
+        loop {
+            found = cluster.condition(OURS).await?;
+            let is_told = found["message"].as_str().is_some_and(|text| text.contains(message));
+            if found["status"] == status && found["reason"] == reason && is_told {
+                return anyhow::Ok(());
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    });
+    let waited = waited.await;
+    waited.with_context(|| format!("not {status} {reason} {message} after {PATIENCE:?}: {found}"))?
 }
 
 #[tokio::test]
