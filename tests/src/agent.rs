@@ -30,6 +30,7 @@ pub struct Options {
     pod: Option<(PathBuf, SocketAddr)>,
     environment: Vec<(String, String)>,
     is_nobody: bool,
+    own_pids: bool,
 }
 
 /// Nobody's user and group.
@@ -44,6 +45,7 @@ impl Options {
             pod: None,
             environment: Vec::new(),
             is_nobody: false,
+            own_pids: false,
         }
     }
 
@@ -63,6 +65,13 @@ impl Options {
     /// Sets a variable of its environment.
     pub fn env(mut self, name: &str, value: impl Into<String>) -> Self {
         self.environment.push((name.to_owned(), value.into()));
+        self
+    }
+
+    /// In a PID namespace of its own, as a container without hostPID is. It can be killed and not stopped: who made
+    /// the namespace gets the signal in its place. Needs root.
+    pub fn own_pids(mut self) -> Self {
+        self.own_pids = true;
         self
     }
 
@@ -354,6 +363,11 @@ fn launch(options: &Options, config: &Path, log: &Path) -> Result<Process> {
     let darter = tools::darter()?;
     let mut command = match &options.pod {
         None if options.is_nobody => as_nobody(options, &darter, config)?,
+        None if options.own_pids => {
+            let mut command = options.place.command("unshare");
+            command.args(["--pid", "--fork", "--kill-child"]).arg(darter);
+            command
+        }
         None => options.place.command(darter),
         Some((account, api)) => {
             // In a mount namespace of its own, which ends with it.

@@ -4,6 +4,7 @@
 //! What it says can be changed while it is in use. See `tests/nvml-mock` for what a configuration can say.
 
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, anyhow};
@@ -81,6 +82,13 @@ impl Mock {
         }
         fs::write(root.join("dev/nvidiactl"), "")?;
         fs::write(root.join("proc/driver/nvidia/version"), "NVRM version: a mock\n")?;
+        // As an agent with hostPID reads it, wherever the test itself runs. No file has that name: it is the text
+        // that counts, as of the kernel's own.
+        let namespaces = root.join("proc/self/ns");
+        if !namespaces.exists() {
+            fs::create_dir_all(&namespaces)?;
+            symlink("pid:[4026531836]", namespaces.join("pid"))?;
+        }
         Ok(root)
     }
 

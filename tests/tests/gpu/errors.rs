@@ -13,6 +13,7 @@ use darter_tests::stage::eventually;
 use darter_tests::tools::can_run;
 use http::Method;
 
+use crate::scrapes::{ensure_golden, gpu_series};
 use crate::{NEEDS, becomes};
 
 #[tokio::test]
@@ -143,6 +144,7 @@ async fn a_storm_of_errors_stays_within_bounds_and_does_not_hide_the_fatal_one()
     let fatal = |metrics: &darter_tests::agent::Metrics| metrics.sum("darter_gpu_xid_errors_total", &[("xid", "79")]);
     let metrics = agent.metrics().await?;
     assert_eq!((fatal(&metrics), metrics.sum("darter_gpu_xid_errors_total", &[])), (8.0, 512.0));
+    ensure_golden("xid-storm", &gpu_series(&agent).await?)?;
     agent.kill().await?;
     mock.set("base = 'h100x8'")?;
     agent.start_again().await?;

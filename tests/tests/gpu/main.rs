@@ -2,11 +2,14 @@
 //!
 //! One program, because most of these tests wait: for rounds of questions, for windows of idleness.
 
+mod activity;
 mod alerts;
 mod dashboards;
 mod driver;
 mod errors;
+mod hangs;
 mod pods;
+mod processes;
 mod real;
 mod scrapes;
 mod verdicts;

@@ -25,7 +25,7 @@ const AT_ONCE: usize = 6;
 const NEWS_MAX: usize = 4;
 
 /// Of those whose GPUs cannot be read the series stand still with the verdict, and are compared here.
-const UNREAD: [&str; 4] = ["count-0", "driver-mismatch", "init-unknown", "no-driver"];
+const UNREAD: [&str; 5] = ["count-0", "driver-mismatch", "hang-power", "init-unknown", "no-driver"];
 
 fn path(of: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(of)

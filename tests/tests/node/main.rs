@@ -8,6 +8,7 @@ mod condition;
 mod handed;
 mod notes;
 mod startup;
+mod upgrade;
 
 use anyhow::{Context as _, Result};
 use darter_tests::agent::{Agent, Options};

@@ -7,11 +7,15 @@ use darter_tests::kubelet::Kubelet;
 use darter_tests::net::Place;
 use darter_tests::nvml::Mock;
 use darter_tests::reports::Ear;
+use darter_tests::stage::eventually;
 use darter_tests::tools::can_run;
 
-use crate::{NEEDS, SELDOM};
+use crate::{NEEDS, SELDOM, TWO, is_ready};
 
 const UUID: &str = "GPU-4a2b6f10-0000-4000-8000-000000000200";
+
+/// Of the second GPU of `TWO`.
+const LATE: &str = "GPU-4a2b6f10-0000-4000-8000-000000000201";
 
 fn allocation(report: &Report) -> Option<Allocation> {
     report.gpus.as_ref()?.gpus.first()?.allocation.clone()
@@ -63,5 +67,46 @@ async fn a_driver_that_hangs_is_told_and_what_was_read_before_is_not_told_any_mo
     ensure!(unknown.reasons.iter().any(|reason| reason.reason == "NvmlUnresponsive"), "{:?}", unknown.reasons);
     let gpu = unknown.gpus.first().context("it is not forgotten")?;
     assert_eq!((gpu.power_milliwatts, gpu.memory_used_bytes, gpu.sample_ms), (None, None, None), "{gpu:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_gpu_that_comes_late_has_series_a_verdict_errors_and_a_place_in_the_report() -> Result<()> {
+    if !can_run("a_gpu_that_comes_late_has_series_a_verdict_errors_and_a_place_in_the_report", &NEEDS) {
+        return Ok(());
+    }
+    let (mock, ear) = (Mock::fixture("h200-idle")?, Ear::start(&Place::Host, None).await?);
+    let options = mock.options(1)?.set("report.scaler", ear.url()).set("report.token_file", "");
+    let agent = Agent::start(options.set("report.interval", SELDOM)).await?;
+    let of = |report: &Report| report.gpus.clone().unwrap_or_default();
+    let alone = |report: &Report| of(report).readiness() == GpuReadiness::Ready && of(report).gpus.len() == 1;
+    ear.hears(0, "one is ready", |heard| alone(&heard.report)).await?;
+    let started = async || anyhow::Ok(agent.metrics().await?.sum("darter_nvml_init_total", &[]));
+    assert_eq!(started().await?, 1.0);
+    // The kernel has it, and NVML does not: it is started again, once, in vain.
+    mock.host(2)?;
+    let lacks = |report: &Report| of(report).reasons.iter().any(|reason| reason.reason == "GpuCountMismatch");
+    let missed = ear.hears(0, "one is missed", |heard| lacks(&heard.report)).await?;
+    assert_eq!(of(&missed.report).readiness(), GpuReadiness::NotReady);
+    eventually("NVML is started again", async || Ok(started().await? == 2.0)).await?;
+    let before = ear.heard().len();
+    let two = format!("{TWO}pci = {{ bus = 0x2a, device_id = 0x233510DE }}\n");
+    mock.set(&two)?;
+    ear.hears(before, "both are ready", |heard| is_ready(&heard.report)).await?;
+    ensure!(started().await? <= 3.0, "once for the file, and once for the count");
+    let late = &[("uuid", LATE)];
+    let metrics = agent.metrics().await?;
+    ensure!(metrics.sum("darter_gpu_power_watts", late) > 0.0, "no readings");
+    assert_eq!(metrics.sum("darter_gpu_ready", late), 1.0);
+    assert_eq!(metrics.sum("darter_gpu_state", &[("uuid", LATE), ("state", "unknown")]), 1.0);
+    assert_eq!(metrics.sum("darter_node_gpus", &[("state", "present")]), 2.0);
+    // It is listened to as well.
+    mock.set(&format!("{two}[[events]]\nid = 1\ngpu = 1\ndata = 48\n"))?;
+    let fatal = |report: &Report| of(report).reasons.iter().any(|reason| reason.reason == "FatalXid(48)");
+    let told = ear.hears(before, "an error of it", |heard| fatal(&heard.report)).await?;
+    let gpus = of(&told.report);
+    let reason = gpus.reasons.iter().find(|reason| reason.reason == "FatalXid(48)").context("no reason")?;
+    assert_eq!(reason.gpus, [LATE]);
+    assert_eq!(agent.metrics().await?.sum("darter_gpu_xid_errors_total", late), 1.0);
     Ok(())
 }

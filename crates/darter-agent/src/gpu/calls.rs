@@ -1,18 +1,47 @@
 //! One call into NVML: announced before, so that others see when it hangs, and counted after.
 
 use std::collections::BTreeSet;
-use std::time::Instant;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
 
 use nvml_wrapper::error::NvmlError;
 
 use super::{Shared, lock};
 use crate::metrics::{CallLabels, Metrics, NvmlErrorLabels};
 
-/// The call that runs now.
+/// A call that runs now.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct InCall {
     pub(super) name: &'static str,
     pub(super) since: Instant,
+    /// For how long it is meant to wait: nothing but a wait for events is.
+    pub(super) meant: Duration,
+}
+
+/// A thread that makes calls.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Caller {
+    /// It asks in rounds.
+    Rounds,
+    /// It waits for events.
+    Events,
+}
+
+/// The call that each thread makes now.
+#[derive(Debug, Default)]
+pub(super) struct InCalls([Mutex<Option<InCall>>; 2]);
+
+impl InCalls {
+    pub(super) fn set(&self, caller: Caller, call: Option<InCall>) {
+        *lock(&self.0[caller as usize]) = call;
+    }
+
+    /// The call that has taken the longest, over what it is meant to wait, and how much longer.
+    pub(super) fn slowest(&self) -> Option<(&'static str, Duration)> {
+        let calls = self.0.iter().filter_map(|call| *lock(call));
+        let over = calls.map(|call| (call.name, call.since.elapsed().saturating_sub(call.meant)));
+        over.max_by_key(|(_, over)| *over)
+    }
 }
 
 /// What the whole of NVML, or one GPU, turned out to be in the middle of a round.
@@ -27,14 +56,15 @@ pub(super) enum Loss {
 /// Makes calls for one session of NVML.
 pub(super) struct Calls<'a> {
     shared: &'a Shared,
+    caller: Caller,
     metrics: &'a Metrics,
     /// What a GPU does not know: not asked again until the next driver.
     unsupported: BTreeSet<(u32, &'static str)>,
 }
 
 impl<'a> Calls<'a> {
-    pub(super) const fn new(shared: &'a Shared, metrics: &'a Metrics) -> Self {
-        Self { shared, metrics, unsupported: BTreeSet::new() }
+    pub(super) const fn new(shared: &'a Shared, caller: Caller, metrics: &'a Metrics) -> Self {
+        Self { shared, caller, metrics, unsupported: BTreeSet::new() }
     }
 
     /// A call that concerns all GPUs.
@@ -43,10 +73,32 @@ impl<'a> Calls<'a> {
         name: &'static str,
         call: impl FnOnce() -> Result<T, NvmlError>,
     ) -> Result<T, NvmlError> {
+        self.timed(name, Duration::ZERO, call)
+    }
+
+    /// A call that waits, for so long at most, and is no slower for it. Nothing where nothing came.
+    pub(super) fn wait<T>(
+        &self,
+        name: &'static str,
+        at_most: Duration,
+        call: impl FnOnce() -> Result<T, NvmlError>,
+    ) -> Result<Option<T>, NvmlError> {
+        self.timed(name, at_most, || match call() {
+            Err(NvmlError::Timeout) => Ok(None),
+            said => said.map(Some),
+        })
+    }
+
+    fn timed<T>(
+        &self,
+        name: &'static str,
+        meant: Duration,
+        call: impl FnOnce() -> Result<T, NvmlError>,
+    ) -> Result<T, NvmlError> {
         let since = Instant::now();
-        *lock(&self.shared.call) = Some(InCall { name, since });
+        self.shared.calls.set(self.caller, Some(InCall { name, since, meant }));
         let said = call();
-        *lock(&self.shared.call) = None;
+        self.shared.calls.set(self.caller, None);
         let seconds = since.elapsed().as_secs_f64();
         self.metrics.nvml_call_seconds.get_or_create(&CallLabels { call: name }).observe(seconds);
         if let Err(error) = said.as_ref()

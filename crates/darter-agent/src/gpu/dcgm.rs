@@ -50,11 +50,13 @@ const fn counter(
     Row { legacy, v49, help, is_counter: true, value }
 }
 
+/// Its value is a code, and one of its labels too.
+const XID_ERRORS: &str = "DEV_XID_ERRORS";
 const MIB: f64 = 1_048_576.0;
 const PERCENT: f64 = 0.01;
 
 /// In the order of dcgm-exporter's file. Values are in the units of the legacy names.
-const ROWS: [Row; 26] = [
+const ROWS: [Row; 27] = [
     gauge("DEV_SM_CLOCK", Some(("DEV_SM_CLOCK_HERTZ", 1e6)), "SM clock (in MHz)", |gpu| {
         Some(gpu.fast?.sm_clock?.into())
     }),
@@ -85,7 +87,7 @@ const ROWS: [Row; 26] = [
     gauge("DEV_MEM_COPY_UTIL", None, "Memory utilization (in %)", |gpu| Some(gpu.fast?.utilization?.1.into())),
     gauge("DEV_ENC_UTIL", None, "Encoder utilization (in %)", |gpu| Some(gpu.fast?.codecs.0?.into())),
     gauge("DEV_DEC_UTIL", None, "Decoder utilization (in %)", |gpu| Some(gpu.fast?.codecs.1?.into())),
-    gauge("DEV_XID_ERRORS", Some(("DEV_XID_ERROR", 1.0)), "The last XID error", |gpu| Some(gpu.xid?.into())),
+    gauge(XID_ERRORS, Some(("DEV_XID_ERROR", 1.0)), "The last XID error", |gpu| Some(gpu.xid?.into())),
     gauge("DEV_FB_FREE", None, "Framebuffer that is free (in MiB)", |gpu| Some(number(gpu.fast?.memory?.free) / MIB)),
     gauge("DEV_FB_USED", None, "Framebuffer that is used (in MiB)", |gpu| Some(number(gpu.fast?.memory?.used) / MIB)),
     gauge("DEV_FB_RESERVED", None, "Framebuffer that the driver keeps (in MiB)", |gpu| {
@@ -108,6 +110,10 @@ const ROWS: [Row; 26] = [
     ),
     gauge("DEV_ROW_REMAP_FAILURE", Some(("DEV_ROW_REMAP_FAILED", 1.0)), "Whether a row could not be remapped", |gpu| {
         Some(f64::from(u8::from(gpu.slow?.remap_failed?)))
+    }),
+    // A rate under a counter's name, as it is there. Its newer name is not known for sure.
+    counter("DEV_NVLINK_BANDWIDTH_TOTAL", None, "Data over all NVLinks now (in MB/s)", |gpu| {
+        Some(gpu.fast?.nvlink_rate? / 1e6)
     }),
     gauge("PROF_GR_ENGINE_ACTIVE", Some(("PROF_GR_ENGINE_UTIL_RATIO", 1.0)), "Share of time: graphics engine", |gpu| {
         gpu.fast?.profile?.graphics
@@ -225,8 +231,11 @@ fn add(text: &mut String, row: &Row, names: DcgmNames, gpus: &[(String, Reading<
     let help = if names == DcgmNames::V49 { row.help.split(" (").next().unwrap_or(row.help) } else { row.help };
     line(text, format_args!("# HELP DCGM_FI_{name} {help}."));
     line(text, format_args!("# TYPE DCGM_FI_{name} {kind}"));
+    // The text that dcgm-exporter has beside it (err_msg) is its own.
+    let has_code = name == XID_ERRORS;
     for (labels, value) in values {
-        line(text, format_args!("DCGM_FI_{name}{{{labels}}} {value}"));
+        let code = if has_code { format!(",err_code=\"{value}\"") } else { String::new() };
+        line(text, format_args!("DCGM_FI_{name}{{{labels}{code}}} {value}"));
     }
 }
 

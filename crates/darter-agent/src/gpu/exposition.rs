@@ -134,8 +134,8 @@ fn split<'a, T, const N: usize>(
 
 fn collection(page: &mut Page<'_>, now: &Now) -> Result<(), Error> {
     let is_running = matches!(now.snapshot.driver, Driver::Running(_)) && now.hung.is_none();
-    // A node without a driver fails at nothing.
-    if !matches!(now.snapshot.driver, Driver::NoLibrary(_) | Driver::Starting) {
+    // A node without a driver fails at nothing, and neither does one whose driver is being replaced.
+    if !matches!(now.snapshot.driver, Driver::NoLibrary(_) | Driver::Starting | Driver::Released) {
         let success = f64::from(u8::from(is_running));
         page.gauge("gpu_collect_success", "1 while NVML answers", vec![(Vec::new(), success)])?;
     }

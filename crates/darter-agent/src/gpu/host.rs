@@ -23,17 +23,20 @@ impl Host {
     /// Below `root`: `/`, or where the host is mounted. Tries to open the driver's device if it `may_open` it.
     pub(super) fn look(root: &Path, may_open: bool) -> Self {
         let dev = root.join("dev");
-        let nodes = fs::read_dir(&dev)
-            .ok()
-            .map(|entries| entries.flatten().filter(|entry| is_gpu_node(&entry.file_name())).count());
         Self {
             pci_functions: pci_functions(&root.join("sys/bus/pci/devices")),
             driver_version_file: there(&root.join("proc/driver/nvidia/version")),
             control_node: there(&dev.join("nvidiactl")),
             control_node_opens: may_open.then(|| opens(&dev.join("nvidiactl"))).flatten(),
-            device_nodes: nodes.and_then(|count| u32::try_from(count).ok()),
+            device_nodes: device_nodes(root),
         }
     }
+}
+
+/// How many files `/dev/nvidia<n>` there are.
+pub(super) fn device_nodes(root: &Path) -> Option<u32> {
+    let entries = fs::read_dir(root.join("dev")).ok()?;
+    u32::try_from(entries.flatten().filter(|entry| is_gpu_node(&entry.file_name())).count()).ok()
 }
 
 /// Whether a file is there, where its directory's file system can be looked at.

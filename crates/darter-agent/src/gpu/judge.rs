@@ -69,7 +69,7 @@ impl Judge {
         let has_socket = settings.pod_resources.as_ref().is_some_and(|socket| socket.exists());
         let is_with_kubelet = has_socket || view.0.node.is_watched();
         let wants_device_plugin = settings.device_plugin && is_with_kubelet;
-        let policy = Policy { expected_gpus: settings.expected(), wants_device_plugin, ..Policy::default() };
+        let policy = Policy { expected_gpus: settings.expected(), wants_device_plugin };
         let gap = settings.interval.0 * 3;
         let window = settings.idle_window.0;
         let idle = idle::Policy { gap, window, long_window: window * 8, ..idle::Policy::default() };
@@ -105,6 +105,8 @@ impl Judge {
         let (nvml, gpus) = match (&now.snapshot.driver, now.hung) {
             (Driver::Off | Driver::Starting, _) => (None, None),
             (_, Some(_)) => (Some(Nvml::Unresponsive), None),
+            // Nobody asks: what was known stays, as far as it does not need the driver.
+            (Driver::Released, _) => (None, None),
             (Driver::Crashes(times), _) => (Some(Nvml::Crashes(*times)), None),
             (Driver::NoLibrary(_), _) => (Some(Nvml::LibraryNotFound), None),
             (Driver::Failed(18, _), _) => (Some(Nvml::DriverMismatch), None),
@@ -145,8 +147,9 @@ impl Judge {
             // It counts what NVML has now: no more than a witness of what was here.
             learned_gpus: node.as_ref().and_then(|node| node.whole_gpus),
             allocatable: node.as_ref().and_then(|node| node.allocatable),
+            driver_upgrade: node.as_ref().map(|node| node.driver_upgrade),
+            sees_processes: self.view.0.sight.judged(),
             gfd_labels: node.zip(counted).map(|(node, gpus)| node.labelled_gpus == Some(gpus)),
-            ..Observation::default()
         }
     }
 
@@ -213,7 +216,7 @@ fn sample(at: Time, gpu: &Gpu, fast: &Fast, slow: Option<&Slow>) -> idle::Sample
     idle::Sample {
         at,
         utilization_percent: fast.utilization.and_then(|(percent, _)| u8::try_from(percent).ok()),
-        utilization_max_percent: None,
+        utilization_max_percent: fast.utilization_peak.and_then(|percent| u8::try_from(percent).ok()),
         // With MIG the highest of its instances.
         sm_active_ratio: fast
             .profile

@@ -15,6 +15,7 @@ mod learned;
 mod library;
 mod mig;
 mod pods;
+mod processes;
 mod read;
 mod replaced;
 mod sample;
@@ -26,12 +27,13 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use darter_core::gpu::readiness::{Upgrade, upgrade as upgrades};
 use darter_core::ready::Check;
 use tokio::sync::{Notify, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use self::calls::InCall;
+use self::calls::InCalls;
 pub use self::clear::{Clear, ClearError, Cleared};
 use self::crashes::Crashes;
 use self::exposition::Exposition;
@@ -41,6 +43,7 @@ pub use self::judge::Judgement;
 use self::learned::Learned;
 use self::pods::Kubelet;
 pub use self::pods::{Allocation, Pods};
+use self::processes::Sight;
 use self::replaced::Replaced;
 pub use self::sample::{Driver, Fast, Gpu, Identity, MigDevice, Slow, Snapshot};
 use self::xids::Xids;
@@ -71,13 +74,15 @@ struct Shared {
     snapshot: Mutex<Arc<Snapshot>>,
     /// Another snapshot is there.
     published: Notify,
-    /// The call that runs now.
-    call: Mutex<Option<InCall>>,
+    /// The calls that run now.
+    calls: InCalls,
     /// What was concluded last; nothing before the first look.
     judgement: watch::Sender<Option<Arc<Judgement>>>,
     xids: Xids,
     crashes: Mutex<Crashes>,
     kubelet: Kubelet,
+    /// Whether NVML's lists of processes are those of the whole host.
+    sight: Sight,
     /// Where what is learned is kept.
     data: PathBuf,
     /// What the API server says of the node.
@@ -101,10 +106,11 @@ impl Gpus {
     /// Asks nothing yet.
     pub fn new(settings: &config::Gpu, data: &Path, node: node::View) -> Self {
         let is_on = settings.mode == config::GpuMode::Auto;
-        let (snapshot, call) = (Mutex::new(Arc::new(Snapshot::new(is_on))), Mutex::new(None));
+        let (snapshot, calls) = (Mutex::new(Arc::new(Snapshot::new(is_on))), InCalls::default());
         let judgement = watch::Sender::new(None);
         let xids = Xids::open(settings, data);
         let crashes = Mutex::new(Crashes::open(data, &root(settings), &xids::boot_id()));
+        let sight = if is_on { Sight::look(settings, &root(settings)) } else { Sight::Unwanted };
         let (settings, kubelet) = (settings.clone(), Kubelet::default());
         let published = Notify::new();
         let data = data.to_owned();
@@ -113,11 +119,12 @@ impl Gpus {
                 settings,
                 snapshot,
                 published,
-                call,
+                calls,
                 judgement,
                 xids,
                 crashes,
                 kubelet,
+                sight,
                 data,
                 node,
             }),
@@ -164,11 +171,12 @@ impl Gpus {
     }
 
     /// Judges each round, and says what changes: that NVML hangs, that GPUs are not ready any more.
-    async fn watch(&self, orders: SyncSender<Stop>, ended: &mut oneshot::Receiver<()>, stop: CancellationToken) {
+    async fn watch(&self, orders: SyncSender<Wake>, ended: &mut oneshot::Receiver<()>, stop: CancellationToken) {
         let mut judge =
             Judge::new(self.view(), &self.shared.settings, Learned::open(&self.shared.data, &xids::boot_id()));
         let late = self.shared.settings.interval.0 * 2;
         let (mut hangs, mut has_ended) = (false, false);
+        let (mut node, mut upgrade) = (self.shared.node.changes(), Upgrade::None);
         let mut replaced = Replaced::after(self.shared.settings.driver_grace.0);
         loop {
             tokio::select! {
@@ -177,6 +185,17 @@ impl Gpus {
                 _ = &mut *ended, if !has_ended => {
                     error!("the thread that asks NVML has ended: this node does not report its GPUs any more");
                     has_ended = true;
+                }
+                // Nobody tells any more where the node is not watched.
+                Ok(()) = node.changed() => {
+                    let now = node.borrow_and_update().as_ref().map_or(upgrade, |facts| facts.driver_upgrade);
+                    if now == upgrade {
+                        continue;
+                    }
+                    info!(was = upgrade.as_str(), now = now.as_str(), "GPU Operator replaces the driver ({})", upgrades::LABEL);
+                    upgrade = now;
+                    // Full: it will look anyhow.
+                    let _ = orders.try_send(Wake);
                 }
                 // No round is news too, and the host and the kubelet have theirs.
                 _ = tokio::time::timeout(late, self.shared.published.notified()) => {}
@@ -194,8 +213,8 @@ impl Gpus {
                 stop.cancel();
             }
         }
-        // Full or without a receiver: it stops already.
-        let _ = orders.try_send(Stop);
+        // Nobody gives orders any more: it stops.
+        drop(orders);
         if !has_ended && tokio::time::timeout(SHUTDOWN, ended).await.is_err() {
             warn!("NVML does not let go; ending without its shutdown");
         }
@@ -236,13 +255,14 @@ fn root(settings: &config::Gpu) -> PathBuf {
     settings.host_root.clone().unwrap_or_else(|| "/".into())
 }
 
-/// The order to stop.
-struct Stop;
+/// The order to look at once whether the driver is to be released. That nobody can give it any more is the order to
+/// stop.
+struct Wake;
 
 fn start(
     shared: Arc<Shared>,
     metrics: Arc<Metrics>,
-    orders: Receiver<Stop>,
+    orders: Receiver<Wake>,
     ending: oneshot::Sender<()>,
 ) -> std::io::Result<()> {
     let run = move || {
@@ -257,9 +277,8 @@ impl View {
     /// What is known at this moment. Never waits for NVML.
     pub fn now(&self) -> Now {
         let limit = HUNG_MIN.max(self.0.settings.interval.0 * 3);
-        let call = *lock(&self.0.call);
+        let calling = self.0.calls.slowest();
         let snapshot = lock(&self.0.snapshot).clone();
-        let calling = call.map(|call| (call.name, call.since.elapsed()));
         let silent = snapshot.round.map(|round| (NO_ROUND, round.ended.elapsed()));
         let hung = [calling, silent].into_iter().flatten().find(|(_, since)| *since >= limit);
         Now { snapshot, hung }
@@ -310,6 +329,11 @@ impl Now {
 }
 
 impl Shared {
+    /// Whether GPU Operator may unload the driver at any moment.
+    fn is_driver_taken(&self) -> bool {
+        self.node.facts().is_some_and(|facts| facts.driver_upgrade.takes_driver())
+    }
+
     fn publish(&self, snapshot: Snapshot) {
         *lock(&self.snapshot) = Arc::new(snapshot);
         self.published.notify_one();
@@ -324,6 +348,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 mod tests {
     use std::time::SystemTime;
 
+    use super::calls::{Caller, InCall};
     use super::sample::{Round, Versions};
     use super::*;
 
@@ -342,7 +367,18 @@ mod tests {
         };
         assert_eq!(hung_after(Duration::from_secs(14)), None);
         assert_eq!(hung_after(Duration::from_secs(16)), Some(NO_ROUND));
-        *lock(&gpus.shared.call) = Some(InCall { name: "power_usage", since: Instant::now() });
+        let call = InCall { name: "power_usage", since: Instant::now(), meant: Duration::ZERO };
+        gpus.shared.calls.set(Caller::Rounds, Some(call));
         assert_eq!(hung_after(Duration::from_secs(16)), Some(NO_ROUND), "the call is new");
+        gpus.shared.calls.set(Caller::Rounds, None);
+        // A wait is not late before its time is over.
+        let waits = |since: Duration| {
+            let since = Instant::now().checked_sub(since).unwrap();
+            let call = InCall { name: "event_wait", since, meant: Duration::from_secs(1) };
+            gpus.shared.calls.set(Caller::Events, Some(call));
+            hung_after(Duration::ZERO)
+        };
+        assert_eq!(waits(Duration::from_millis(15_500)), None, "15 s over its time would be");
+        assert_eq!(waits(Duration::from_millis(16_500)), Some("event_wait"));
     }
 }

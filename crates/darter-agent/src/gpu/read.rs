@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use darter_core::gpu::readiness::Fabric;
 use nvml_wrapper::Device;
-use nvml_wrapper::enum_wrappers::device::{Clock, PerformanceState, TemperatureSensor};
+use nvml_wrapper::enum_wrappers::device::{Clock, PerformanceState, Sampling, TemperatureSensor};
 use nvml_wrapper::enums::device::SampleValue;
 use nvml_wrapper::enums::gpm::GpmMetricId;
 use nvml_wrapper::error::NvmlError;
@@ -111,6 +111,7 @@ pub(super) fn fast(
     device: &Device<'_>,
     gpu: &mut Questions<'_, '_>,
     asks_codecs: bool,
+    peaks: &mut Peaks,
     profile: Option<Profile>,
     instances: BTreeMap<u32, Profile>,
 ) -> Fast {
@@ -121,6 +122,8 @@ pub(super) fn fast(
     Fast {
         memory: memory.map(Memory::from),
         utilization: utilization.map(|utilization| (utilization.gpu, utilization.memory)),
+        // Profiling misses nothing between two rounds: there is no more to be seen.
+        utilization_peak: if profile.is_none() { peaks.read(device, gpu) } else { None },
         power: gpu.ask("power_usage", || device.power_usage()),
         energy: gpu.ask("total_energy_consumption", || device.total_energy_consumption()),
         temperature: gpu.ask("temperature", || device.temperature(TemperatureSensor::Gpu)),
@@ -139,6 +142,8 @@ pub(super) fn fast(
         pcie_sent: of(field::PCIE_SENT),
         pcie_received: of(field::PCIE_RECEIVED),
         nvlink: gpu.ask("nvlink", || darter_nvml::nvlink_kib(device)).flatten(),
+        // It takes two rounds.
+        nvlink_rate: None,
         recovery_action: of(field::RECOVERY_ACTION),
         codecs: if asks_codecs { codecs(device, gpu) } else { (None, None) },
         thermal_margin: gpu.ask("thermal_margin", || darter_nvml::thermal_margin(device)),
@@ -151,6 +156,33 @@ fn codecs(device: &Device<'_>, gpu: &mut Questions<'_, '_>) -> (Option<u32>, Opt
     let encoder = gpu.ask("encoder_utilization", || device.encoder_utilization());
     let decoder = gpu.ask("decoder_utilization", || device.decoder_utilization());
     (encoder.map(|used| used.utilization), decoder.map(|used| used.utilization))
+}
+
+/// NVML's own samples of the utilization, several a second, of which a look every few seconds sees one: those that
+/// were seen.
+#[derive(Default)]
+pub(super) struct Peaks {
+    /// When the newest of them was taken, by NVML's clock.
+    last: Option<u64>,
+}
+
+impl Peaks {
+    /// The highest percent since the last call. The first says nothing: its samples are of before anybody looked.
+    fn read(&mut self, device: &Device<'_>, gpu: &mut Questions<'_, '_>) -> Option<u32> {
+        let newer = || match device.samples(Sampling::GpuUtilization, self.last) {
+            // None is newer.
+            Err(NvmlError::NotFound) => Ok(Vec::new()),
+            said => said,
+        };
+        let samples = gpu.ask("utilization_samples", newer)?;
+        let before = self.last;
+        self.last = samples.iter().map(|sample| sample.timestamp).max().max(before);
+        let percent = samples.iter().filter_map(|sample| match sample.value {
+            SampleValue::U32(percent) if percent <= 100 => Some(percent),
+            _ => None,
+        });
+        percent.max().filter(|_| before.is_some())
+    }
 }
 
 /// The profiling counters of a GPU, as they were last read.

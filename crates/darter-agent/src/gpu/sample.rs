@@ -41,6 +41,8 @@ pub enum Driver {
     Failed(u32, String),
     /// NVML is not asked any more: so many agents ended while they asked it.
     Crashes(u32),
+    /// NVML is shut down and not asked: GPU Operator replaces the driver, which nobody may have open.
+    Released,
     /// It answers, and counts none. A driver that is still setting up says so too.
     NoGpus,
     /// It answers.
@@ -139,6 +141,8 @@ pub struct Fast {
     /// Percent of the last sample period in which a kernel was resident, and in which memory was read or
     /// written. Not with MIG.
     pub utilization: Option<(u32, u32)>,
+    /// The highest percent of NVML's own samples since the last round. Asked where nothing is profiled.
+    pub utilization_peak: Option<u32>,
     /// Milliwatts.
     pub power: Option<u32>,
     /// Millijoules since the driver was loaded.
@@ -163,6 +167,8 @@ pub struct Fast {
     pub pcie_received: Option<u64>,
     /// KiB sent and received over all NVLinks; nothing where there are none.
     pub nvlink: Option<(u64, u64)>,
+    /// Bytes a second over all NVLinks, sent and received together, since the last round.
+    pub nvlink_rate: Option<f64>,
     /// 0 none, 1 reset the GPU, 2 reboot, 3 drain peers, 4 drain and reset, 5 recover the IMEX domain.
     pub recovery_action: Option<u64>,
     /// Percent of the encoder and of the decoder; asked where DCGM's names are wanted.

@@ -12,10 +12,11 @@ use nvml_wrapper::error::NvmlError;
 use nvml_wrapper::{Device, Nvml, cuda_driver_version_major, cuda_driver_version_minor};
 use tracing::{debug, info, warn};
 
-use super::calls::{Calls, Loss};
-use super::read::Profiler;
-use super::sample::{Driver, Gpu, Identity, Round, Snapshot, Versions};
-use super::{Shared, Stop, library, lock, read};
+use super::calls::{Caller, Calls, Loss};
+use super::exposition::number;
+use super::read::{Peaks, Profiler};
+use super::sample::{Driver, Fast, Gpu, Identity, Round, Snapshot, Versions};
+use super::{Shared, Wake, host, library, lock, read, root};
 use crate::config::{self, DcgmNames};
 use crate::metrics::Metrics;
 
@@ -24,17 +25,29 @@ use crate::metrics::Metrics;
 const AGAIN: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(60));
 /// The longest time between two starts of NVML that look for a lost GPU: each wakes all others.
 const SEARCH_MAX: Duration = Duration::from_secs(600);
-/// How often it is looked whether there are as many GPUs as before.
+/// How long it takes at most until it is looked whether there are as many GPUs as before; else two of the slow
+/// intervals.
 const COUNT_EVERY: Duration = Duration::from_secs(60);
 /// GPUs of one node. Past this NVML's count is wrong.
 const GPUS_MAX: u32 = 64;
 
 /// Asks until told to stop.
-pub(super) fn run(shared: &Shared, metrics: &Metrics, orders: &Receiver<Stop>) {
+pub(super) fn run(shared: &Shared, metrics: &Metrics, orders: &Receiver<Wake>) {
     let mut thread = Thread { shared, metrics, orders, known: BTreeMap::new(), generation: 0, searches: 1 };
     let mut wait = AGAIN.0;
     let mut said = None;
     loop {
+        if shared.is_driver_taken() {
+            if !matches!(said, Some(Driver::Released)) {
+                info!("NVML is not asked while GPU Operator replaces the driver");
+            }
+            shared.publish(Snapshot { driver: Driver::Released, gpus: thread.unread(), round: None });
+            (said, wait) = (Some(Driver::Released), AGAIN.0);
+            if thread.stops_within(AGAIN.0) {
+                return;
+            }
+            continue;
+        }
         // Not held while this waits: whoever clears it takes the lock too.
         let turned_off = lock(&shared.crashes).has_turned_off();
         if let Some(times) = turned_off {
@@ -63,9 +76,11 @@ pub(super) fn run(shared: &Shared, metrics: &Metrics, orders: &Receiver<Stop>) {
                     wait = AGAIN.0;
                 }
                 // Dropping it shuts NVML down, which is a call like any other.
-                let _ = Calls::new(shared, metrics).make("shutdown", || nvml.shutdown());
-                if ended == Ended::Stopped {
-                    return;
+                let _ = Calls::new(shared, Caller::Rounds, metrics).make("shutdown", || nvml.shutdown());
+                match ended {
+                    Ended::Stopped => return,
+                    Ended::Released => continue,
+                    Ended::Lost => {}
                 }
             }
             Err(driver) => {
@@ -95,7 +110,7 @@ fn tell(driver: &Driver) {
 struct Thread<'a> {
     shared: &'a Shared,
     metrics: &'a Metrics,
-    orders: &'a Receiver<Stop>,
+    orders: &'a Receiver<Wake>,
     /// Whom NVML gave at each index, so that a lost one has its name.
     known: BTreeMap<u32, Identity>,
     generation: u64,
@@ -106,6 +121,8 @@ struct Thread<'a> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Ended {
     Stopped,
+    /// The driver is to be let go.
+    Released,
     /// Handles are of no use any more.
     Lost,
 }
@@ -113,7 +130,7 @@ enum Ended {
 impl Thread<'_> {
     fn start(&mut self) -> Result<Nvml, Driver> {
         // The loader runs code of the library too: it may hang as well as any call.
-        let calls = Calls::new(self.shared, self.metrics);
+        let calls = Calls::new(self.shared, Caller::Rounds, self.metrics);
         let mut found = Err(Driver::Starting);
         let _ = calls.make("init", || {
             found = library::start(&self.shared.settings);
@@ -126,22 +143,25 @@ impl Thread<'_> {
         found
     }
 
-    /// True: told to stop.
+    /// True: told to stop. Comes back early where there is something to look at.
     fn stops_within(&self, time: Duration) -> bool {
-        !matches!(self.orders.recv_timeout(time), Err(RecvTimeoutError::Timeout))
+        matches!(self.orders.recv_timeout(time), Err(RecvTimeoutError::Disconnected))
     }
 
     /// All that were known, while NVML does not answer.
     fn lost(&self) -> Vec<Gpu> {
-        self.known
-            .values()
-            .map(|identity| Gpu { identity: identity.clone(), is_lost: true, fast: None, slow: None })
-            .collect()
+        self.unread().into_iter().map(|gpu| Gpu { is_lost: true, ..gpu }).collect()
+    }
+
+    /// The same, while nobody asks them.
+    fn unread(&self) -> Vec<Gpu> {
+        let of = |identity: &Identity| Gpu { identity: identity.clone(), is_lost: false, fast: None, slow: None };
+        self.known.values().map(of).collect()
     }
 
     /// Asks in rounds, until NVML has to be started again.
     fn session(&mut self, nvml: &Nvml) -> Ended {
-        let mut calls = Calls::new(self.shared, self.metrics);
+        let mut calls = Calls::new(self.shared, Caller::Rounds, self.metrics);
         let versions = Versions {
             driver: calls.make("driver_version", || nvml.sys_driver_version()).ok(),
             // Loads libcuda, which a container may not have.
@@ -151,17 +171,19 @@ impl Thread<'_> {
                 .map(|version| (cuda_driver_version_major(version), cuda_driver_version_minor(version))),
             generation: self.generation,
         };
+        // Looked at before NVML is asked: what comes in between is seen as one that came later.
+        let files = self.device_files();
         let Some(count) = self.count(&calls, nvml) else { return Ended::Lost };
         let mut gpus: Vec<Seat<'_>> = (0..count).map(|index| self.seat(&mut calls, nvml, index)).collect();
         info!(gpus = count, driver = versions.driver.as_deref().unwrap_or("unknown"), "NVML answers");
         let (xids, is_over) = (&self.shared.xids, &AtomicBool::new(false));
         std::thread::scope(|scope| {
-            let metrics = self.metrics;
-            let listen = move || xids.listen(nvml, count, is_over, metrics);
+            let heard = Calls::new(self.shared, Caller::Events, self.metrics);
+            let listen = move || xids.listen(nvml, count, is_over, &heard);
             if let Err(error) = std::thread::Builder::new().name("nvml-events".to_owned()).spawn_scoped(scope, listen) {
                 warn!(%error, "no thread for NVML's events");
             }
-            let ended = self.rounds(nvml, &mut calls, &mut gpus, &versions);
+            let ended = self.rounds(nvml, &mut calls, &mut gpus, &versions, files);
             is_over.store(true, Ordering::Relaxed);
             ended
         })
@@ -173,16 +195,22 @@ impl Thread<'_> {
         calls: &mut Calls<'_>,
         seats: &mut [Seat<'n>],
         versions: &Versions,
+        files: u32,
     ) -> Ended {
-        let settings = &self.shared.settings;
+        let (settings, sees_processes) = (&self.shared.settings, self.shared.sight.sees());
         let count = u32::try_from(seats.len()).unwrap_or(u32::MAX);
-        let (mut slow_at, mut count_at) = (Instant::now(), Instant::now() + COUNT_EVERY);
+        let count_every = (settings.slow_interval.0 * 2).min(COUNT_EVERY);
+        let (mut slow_at, mut count_at) = (Instant::now(), Instant::now() + count_every);
         // A GPU that is lost may come back after a reset; its handle does not.
         let mut again_at = None;
         loop {
+            if self.shared.is_driver_taken() {
+                return Ended::Released;
+            }
             let began = Instant::now();
             let is_slow = began >= slow_at;
-            let is_lost = seats.iter_mut().filter_map(|seat| seat.round(calls, is_slow, settings)).max();
+            let is_lost =
+                seats.iter_mut().filter_map(|seat| seat.round(calls, is_slow, settings, sees_processes)).max();
             if is_slow {
                 slow_at = began + settings.slow_interval.0;
             }
@@ -206,9 +234,16 @@ impl Thread<'_> {
                 return Ended::Lost;
             }
             if began >= count_at {
-                count_at = began + COUNT_EVERY;
+                count_at = began + count_every;
                 if self.count(calls, nvml) != Some(count) {
                     info!(was = count, "the number of GPUs has changed");
+                    return Ended::Lost;
+                }
+                // Who found the GPUs when it was started need not look for more by itself. Once for each that comes:
+                // the next session begins with its file.
+                let now = self.device_files();
+                if now > files.max(count) {
+                    info!(files = now, was = files, "a device file of a GPU came: NVML is started again to find it");
                     return Ended::Lost;
                 }
             }
@@ -216,6 +251,11 @@ impl Thread<'_> {
                 return Ended::Stopped;
             }
         }
+    }
+
+    /// Device files of GPUs on the host; none where they cannot be looked at.
+    fn device_files(&self) -> u32 {
+        host::device_nodes(&root(&self.shared.settings)).unwrap_or(0)
     }
 
     /// How many GPUs NVML counts. None at all is no count.
@@ -253,6 +293,7 @@ impl Thread<'_> {
         Seat {
             device: device.ok().filter(|_| !is_lost),
             profiler: Profiler::default(),
+            peaks: Peaks::default(),
             instances: BTreeMap::new(),
             gpu,
         }
@@ -263,6 +304,7 @@ impl Thread<'_> {
 struct Seat<'n> {
     device: Option<Device<'n>>,
     profiler: Profiler<'n>,
+    peaks: Peaks,
     /// Of GPU instances, by their numbers.
     instances: BTreeMap<u32, Profiler<'n>>,
     gpu: Gpu,
@@ -270,7 +312,13 @@ struct Seat<'n> {
 
 impl Seat<'_> {
     /// One round of questions; what was lost in it.
-    fn round(&mut self, calls: &mut Calls<'_>, is_slow: bool, settings: &config::Gpu) -> Option<Loss> {
+    fn round(
+        &mut self,
+        calls: &mut Calls<'_>,
+        is_slow: bool,
+        settings: &config::Gpu,
+        sees_processes: bool,
+    ) -> Option<Loss> {
         let device = self.device.as_ref()?;
         let mut questions = calls.of(self.gpu.identity.index);
         let profile = self.profiler.read(device, &mut questions);
@@ -280,9 +328,10 @@ impl Seat<'_> {
             Some((instance, profiler.read_instance(device, instance, &mut questions)?))
         };
         let instances = cut.into_iter().filter_map(of).collect();
-        let fast = read::fast(device, &mut questions, settings.dcgm_names != DcgmNames::Off, profile, instances);
+        let asks_codecs = settings.dcgm_names != DcgmNames::Off;
+        let fast = read::fast(device, &mut questions, asks_codecs, &mut self.peaks, profile, instances);
         let asks = is_slow && questions.loss.is_none();
-        let slow = asks.then(|| read::slow(device, &mut questions, settings.processes));
+        let slow = asks.then(|| read::slow(device, &mut questions, sees_processes));
         let loss = questions.loss;
         if loss.is_some() {
             // What it said before the loss, in the same round, is half a reading.
@@ -293,7 +342,8 @@ impl Seat<'_> {
             return loss;
         }
         let now = Instant::now();
-        self.gpu.fast = Some((now, fast));
+        let nvlink_rate = self.gpu.fast.as_ref().and_then(|(at, before)| nvlink_rate(before, &fast, now - *at));
+        self.gpu.fast = Some((now, Fast { nvlink_rate, ..fast }));
         if let Some(slow) = slow {
             // Numbers of GPU instances are given again: of what was cut anew nothing is compared.
             if slow.mig.as_deref().unwrap_or_default() != self.gpu.mig_devices() {
@@ -302,5 +352,28 @@ impl Seat<'_> {
             self.gpu.slow = Some((now, slow));
         }
         None
+    }
+}
+
+/// Bytes a second over all NVLinks between two readings. Counters that fell were reset: they say nothing this once.
+fn nvlink_rate(before: &Fast, after: &Fast, time: Duration) -> Option<f64> {
+    let sum = |fast: &Fast| fast.nvlink.map(|(sent, received)| sent.saturating_add(received));
+    let kib = sum(after)?.checked_sub(sum(before)?)?;
+    Some(number(kib) * 1024.0 / time.as_secs_f64()).filter(|rate| rate.is_finite())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rate_over_nvlink_is_that_of_both_directions_and_none_where_a_counter_fell() {
+        let of = |nvlink| Fast { nvlink, ..Fast::default() };
+        let rate = |before, after| nvlink_rate(&of(before), &of(after), Duration::from_secs(5));
+        assert_eq!(rate(Some((1000, 2000)), Some((1500, 4500))), Some(3000.0 * 1024.0 / 5.0));
+        assert_eq!(rate(Some((1000, 2000)), Some((1000, 2000))), Some(0.0));
+        assert_eq!(rate(Some((1000, 2000)), Some((0, 10))), None);
+        assert_eq!((rate(None, Some((1, 1))), rate(Some((1, 1)), None)), (None, None));
+        assert_eq!(nvlink_rate(&of(Some((1, 1))), &of(Some((2, 2))), Duration::ZERO), None);
     }
 }

@@ -23,12 +23,11 @@ use nvml_wrapper::{Device, Nvml};
 use rustix::time::{ClockId, clock_gettime};
 use tracing::{debug, info, warn};
 
-use super::calls::code;
+use super::calls::Calls;
 use super::lock;
 use crate::config;
 use crate::files;
 use crate::log::chain;
-use crate::metrics::{Metrics, NvmlErrorLabels};
 
 /// How long one wait for an event takes at most: the end of a session waits for it.
 const WAIT: Duration = Duration::from_secs(1);
@@ -165,39 +164,41 @@ impl Xids {
     }
 
     /// Listens to NVML until told to stop. Never ends in an error: who cannot hear has no events, and says so.
-    pub(super) fn listen(&self, nvml: &Nvml, gpus: u32, stop: &AtomicBool, metrics: &Metrics) {
-        let devices: Vec<_> = (0..gpus).filter_map(|index| nvml.device_by_index(index).ok()).collect();
-        let set = registered(nvml, &devices);
+    pub(super) fn listen(&self, nvml: &Nvml, gpus: u32, stop: &AtomicBool, calls: &Calls<'_>) {
+        let handle = |index| calls.make("device_handle", || nvml.device_by_index(index)).ok();
+        let devices: Vec<_> = (0..gpus).filter_map(handle).collect();
+        let set = registered(nvml, &devices, calls);
         self.is_heard.store(set.is_some(), Ordering::Relaxed);
         let Some(mut set) = set else {
             return debug!("no GPU tells of events");
         };
         let mut failures = 0;
         while !stop.load(Ordering::Relaxed) && failures < FAILURES_MAX {
-            match set.wait(u32::try_from(WAIT.as_millis()).unwrap_or(u32::MAX)) {
+            let most = u32::try_from(WAIT.as_millis()).unwrap_or(u32::MAX);
+            match calls.wait("event_wait", WAIT, || set.wait(most)) {
                 Ok(event) => {
                     failures = 0;
+                    let Some(event) = event else { continue };
                     let Some(XidError::Value(code)) = event.event_data else { continue };
-                    let pci = event.device.pci_info().ok().and_then(|pci| pci.bus_id.parse().ok());
+                    let pci = calls.make("pci_info", || event.device.pci_info()).ok();
+                    let pci = pci.and_then(|pci| pci.bus_id.parse().ok());
                     let (Some(pci), Ok(xid)) = (pci, u32::try_from(code)) else { continue };
                     self.note(&Event { at: since_boot(), pci, xid, link: None });
                 }
-                Err(NvmlError::Timeout) => failures = 0,
                 Err(error) => {
                     failures += 1;
-                    let labels = NvmlErrorLabels { call: "event_wait", code: code(&error) };
-                    metrics.nvml_errors.get_or_create(&labels).inc();
                     debug!(%error, "no event of a GPU could be waited for");
                     // It may fail at once, again and again.
                     std::thread::sleep(WAIT);
                     // One that is lost takes the set of all with it: the others are listened to without it.
                     if matches!(error, NvmlError::GpuLost) {
-                        let Some(others) = registered(nvml, &devices) else { break };
-                        set = others;
+                        let Some(others) = registered(nvml, &devices, calls) else { break };
+                        free(std::mem::replace(&mut set, others), calls);
                     }
                 }
             }
         }
+        free(set, calls);
         if !stop.load(Ordering::Relaxed) {
             self.is_heard.store(false, Ordering::Relaxed);
             warn!(
@@ -254,12 +255,13 @@ fn stored(file: &Path) -> Option<Record> {
 }
 
 /// A set in which all GPUs are that take part. One that does not takes the set with it: then it is made anew.
-fn registered<'n>(nvml: &'n Nvml, devices: &[Device<'n>]) -> Option<EventSet<'n>> {
+fn registered<'n>(nvml: &'n Nvml, devices: &[Device<'n>], calls: &Calls<'_>) -> Option<EventSet<'n>> {
     let mut silent = Vec::new();
     'anew: loop {
-        let mut set = nvml.create_event_set().ok()?;
+        let mut set = calls.make("event_set_create", || nvml.create_event_set()).ok()?;
         for (at, device) in devices.iter().enumerate().filter(|(at, _)| !silent.contains(at)).collect::<Vec<_>>() {
-            match device.register_events(EventTypes::CRITICAL_XID_ERROR, set) {
+            let register = || device.register_events(EventTypes::CRITICAL_XID_ERROR, set).map_err(|error| error.error);
+            match calls.make("event_register", register) {
                 Ok(with) => set = with,
                 Err(error) => {
                     debug!(%error, gpu = at, "a GPU tells of no events");
@@ -269,6 +271,13 @@ fn registered<'n>(nvml: &'n Nvml, devices: &[Device<'n>]) -> Option<EventSet<'n>
             }
         }
         return (silent.len() < devices.len()).then_some(set);
+    }
+}
+
+/// Dropping it would make the same call, and nobody would know how long that takes.
+fn free(set: EventSet<'_>, calls: &Calls<'_>) {
+    if let Err(error) = calls.make("event_set_free", || set.release_events()) {
+        debug!(%error, "NVML keeps a set of events");
     }
 }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
 use darter_core::gpu::readiness::condition::{Condition, Status};
+use darter_core::gpu::readiness::{Upgrade, upgrade};
 use k8s_openapi::api::core::v1::{Node, NodeCondition};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::jiff::Timestamp;
@@ -62,6 +63,8 @@ pub struct Facts {
     pub whole_gpus: Option<u32>,
     /// So many GPUs of NVIDIA's its instance type has.
     pub instance_gpus: Option<u32>,
+    /// How far GPU Operator is with replacing the driver.
+    pub driver_upgrade: Upgrade,
     pub(super) condition: Option<Shown>,
 }
 
@@ -86,6 +89,7 @@ impl Facts {
             labelled_gpus: count(COUNT),
             whole_gpus: count(COUNT).filter(|_| !has_parts),
             instance_gpus: count(INSTANCE_COUNT).filter(|_| is_nvidia),
+            driver_upgrade: Upgrade::of(label(upgrade::LABEL)),
             condition: conditions.into_iter().find(|condition| condition.type_ == CONDITION).map(Shown::of),
         }
     }
@@ -145,6 +149,8 @@ mod tests {
         assert_eq!((label(COUNT, "8").labelled_gpus, label(COUNT, "many").labelled_gpus), (Some(8), None));
         assert!(facts(json!({ "status": { "capacity": { "nvidia.com/gpu": "8" } } })).has_gpus);
         assert!(!facts(json!({ "status": { "capacity": { "cpu": "8", "nvidia.com/gpu": "0" } } })).has_gpus);
+        assert_eq!(label(upgrade::LABEL, "drain-required").driver_upgrade, Upgrade::DrainRequired);
+        assert_eq!(facts(json!({})).driver_upgrade, Upgrade::None);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What to do about each reason, for whoever is woken by it. None of it is done by darter itself.
 
-use super::{Reason, RecoveryAction};
+use super::{Reason, RecoveryAction, Upgrade};
 use crate::gpu::xid::{self, Action};
 
 impl Reason {
@@ -10,6 +10,13 @@ impl Reason {
             Self::GpuNodeNotObserved => {
                 "wait for the first look; if this stays, see that the agent has the host's /sys (gpu.host_root), or \
                  set gpu.expected"
+            }
+            Self::DriverUpgrading(Upgrade::Failed) => {
+                "the driver's upgrade failed: look at GPU Operator's driver pod on this node, and at the node's events"
+            }
+            Self::DriverUpgrading(_) => {
+                "wait: GPU Operator replaces the driver; where that lasts, look at its driver pod on this node, and at \
+                 what it waits for (`kubectl get node -L nvidia.com/gpu-driver-upgrade-state`)"
             }
             Self::DriverNotLoaded => {
                 "load the driver (`modprobe nvidia`) and read `dmesg | grep NVRM`; where the GPU operator installs \
@@ -77,8 +84,9 @@ impl Reason {
                  tolerate the startup taint (kubernetes.startup_taint)"
             }
             Self::GfdLabelsMissing => "nothing, unless you schedule by the labels of GPU feature discovery",
-            Self::CudaSmokeFailed => {
-                "run `nvidia-smi` and a CUDA program on the node; if that fails too, drain the node and reboot it"
+            Self::ProcessesNotVisible => {
+                "nothing is wrong with the GPUs: start the agent's pod with hostPID (the chart's gpu.processes sets \
+                 both), or set gpu.processes = false; until then no GPU is proved empty by its processes"
             }
         }
         .to_owned()

@@ -4,7 +4,7 @@ use super::{Finding, Gpu, Nvml, Observation, Policy, Reason, RecoveryAction, Sta
 use crate::gpu::xid;
 
 /// One more than the last check's number.
-const CHECKS: usize = 14;
+const CHECKS: usize = 15;
 
 /// What the checks found, and how much they had to go by.
 #[derive(Debug, Default)]
@@ -14,6 +14,8 @@ pub(super) struct Sheet {
     pub(super) known: [u32; CHECKS],
     /// Checks that were not made, because what an earlier one found would make all of them fail.
     pub(super) is_masked: [bool; CHECKS],
+    /// The driver is being replaced: what the checks found that need it is not held against the node meanwhile.
+    pub(super) is_excused: bool,
 }
 
 impl Sheet {
@@ -64,9 +66,14 @@ pub(super) fn applies(o: &Observation, policy: &Policy) -> Option<bool> {
 /// All other checks.
 pub(super) fn run(o: &Observation, policy: &Policy) -> Sheet {
     let mut sheet = Sheet::default();
-    driver(&mut sheet, o);
-    let has_driver = o.driver_version_file != Some(false);
-    if sheet.findings.is_empty() {
+    upgrade(&mut sheet, o);
+    if !sheet.is_excused {
+        driver(&mut sheet, o);
+    }
+    let has_driver = o.driver_version_file != Some(false) && !sheet.is_excused;
+    if sheet.is_excused {
+        NEED_DRIVER.iter().for_each(|check| sheet.is_masked[*check] = true);
+    } else if sheet.findings.iter().all(|finding| finding.reason.check() != 1) {
         nvml(&mut sheet, o);
         count(&mut sheet, o, policy, true);
     } else {
@@ -83,21 +90,32 @@ pub(super) fn run(o: &Observation, policy: &Policy) -> Sheet {
             sheet.wrong(3, gpu, &gpu.is_lost, Reason::GpuLost, State::NotReady);
         }
         hardware(&mut sheet, gpu);
-        fabric(&mut sheet, gpu, o);
+        if !sheet.is_excused {
+            fabric(&mut sheet, gpu, o);
+        }
     }
-    if sheet.know(9, &o.fabric_manager) == Some(false) {
-        sheet.add_fabric_manager(o);
-    }
-    if policy.wants_device_plugin {
+    if policy.wants_device_plugin && !sheet.is_excused {
         device_plugin(&mut sheet, o);
     }
     if sheet.know(12, &o.gfd_labels) == Some(false) {
         sheet.add(Reason::GfdLabelsMissing, State::Ready, "");
     }
-    if policy.wants_cuda_smoke && sheet.know(13, &o.cuda_smoke) == Some(false) {
-        sheet.add(Reason::CudaSmokeFailed, State::NotReady, "");
+    if sheet.know(13, &o.sees_processes) == Some(false) {
+        let detail = "the agent is not in the PID namespace of the host";
+        sheet.add(Reason::ProcessesNotVisible, State::Ready, detail);
     }
     sheet
+}
+
+/// Checks that fail while there is no driver: it is not loaded, NVML does not start, GPUs are not counted, NVSwitch and
+/// the device plugin are down with it.
+pub(super) const NEED_DRIVER: [usize; 6] = [1, 2, 3, 9, 10, 11];
+
+/// No pod should come now, and nothing is broken.
+fn upgrade(sheet: &mut Sheet, o: &Observation) {
+    let Some(upgrade) = sheet.know(14, &o.driver_upgrade).filter(|upgrade| upgrade.is_under_way()) else { return };
+    sheet.add(Reason::DriverUpgrading(upgrade), State::Unknown, "GPU Operator replaces the driver");
+    sheet.is_excused = upgrade.takes_driver();
 }
 
 /// /proc is the kernel's, in a container too; device files are those that the container was handed. So only the
@@ -220,16 +238,6 @@ fn fabric(sheet: &mut Sheet, gpu: &Gpu, o: &Observation) {
     let is_well = fabric.state == 0 || fabric.state == 3 && fabric.status == 0;
     if !is_well {
         sheet.add_gpu(Reason::FabricNotReady, without_fabric(o), &gpu.uuid);
-    }
-}
-
-impl Sheet {
-    fn add_fabric_manager(&mut self, o: &Observation) {
-        let detail = "the fabric manager does not run";
-        match self.findings.iter_mut().find(|finding| finding.reason == Reason::FabricNotReady) {
-            Some(finding) => detail.clone_into(&mut finding.detail),
-            None => self.add(Reason::FabricNotReady, without_fabric(o), detail),
-        }
     }
 }
 

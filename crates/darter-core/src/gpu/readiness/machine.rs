@@ -157,6 +157,9 @@ impl Readiness {
         let meanwhile = if was_ready { State::Ready } else { State::Unknown };
         findings.extend(self.faults.values().map(|fault| {
             let state = if fault.is_raised { fault.finding.state } else { fault.finding.state.min(meanwhile) };
+            // Found before it was known that the driver is being replaced: a node is not lost for that.
+            let is_excused = known.is_excused && checks::NEED_DRIVER.contains(&fault.finding.reason.check());
+            let state = if is_excused { state.min(State::Unknown) } else { state };
             Finding { state, ..fault.finding.clone() }
         }));
         Verdict::of(findings)
@@ -166,7 +169,7 @@ impl Readiness {
 /// How many polls a fault needs.
 const fn polls(reason: Reason) -> u8 {
     match reason.check() {
-        1 | 10 | 11 | 13 => POLLS_OF_WHAT_COMES_LATE,
+        1 | 10 | 11 => POLLS_OF_WHAT_COMES_LATE,
         _ => 1,
     }
 }

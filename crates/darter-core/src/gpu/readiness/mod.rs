@@ -14,12 +14,14 @@ mod reason;
 mod slowdown;
 #[cfg(test)]
 mod tests;
+pub mod upgrade;
 
 use serde::{Deserialize, Serialize};
 
 pub use machine::Readiness;
 pub use observation::{Fabric, Gpu, Nvml, Observation};
 pub use reason::{Reason, RecoveryAction};
+pub use upgrade::Upgrade;
 
 /// What a node's GPUs are, the worst last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -108,13 +110,11 @@ pub struct Policy {
     /// Whether a node without a device plugin is a broken node (checks 10 and 11). Off where GPUs are given out
     /// by DRA, or by nobody.
     pub wants_device_plugin: bool,
-    /// Whether the result of a CUDA smoke test counts (check 13).
-    pub wants_cuda_smoke: bool,
 }
 
 impl Default for Policy {
     fn default() -> Self {
-        Self { expected_gpus: None, wants_device_plugin: true, wants_cuda_smoke: false }
+        Self { expected_gpus: None, wants_device_plugin: true }
     }
 }
 

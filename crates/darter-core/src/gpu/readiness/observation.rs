@@ -1,5 +1,6 @@
 //! What the agent could read of a node's GPUs. `None`: not read, not supported, or not there to be read.
 
+use super::Upgrade;
 use crate::gpu::PciAddress;
 use crate::gpu::xid::Outstanding;
 
@@ -95,8 +96,6 @@ pub struct Observation {
     pub gpus: Option<Vec<Gpu>>,
     /// What stands against GPUs (`xid::Record::outstanding`).
     pub xids: Option<Vec<Outstanding>>,
-    /// Whether the fabric manager runs. `None` where there is no NVSwitch.
-    pub fabric_manager: Option<bool>,
     /// Devices of `nvidia.com/*` that the kubelet lists as healthy (`GetAllocatableResources`), each once, however
     /// many share it.
     pub plugin_devices: Option<u32>,
@@ -107,8 +106,10 @@ pub struct Observation {
     pub allocatable: Option<u64>,
     /// Whether the labels of GPU feature discovery are there and agree with NVML.
     pub gfd_labels: Option<bool>,
-    /// Whether CUDA started and gave memory.
-    pub cuda_smoke: Option<bool>,
+    /// How far GPU Operator is with replacing the driver. `None` where no API server is asked.
+    pub driver_upgrade: Option<Upgrade>,
+    /// Whether the agent sees the processes of the whole host. `None` where nobody wants them counted.
+    pub sees_processes: Option<bool>,
 }
 
 macro_rules! newest {
@@ -121,8 +122,8 @@ impl Observation {
     /// This one, with what it does not know from an older one.
     pub(super) fn or(mut self, old: &Self) -> Self {
         newest!(self, old: pci_functions, should_have_gpus, driver_version_file, control_node, device_nodes, nvml);
-        newest!(self, old: control_node_opens, nvml_count, instance_gpus, learned_gpus, xids, fabric_manager, plugin_devices);
-        newest!(self, old: plugin_expected, allocatable, gfd_labels, cuda_smoke);
+        newest!(self, old: control_node_opens, nvml_count, instance_gpus, learned_gpus, xids, plugin_devices);
+        newest!(self, old: plugin_expected, allocatable, gfd_labels, sees_processes, driver_upgrade);
         let Some(gpus) = &mut self.gpus else {
             self.gpus.clone_from(&old.gpus);
             return self;

@@ -4,11 +4,15 @@ use std::fmt;
 
 use serde::{Serialize, Serializer};
 
+use super::Upgrade;
+
 /// One reason. Ordered as the checks are made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Reason {
     /// Check 0: nobody can tell whether there should be GPUs.
     GpuNodeNotObserved,
+    /// Check 14, before all others, as it makes them fail: GPU Operator replaces the driver.
+    DriverUpgrading(Upgrade),
     /// Check 1: the driver is not loaded.
     DriverNotLoaded,
     /// It is, and this agent was not handed its devices: nothing can be said of the GPUs from here.
@@ -64,8 +68,8 @@ pub enum Reason {
     AllocatableZero,
     /// Check 12: GPU feature discovery, which is optional.
     GfdLabelsMissing,
-    /// Check 13: CUDA does not start.
-    CudaSmokeFailed,
+    /// Check 13: processes are to be counted, and this agent does not see those of the host.
+    ProcessesNotVisible,
 }
 
 impl Reason {
@@ -73,6 +77,7 @@ impl Reason {
     pub const fn word(self) -> &'static str {
         match self {
             Self::GpuNodeNotObserved => "GpuNodeNotObserved",
+            Self::DriverUpgrading(_) => "DriverUpgrading",
             Self::DriverNotLoaded => "DriverNotLoaded",
             Self::GpusNotVisible => "GpusNotVisible",
             Self::LibraryNotFound => "LibraryNotFound",
@@ -98,7 +103,7 @@ impl Reason {
             Self::DevicePluginNotObserved => "DevicePluginNotObserved",
             Self::AllocatableZero => "AllocatableZero",
             Self::GfdLabelsMissing => "GfdLabelsMissing",
-            Self::CudaSmokeFailed => "CudaSmokeFailed",
+            Self::ProcessesNotVisible => "ProcessesNotVisible",
         }
     }
 
@@ -120,7 +125,8 @@ impl Reason {
             Self::DevicePluginNotRegistered | Self::DevicesUnhealthy { .. } | Self::DevicePluginNotObserved => 10,
             Self::AllocatableZero => 11,
             Self::GfdLabelsMissing => 12,
-            Self::CudaSmokeFailed => 13,
+            Self::ProcessesNotVisible => 13,
+            Self::DriverUpgrading(_) => 14,
         }
     }
 
@@ -133,6 +139,7 @@ impl Reason {
     pub(super) const fn fault(self) -> Self {
         match self {
             Self::DevicesUnhealthy { .. } => Self::DevicesUnhealthy { unhealthy: 0, of: 0 },
+            Self::DriverUpgrading(_) => Self::DriverUpgrading(Upgrade::Other),
             other => other,
         }
     }
@@ -143,6 +150,7 @@ impl fmt::Display for Reason {
         f.write_str(self.word())?;
         match self {
             Self::RecoveryActionRequired(action) => write!(f, "({action})"),
+            Self::DriverUpgrading(upgrade) => write!(f, "({})", upgrade.as_str()),
             Self::FatalXid(xid) | Self::DegradedXid(xid) => write!(f, "({xid})"),
             Self::DevicesUnhealthy { unhealthy, of } => write!(f, "({unhealthy} of {of})"),
             _ => Ok(()),

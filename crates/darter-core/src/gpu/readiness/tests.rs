@@ -1,13 +1,12 @@
-//! The table of checks row by row, what polls change, and what holds for every observation.
+//! The table of checks row by row, and what polls change.
 
 use std::time::Duration;
-
-use proptest::collection::vec;
-use proptest::prelude::*;
 
 use super::*;
 use crate::gpu::xid::{self, Outstanding};
 use crate::gpu::{PciAddress, Time};
+
+mod properties;
 
 const FATAL_XID: u32 = 79;
 const DEGRADED_XID: u32 = 94;
@@ -54,12 +53,12 @@ fn healthy() -> Observation {
         learned_gpus: None,
         gpus: Some(vec![healthy_gpu(1), healthy_gpu(2)]),
         xids: Some(Vec::new()),
-        fabric_manager: Some(true),
         plugin_devices: Some(2),
         plugin_expected: Some(2),
         allocatable: Some(2),
         gfd_labels: Some(true),
-        cuda_smoke: Some(true),
+        sees_processes: Some(true),
+        driver_upgrade: Some(Upgrade::None),
     }
 }
 
@@ -87,7 +86,16 @@ fn said(verdict: &Verdict) -> String {
 }
 
 fn judged(observation: &Observation) -> String {
-    said(&evaluate(observation, &Policy { wants_cuda_smoke: true, ..Policy::default() }))
+    said(&evaluate(observation, &Policy::default()))
+}
+
+/// As it is while GPU Operator replaces the driver, or after somebody else unloaded it.
+fn without_driver(driver_upgrade: Option<Upgrade>) -> Observation {
+    with(|o| {
+        (o.driver_version_file, o.control_node, o.device_nodes) = (Some(false), Some(false), Some(0));
+        (o.nvml, o.nvml_count, o.gpus) = (Some(Nvml::InitFailed(9)), None, None);
+        (o.plugin_devices, o.allocatable, o.driver_upgrade) = (Some(0), Some(0), driver_upgrade);
+    })
 }
 
 #[test]
@@ -163,7 +171,6 @@ fn every_row_of_the_table() {
         (with_gpu(|gpu| gpu.fabric = Some(Fabric { state: 2, status: 0 })), "NotReady FabricNotReady"),
         (with_gpu(|gpu| gpu.fabric = Some(Fabric { state: 3, status: 999 })), "NotReady FabricNotReady"),
         (with_gpu(|gpu| gpu.fabric = Some(Fabric { state: 0, status: 0 })), "Ready"),
-        (with(|o| o.fabric_manager = Some(false)), "NotReady FabricNotReady"),
         (alone(Some(Fabric { state: 1, status: 0 })), "Ready FabricNotReady"),
         // 10
         (with(|o| o.plugin_devices = Some(0)), "NotReady DevicePluginNotRegistered"),
@@ -175,7 +182,22 @@ fn every_row_of_the_table() {
         // 12
         (with(|o| o.gfd_labels = Some(false)), "Ready GfdLabelsMissing"),
         // 13
-        (with(|o| o.cuda_smoke = Some(false)), "NotReady CudaSmokeFailed"),
+        (with(|o| o.sees_processes = Some(false)), "Ready ProcessesNotVisible"),
+        // 14
+        (with(|o| o.driver_upgrade = Some(Upgrade::DrainRequired)), "Unknown DriverUpgrading(drain-required)"),
+        (
+            with(|o| (o.driver_upgrade, o.nvml_count) = (Some(Upgrade::CordonRequired), Some(1))),
+            "NotReady DriverUpgrading(cordon-required) GpuCountMismatch",
+        ),
+        (without_driver(Some(Upgrade::PodRestartRequired)), "Unknown DriverUpgrading(pod-restart-required)"),
+        (without_driver(Some(Upgrade::Failed)), "Unknown DriverUpgrading(upgrade-failed)"),
+        (
+            Observation {
+                xids: against(FATAL_XID, xid::Verdict::Fatal),
+                ..without_driver(Some(Upgrade::ValidationRequired))
+            },
+            "NotReady DriverUpgrading(validation-required) FatalXid(79)",
+        ),
     ];
     for (observation, expected) in rows {
         assert_eq!(judged(&observation), expected, "{observation:#?}");
@@ -184,7 +206,7 @@ fn every_row_of_the_table() {
 
 #[test]
 fn the_operator_says_what_is_judged() {
-    let no_plugin = with(|o| (o.plugin_devices, o.allocatable, o.cuda_smoke) = (Some(0), Some(0), Some(false)));
+    let no_plugin = with(|o| (o.plugin_devices, o.allocatable) = (Some(0), Some(0)));
     let policy = Policy { wants_device_plugin: false, ..Policy::default() };
     assert_eq!(said(&evaluate(&no_plugin, &policy)), "Ready");
     let policy = Policy { expected_gpus: Some(4), ..Policy::default() };
@@ -293,6 +315,33 @@ fn a_driver_that_is_not_there_hides_what_follows_from_it() {
 }
 
 #[test]
+fn a_driver_that_is_replaced_makes_a_node_unknown_and_never_not_ready() {
+    let upgrade = Upgrade::PodRestartRequired;
+    let is_unknown = |said: &str| said.starts_with("Unknown DriverUpgrading(pod-restart-required)");
+    // Whether the label is seen first, or an agent starts in the middle of it and hears of it late.
+    for late in [0, 4] {
+        let mut node = Node::new();
+        node.poll(healthy());
+        let polls: Vec<_> = (0..late).map(|_| node.poll(without_driver(None))).collect();
+        assert!(polls.last().is_none_or(|said| said.starts_with("NotReady DriverNotLoaded")), "{polls:?}");
+        let polls: Vec<_> = (0..10).map(|_| node.poll(without_driver(Some(upgrade)))).collect();
+        assert!(polls.iter().all(|said| is_unknown(said)), "{late}: {polls:?}");
+        // What is not heard for a while stays so.
+        assert!(is_unknown(&node.poll(without_driver(None))));
+        assert!(is_unknown(&node.poll(healthy_while(upgrade))));
+        node.poll(healthy());
+        assert_eq!(node.poll(healthy()), "Ready", "{late}: two good looks");
+        // What is missing after it is missing.
+        let polls: Vec<_> = (0..3).map(|_| node.poll(without_driver(Some(Upgrade::None)))).collect();
+        assert!(polls[2].starts_with("NotReady DriverNotLoaded"), "{late}: {polls:?}");
+    }
+}
+
+fn healthy_while(upgrade: Upgrade) -> Observation {
+    with(|o| o.driver_upgrade = Some(upgrade))
+}
+
+#[test]
 fn an_agent_that_was_not_handed_the_gpus_says_so_and_never_that_they_are_broken() {
     let blind = || {
         with(|o| {
@@ -384,108 +433,5 @@ fn slowdown_counts_when_it_lasts() {
         let polls: Vec<_> = (0..70).map(|_| node.poll(slow())).collect();
         assert_eq!(polls[10], "Ready", "{bits:#x}");
         assert_eq!(polls[69], expected, "{bits:#x}");
-    }
-}
-
-/// What a field can be, by level: 0 not known, 1 well, above that worse and worse.
-const LEVELS: [u8; 24] = [3, 3, 3, 4, 4, 4, 3, 3, 3, 3, 3, 4, 3, 4, 3, 3, 4, 3, 3, 3, 3, 4, 3, 3];
-
-fn level<T: Clone>(level: u8, values: &[T]) -> Option<T> {
-    usize::from(level).checked_sub(1).map(|at| values[at].clone())
-}
-
-/// An observation from a level a field.
-fn built(levels: &[u8]) -> Observation {
-    let wrong = |at: usize| level(levels[at], &[false, true]);
-    let right = |at: usize| level(levels[at], &[true, false]);
-    let mut o = healthy();
-    (o.driver_version_file, o.control_node) = (right(0), right(1));
-    o.pci_functions = level(levels[2], &[2, 1]);
-    o.device_nodes = level(levels[3], &[2, 1, 0]);
-    o.nvml = level(levels[4], &[Nvml::Ok, Nvml::Unresponsive, Nvml::InitFailed(1)]);
-    o.nvml_count = level(levels[5], &[2, 1, 0]);
-    (o.gfd_labels, o.cuda_smoke, o.fabric_manager) = (right(6), right(7), right(8));
-    o.allocatable = level(levels[9], &[2, 0]);
-    o.instance_gpus = level(levels[10], &[2, 3]);
-    o.plugin_devices = level(levels[11], &[3, 1, 0]);
-    o.plugin_expected = level(levels[12], &[2, 3]);
-    o.xids =
-        level(levels[13], &[Some(Vec::new()), against(94, xid::Verdict::Degraded), against(79, xid::Verdict::Fatal)])
-            .flatten();
-    let gpu = &mut o.gpus.as_mut().expect("it has two")[0];
-    (gpu.is_lost, gpu.row_remap_failed) = (wrong(14), wrong(15));
-    gpu.recovery_action = level(levels[16], &[0, 3, 1]);
-    (gpu.row_remap_pending, gpu.retired_pages_pending) = (wrong(17), wrong(18));
-    gpu.sram_threshold_exceeded = wrong(19);
-    gpu.thermal_margin_celsius = level(levels[20], &[10, 0]);
-    gpu.fabric = level(levels[21], &[(3, 0), (2, 0), (3, 1)]).map(|(state, status)| Fabric { state, status });
-    (gpu.thermal_slowdown_persists, gpu.power_brake_persists) = (wrong(22), wrong(23));
-    o
-}
-
-fn levels() -> impl Strategy<Value = Vec<u8>> {
-    // Mostly well, so that single faults show.
-    LEVELS.map(|count| prop_oneof![3 => Just(1), 2 => 0..count]).to_vec()
-}
-
-fn rank(observation: &Observation) -> State {
-    evaluate(observation, &Policy { wants_cuda_smoke: true, ..Policy::default() }).state
-}
-
-proptest! {
-    #[test]
-    fn what_is_not_known_makes_nothing_worse_than_unknown(full in levels(), gone in vec(any::<bool>(), 24)) {
-        let less: Vec<_> = full.iter().zip(&gone).map(|(level, gone)| if *gone { 0 } else { *level }).collect();
-        let (full, less) = (rank(&built(&full)), rank(&built(&less)));
-        prop_assert!(less <= full.max(State::Unknown), "{:?} became {:?}", full, less);
-    }
-
-    #[test]
-    fn a_worse_observation_is_never_judged_better(some in levels(), at in 0usize..24, by in 1u8..3) {
-        let mut worse = some.clone();
-        if worse[at] > 0 {
-            worse[at] = (worse[at] + by).min(LEVELS[at] - 1);
-        }
-        let verdict = evaluate(&built(&worse), &Policy { wants_cuda_smoke: true, ..Policy::default() });
-        let (some, worse) = (rank(&built(&some)), verdict.state);
-        // Who does not see the GPUs any more knows no more than that.
-        let is_blind = |finding: &Finding| matches!(finding.reason, Reason::GpusNotVisible | Reason::LibraryNotFound);
-        let least = if verdict.reasons.iter().any(is_blind) { some.min(State::Unknown) } else { some };
-        prop_assert!(worse >= least, "{:?} became {:?}", some, worse);
-    }
-
-    #[test]
-    fn reasons_come_in_order_and_each_once(polls in vec(levels(), 1..8)) {
-        let mut readiness = Readiness::new(Policy::default(), None);
-        for (n, levels) in polls.iter().enumerate() {
-            let now = Time::ZERO + Duration::from_secs(5 * n as u64);
-            for verdict in [evaluate(&built(levels), &Policy::default()), readiness.poll(now, built(levels))] {
-                prop_assert!(verdict.reasons.windows(2).all(|pair| pair[0].reason < pair[1].reason), "{:?}", verdict);
-                let worst = verdict.reasons.iter().map(|finding| finding.state).max();
-                prop_assert_eq!(verdict.state, worst.unwrap_or(State::Ready));
-            }
-        }
-    }
-
-    #[test]
-    fn silence_keeps_everything_as_it_is(polls in vec(levels(), 1..8), silence in 1usize..6) {
-        let mut node = Node::new();
-        let said: Vec<_> = polls.iter().map(|levels| node.poll(built(levels))).collect();
-        for _ in 0..silence {
-            prop_assert_eq!(Some(&node.poll(Observation::default())), said.last());
-        }
-    }
-
-    #[test]
-    fn a_healthy_node_that_is_half_seen_never_goes_bad(polls in vec(vec(any::<bool>(), 24), 1..12)) {
-        let mut node = Node::new();
-        let mut was_ready = false;
-        for seen in polls {
-            let levels: Vec<_> = seen.iter().map(|seen| u8::from(*seen)).collect();
-            let state = node.poll(built(&levels));
-            prop_assert!(state.starts_with(if was_ready { "Ready" } else { "" }), "{}", state);
-            prop_assert!(!state.starts_with("NotReady"), "{}", state);
-            was_ready = state == "Ready";
-        }
     }
 }
