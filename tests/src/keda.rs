@@ -12,7 +12,9 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tonic::Status;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
+
+use crate::tls::Identity;
 
 /// Between two tries to open the stream: doubled each time, and back to this after a clean end.
 const AGAIN_MIN: Duration = Duration::from_secs(2);
@@ -37,11 +39,24 @@ pub struct Polled {
 impl Keda {
     /// Connects when it first asks, as gRPC does.
     pub fn new(url: &str, namespace: &str, name: &str, metadata: &[(&str, &str)]) -> anyhow::Result<Self> {
+        Ok(Self::over(url.parse::<Endpoint>()?, namespace, name, metadata))
+    }
+
+    /// The same over TLS: `caCert`, and `tlsClientCert` with `tlsClientKey` where it shows one, of a
+    /// TriggerAuthentication.
+    pub fn over_tls(url: &str, authority: &str, shows: Option<&Identity>, of: (&str, &str)) -> anyhow::Result<Self> {
+        let mut tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(authority)).domain_name("127.0.0.1");
+        if let Some((certificate, key)) = shows.map(Identity::pem) {
+            tls = tls.identity(tonic::transport::Identity::from_pem(certificate, key));
+        }
+        Ok(Self::over(url.parse::<Endpoint>()?.tls_config(tls)?, of.0, of.1, &[]))
+    }
+
+    fn over(endpoint: Endpoint, namespace: &str, name: &str, metadata: &[(&str, &str)]) -> Self {
         let scaler_metadata: HashMap<_, _> =
             metadata.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
         let of = ScaledObjectRef { name: name.to_owned(), namespace: namespace.to_owned(), scaler_metadata };
-        let channel = url.parse::<Endpoint>()?.connect_lazy();
-        Ok(Self { client: ExternalScalerClient::new(channel), of })
+        Self { client: ExternalScalerClient::new(endpoint.connect_lazy()), of }
     }
 
     /// One turn: what the metric is called and its target, its value, whether it is active.

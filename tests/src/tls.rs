@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Result;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
@@ -29,10 +30,23 @@ impl Authority {
 
     /// A certificate for these names and addresses.
     pub fn issue(&self, names: &[&str]) -> Result<Identity> {
-        let names: Vec<String> = names.iter().map(ToString::to_string).collect();
+        self.sign(CertificateParams::new(names.iter().map(ToString::to_string).collect::<Vec<_>>())?)
+    }
+
+    /// The same, holding from and until so many seconds from now.
+    pub fn issue_within(&self, names: &[&str], from: i64, until: i64) -> Result<Identity> {
+        let mut params = CertificateParams::new(names.iter().map(ToString::to_string).collect::<Vec<_>>())?;
+        let now = i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs())?;
+        let at = |seconds: i64| -> Result<_> {
+            Ok(rcgen::date_time_ymd(1970, 1, 1) + Duration::from_secs(u64::try_from(now + seconds)?))
+        };
+        (params.not_before, params.not_after) = (at(from)?, at(until)?);
+        self.sign(params)
+    }
+
+    fn sign(&self, params: CertificateParams) -> Result<Identity> {
         let key = KeyPair::generate()?;
-        let certificate = CertificateParams::new(names)?.signed_by(&key, &self.issuer)?;
-        Ok(Identity { certificate, key })
+        Ok(Identity { certificate: params.signed_by(&key, &self.issuer)?, key })
     }
 
     /// Its own certificate, for `ca` settings.
@@ -60,6 +74,11 @@ impl Identity {
         let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(self.key.serialize_der()));
         let config = ServerConfig::builder_with_provider(provider()).with_safe_default_protocol_versions()?;
         Ok(Arc::new(config.with_no_client_auth().with_single_cert(vec![self.certificate.der().clone()], key)?))
+    }
+
+    /// The certificate and its key, as text.
+    pub fn pem(&self) -> (String, String) {
+        (self.certificate.pem(), self.key.serialize_pem())
     }
 
     /// Writes `cert.pem` and `key.pem` for a program that reads files.

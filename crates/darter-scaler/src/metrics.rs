@@ -19,6 +19,7 @@ use prometheus_client::registry::Registry;
 use serde::Serialize;
 
 use crate::fleet::{Actuator, Outcome, Refusal};
+use crate::grpc::Turned;
 use crate::hub::Hub;
 use crate::reason::{Subject, Verdict};
 
@@ -74,6 +75,7 @@ pub struct Metrics {
     pub demand_refusals: Family<ReasonLabels, Counter>,
     pub access_refusals: Family<ReasonLabels, Counter>,
     pub connections: Gauge,
+    pub tls_refusals: Family<ReasonLabels, Counter>,
     leads: Gauge,
     frozen: Gauge,
     nodes: Gauge,
@@ -155,6 +157,11 @@ impl Metrics {
                 "Requests that were not allowed, by why"
             ),
             connections: metric!(Gauge::default(), "scaler_connections", "Connections to grpc.listen"),
+            tls_refusals: metric!(
+                Family::default(),
+                "scaler_tls_refusals",
+                "Connections to grpc.listen that were turned away at the handshake or for their certificate, by why"
+            ),
             leads: metric!(Gauge::default(), "scaler_leads", "1 while this scaler is the one that acts"),
             frozen: metric!(Gauge::default(), "scaler_frozen", "1 while somebody said to hold everything"),
             nodes: metric!(Gauge::default(), "scaler_nodes", "Nodes that are known"),
@@ -193,6 +200,9 @@ impl Metrics {
     fn begin(&self) {
         for reason in Refusal::WORDS {
             drop(self.report_refusals.get_or_create(&ReasonLabels { reason }));
+        }
+        for why in Turned::ALL {
+            drop(self.tls_refusals.get_or_create(&ReasonLabels { reason: why.word() }));
         }
         for actuator in Actuator::ALL {
             let labels = ActionLabels { actuator: actuator.as_str(), outcome: Outcome::Done.as_str() };

@@ -89,7 +89,8 @@ fn with_scaler() -> Value {
     let policy = json!({ "agents": ["10.0.0.0/16"], "keda": "keda-system", "http": ["monitoring"],
         "egress": [{ "ports": [{ "port": 9090, "protocol": "TCP" }] }] });
     let scaler = json!({ "enabled": true, "config": config, "replicas": 3, "ports": { "grpc": 5010, "http": 5011 },
-        "tls": { "existingSecret": "from-cert-manager" }, "actuators": on, "staticPools": true,
+        "tls": { "existingSecret": "from-cert-manager" },
+        "keda": { "caSecret": "keda-ca", "names": ["keda-operator.keda.svc"] }, "actuators": on, "staticPools": true,
         "record": { "size": "1Gi" }, "networkPolicy": policy, "nodeSelector": { "pool": "system" }, "onGpuNodes": true,
         "tolerations": [{ "operator": "Exists" }], "podAnnotations": { "a": "b" }, "podLabels": { "c": "d" },
         "serviceAccount": { "name": "theirs", "annotations": { "e": "f" } } });

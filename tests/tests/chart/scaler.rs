@@ -233,6 +233,48 @@ async fn handshake(authority: &[u8], certificate: &[u8], key: &[u8], name: &str)
     Ok(())
 }
 
+#[tokio::test]
+async fn keda_is_held_to_a_certificate_by_a_secret_of_the_values() -> Result<()> {
+    if !can_run("keda_is_held_to_a_certificate_by_a_secret_of_the_values", &[Need::Helm]) {
+        return Ok(());
+    }
+    let helm = Helm::new()?;
+    let volume = |objects: &[Value]| -> Result<Value> {
+        let volumes = &find(objects, "Deployment", "darter-scaler")?["spec"]["template"]["spec"]["volumes"];
+        Ok(volumes.as_array().into_iter().flatten().find(|one| one["name"] == "keda").cloned().unwrap_or_default())
+    };
+    let plain = helm.render(&json!({ "scaler": { "enabled": true } })).await?;
+    assert!(
+        volume(&plain)?.is_null() && told(&plain)?["grpc"].get("keda_ca").is_none(),
+        "nothing is asked for unasked"
+    );
+    let objects = helm.render(&with_scaler()).await?;
+    let toml = told(&objects)?;
+    assert_eq!(toml["grpc"]["keda_ca"].as_str(), Some("/etc/darter-keda/ca.crt"));
+    let names = toml["grpc"]["keda_names"].as_array().context("no names")?;
+    assert_eq!(names.iter().map(|name| name.as_str()).collect::<Vec<_>>(), [Some("keda-operator.keda.svc")]);
+    // The authority alone: a key beside it in that Secret is none of the scaler's business.
+    let items = json!([{ "key": "ca.crt", "path": "ca.crt" }]);
+    assert_eq!(volume(&objects)?["secret"], json!({ "secretName": "keda-ca", "defaultMode": 288, "items": items }));
+    let container = &find(&objects, "Deployment", "darter-scaler")?["spec"]["template"]["spec"]["containers"][0];
+    let mount = json!({ "name": "keda", "mountPath": "/etc/darter-keda", "readOnly": true });
+    ensure!(container["volumeMounts"].as_array().is_some_and(|mounts| mounts.contains(&mount)), "{container:#}");
+    let nameless = helm.template(&json!({ "scaler": { "enabled": true, "keda": { "names": ["x"] } } })).await?;
+    ensure!(!nameless.status.success() && nameless.stderr.contains("scaler.keda.caSecret"), "{}", nameless.stderr);
+    // The example has KEDA's side of it, to be taken out of the comments.
+    let example = fs::read_to_string(root().join("deploy/examples/scaledobject.yaml"))?;
+    let example = example.replace("    # - parameter", "    - parameter").replace("    #   ", "      ");
+    let objects = darter_tests::chart::objects(&example)?;
+    let parameters = objects[0]["spec"]["secretTargetRef"].as_array().context("no secretTargetRef")?;
+    let parameters: Vec<_> = parameters.iter().map(|one| (one["parameter"].as_str(), one["key"].as_str())).collect();
+    assert_eq!(
+        parameters,
+        [("caCert", "ca.crt"), ("tlsClientCert", "tls.crt"), ("tlsClientKey", "tls.key")]
+            .map(|(parameter, key)| (Some(parameter), Some(key)))
+    );
+    Ok(())
+}
+
 /// A pod as the controllers make it of a template.
 fn pod(template: &Value, name: &str) -> Value {
     let mut pod =

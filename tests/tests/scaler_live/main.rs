@@ -2,6 +2,7 @@
 
 mod access;
 mod agents;
+mod guests;
 mod keda;
 mod lies;
 mod prometheus;

@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use darter_base::layers::{Fault, require};
 use darter_core::units::Seconds;
+use rustls_pki_types::ServerName;
 
-use super::{AccessMode, Config, Mode, Pool, Workload, given, ms};
+use super::{AccessMode, Config, Grpc, Mode, Pool, Workload, given, ms};
 use crate::fleet::Actuator;
 use crate::state::WORKLOADS_MAX;
 
@@ -27,6 +28,7 @@ pub(super) fn check(config: &Config) -> Result<(), Fault> {
     for (key, path) in [
         ("grpc.cert", &grpc.cert),
         ("grpc.key", &grpc.key),
+        ("grpc.keda_ca", &grpc.keda_ca),
         ("access.token_file", &access.token_file),
         ("record.dir", &record.dir),
         ("kubernetes.kubeconfig", &config.kubernetes.kubeconfig),
@@ -42,6 +44,7 @@ pub(super) fn check(config: &Config) -> Result<(), Fault> {
             grpc.listen
         )
     })?;
+    check_keda_names(grpc)?;
     require(grpc.max_connections > 0, "grpc.max_connections", || "must be at least 1".to_owned())?;
     require(http.listen.port() == 0 || http.listen != grpc.listen, "http.listen", || {
         format!("{} is grpc.listen already", http.listen)
@@ -84,6 +87,23 @@ pub(super) fn check(config: &Config) -> Result<(), Fault> {
     check_policy(config)?;
     check_pools(&config.pools)?;
     check_workloads(config)
+}
+
+/// Whom KEDA's questions are taken from.
+fn check_keda_names(grpc: &Grpc) -> Result<(), Fault> {
+    let is_held = given(&grpc.keda_ca).is_some();
+    require(!is_held || given(&grpc.cert).is_some(), "grpc.keda_ca", || {
+        "KEDA can show a certificate over TLS alone: set grpc.cert and grpc.key too, or leave this out".to_owned()
+    })?;
+    require(is_held || grpc.keda_names.is_empty(), "grpc.keda_names", || {
+        "has no meaning without grpc.keda_ca, which says whose certificates are looked at".to_owned()
+    })?;
+    for name in &grpc.keda_names {
+        require(ServerName::try_from(name.as_str()).is_ok(), "grpc.keda_names", || {
+            format!("`{name}` is no DNS name or address, such as keda-operator.keda.svc")
+        })?;
+    }
+    Ok(())
 }
 
 fn check_actuators(config: &Config) -> Result<(), Fault> {

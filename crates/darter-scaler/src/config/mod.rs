@@ -61,7 +61,15 @@ macro_rules! tables {
 }
 
 tables! {
-    Grpc { listen: SocketAddr, cert: PathBuf, key: PathBuf, insecure: bool, max_connections: usize }
+    Grpc {
+        listen: SocketAddr,
+        cert: PathBuf,
+        key: PathBuf,
+        keda_ca: PathBuf,
+        keda_names: Vec<String>,
+        insecure: bool,
+        max_connections: usize,
+    }
     Http { listen: SocketAddr }
     Access { mode: AccessMode, token_file: PathBuf }
     Actuators { keda: Mode, protect: Mode, copy: Mode, deletion_cost: Mode, buffer: Mode, remove: Mode }

@@ -32,7 +32,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 
 {{/* Keys that are a value of the chart, because more hangs on them than a line of scaler.toml. */}}
 {{- define "darter.scaler.reserved" -}}
-grpc: {listen: scaler.address and scaler.ports.grpc, cert: scaler.tls, key: scaler.tls, insecure: scaler.tls}
+grpc: {listen: scaler.address and scaler.ports.grpc, cert: scaler.tls, key: scaler.tls, keda_ca: scaler.keda.caSecret, keda_names: scaler.keda.names, insecure: scaler.tls}
 http: {listen: scaler.address and scaler.ports.http}
 access: {mode: nothing}
 actuators: {keda: scaler.actuators.keda, protect: scaler.actuators.protect, copy: scaler.actuators.copy, deletion_cost: scaler.actuators.deletionCost, buffer: scaler.actuators.buffer, remove: scaler.actuators.remove}
@@ -46,6 +46,12 @@ grpc:
   listen: {{ printf "%s:%d" $s.address (int $s.ports.grpc) | quote }}
   cert: /etc/darter-tls/tls.crt
   key: /etc/darter-tls/tls.key
+  {{- if $s.keda.caSecret }}
+  keda_ca: /etc/darter-keda/ca.crt
+  keda_names: {{ toJson $s.keda.names }}
+  {{- else if $s.keda.names }}
+  {{- fail "scaler.keda.names: of no use without scaler.keda.caSecret, which says whose certificates are looked at" }}
+  {{- end }}
 http:
   listen: {{ printf "%s:%d" $s.address (int $s.ports.http) | quote }}
 access:
