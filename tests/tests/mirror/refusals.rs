@@ -184,7 +184,7 @@ async fn a_404_because_too_many_pulls_run_says_so() -> Result<()> {
     pair.ecr.inject(Rule::on(Kind::Blob).always(), Fault::Delay(Duration::MAX));
     let paths: Vec<_> = pair.image.layers.iter().map(|layer| format!("blobs/{}", layer.digest())).collect();
     let (last, others) = paths.split_last().expect("layers");
-    let late = futures_util::future::try_join_all(others.iter().map(|path| pair.get(path))).await?;
+    let late = try_join_all(others.iter().map(|path| pair.get(path))).await?;
     ensure!(late.iter().all(|answer| answer.status == 404));
     // They go on without a reader for `mirror.linger`.
     let counted = async || Ok(pair.metric("darter_mirror_refusals_total", &[("reason", "late")]).await? == 256.0);
