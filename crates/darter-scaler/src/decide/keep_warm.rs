@@ -152,7 +152,8 @@ impl Kept {
     /// When that is given up which was asked for ahead of demand: no earlier than it can have come.
     fn coming(&self, workload: &Workload, replicas: u32) -> Option<Millis> {
         let asked = workload.raised.filter(|_| workload.answered >= replicas);
-        asked.map(|at| at.plus(self.coming_ms(workload, replicas)))
+        let ahead = asked.filter(|at| !was_demanded(workload, *at, replicas));
+        ahead.map(|at| at.plus(self.coming_ms(workload, replicas)))
     }
 
     fn coming_ms(&self, workload: &Workload, replicas: u32) -> u64 {
@@ -165,6 +166,21 @@ impl Kept {
         // To keep is not to ask for more.
         held.unwrap_or(0).min(workload.answered)
     }
+}
+
+/// Whether demand itself had asked for so many when they were asked for, and no forecast of it.
+fn was_demanded(workload: &Workload, raised: Millis, replicas: u32) -> bool {
+    // Demand asks for no more than the most, whatever was answered before somebody lowered that.
+    let replicas = replicas.min(workload.most);
+    let before = workload.samples.partition_point(|sample| sample.at <= raised);
+    let last = workload.samples[..before].last();
+    if last.is_some_and(|sample| workload.level(sample.backlog_milli) >= replicas) {
+        return true;
+    }
+    // A sample that came soon after has taken the place of the one that asked: its level is noted all the same.
+    let may_be_gone = before < workload.samples.len();
+    let asked = |at: Millis| at <= raised && last.is_none_or(|sample| at > sample.at);
+    may_be_gone && workload.needed.iter().any(|needed| needed.replicas >= replicas && asked(needed.at))
 }
 
 fn changes(

@@ -186,6 +186,7 @@ impl Turned {
             },
             Error::AlertReceived(
                 AlertDescription::UnknownCA
+                | AlertDescription::DecryptError
                 | AlertDescription::BadCertificate
                 | AlertDescription::CertificateUnknown
                 | AlertDescription::CertificateExpired,
