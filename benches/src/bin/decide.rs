@@ -142,6 +142,7 @@ fn workload(n: u32) -> Workload {
         floors: Vec::new(),
         answered: 16,
         raised: None,
+        ahead: None,
         known: ago(36_000_000),
         needed: Vec::new(),
         gaps: (0..GAPS_MAX as u64).map(gap).collect(),

@@ -16,13 +16,11 @@ fn one(state: &mut State, action: &Action, now: Millis) {
     match action {
         Action::Answer { workload, replicas } => {
             let Some(workload) = state.workloads.get_mut(workload) else { return };
-            if *replicas > workload.answered {
-                workload.raised = Some(now);
-                if let Some(pool) = state.pools.get_mut(&workload.pool) {
-                    pool.grew = Some(now);
-                }
+            if workload.tell(*replicas, now)
+                && let Some(pool) = state.pools.get_mut(&workload.pool)
+            {
+                pool.grew = Some(now);
             }
-            workload.answered = *replicas;
         }
         Action::Protect { node, until } => {
             let Some(node) = state.nodes.get_mut(node) else { return };

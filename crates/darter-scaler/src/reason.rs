@@ -179,8 +179,8 @@ pub enum Fact {
     Demand,
     /// When so many replicas were last needed.
     Needed,
-    /// When so many were asked for last.
-    Raised,
+    /// When so many were asked for ahead of demand.
+    Ahead,
     /// How many gaps were seen.
     Gaps,
     /// How many increments were seen.

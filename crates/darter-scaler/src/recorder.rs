@@ -233,8 +233,7 @@ impl Found {
     fn did(&mut self, action: &Action, now: Millis) {
         let Action::Answer { workload, replicas } = action else { return };
         if let Some(workload) = self.workloads.get_mut(workload) {
-            workload.raised = if *replicas > workload.answered { Some(now) } else { workload.raised };
-            workload.answered = *replicas;
+            workload.tell(*replicas, now);
         }
     }
 }

@@ -229,6 +229,9 @@ pub struct Workload {
     pub answered: u32,
     /// When that was last raised.
     pub raised: Option<Millis>,
+    /// The same moment, where that was for more than demand itself asked for: by a forecast, or by the clock.
+    #[serde(default)]
+    pub ahead: Option<Millis>,
     /// Since when this is known at all: what was needed before is not.
     pub known: Millis,
     /// When how many were last needed: fewer and fewer, later and later.
@@ -412,6 +415,18 @@ impl Workload {
             // A level that was needed later than a higher one; the bound is the workload's own.
             self.needed.push(Needed { replicas, at: sample.at });
         }
+    }
+
+    /// KEDA is told so many from now on; whether that is more.
+    pub fn tell(&mut self, replicas: u32, now: Millis) -> bool {
+        let is_more = replicas > self.answered;
+        if is_more {
+            let asked = self.samples.last().map_or(0, |newest| self.level(newest.backlog_milli));
+            self.raised = Some(now);
+            self.ahead = (replicas > asked).then_some(now);
+        }
+        self.answered = replicas;
+        is_more
     }
 
     /// Ends a time without work.

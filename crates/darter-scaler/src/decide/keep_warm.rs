@@ -151,8 +151,7 @@ impl Kept {
 
     /// When that is given up which was asked for ahead of demand: no earlier than it can have come.
     fn coming(&self, workload: &Workload, replicas: u32) -> Option<Millis> {
-        let asked = workload.raised.filter(|_| workload.answered >= replicas);
-        let ahead = asked.filter(|at| !was_demanded(workload, *at, replicas));
+        let ahead = workload.ahead.filter(|_| workload.answered >= replicas);
         ahead.map(|at| at.plus(self.coming_ms(workload, replicas)))
     }
 
@@ -166,21 +165,6 @@ impl Kept {
         // To keep is not to ask for more.
         held.unwrap_or(0).min(workload.answered)
     }
-}
-
-/// Whether demand itself had asked for so many when they were asked for, and no forecast of it.
-fn was_demanded(workload: &Workload, raised: Millis, replicas: u32) -> bool {
-    // Demand asks for no more than the most, whatever was answered before somebody lowered that.
-    let replicas = replicas.min(workload.most);
-    let before = workload.samples.partition_point(|sample| sample.at <= raised);
-    let last = workload.samples[..before].last();
-    if last.is_some_and(|sample| workload.level(sample.backlog_milli) >= replicas) {
-        return true;
-    }
-    // A sample that came soon after has taken the place of the one that asked: its level is noted all the same.
-    let may_be_gone = before < workload.samples.len();
-    let asked = |at: Millis| at <= raised && last.is_none_or(|sample| at > sample.at);
-    may_be_gone && workload.needed.iter().any(|needed| needed.replicas >= replicas && asked(needed.at))
 }
 
 fn changes(
@@ -207,8 +191,8 @@ fn changes(
             reason.rule = rule;
         }
         let needed_at = workload.needed.iter().filter(|needed| needed.replicas >= last).map(|last| last.at).max();
-        if let Some(idle) = workload.raised.filter(|_| is_coming).map(|at| scene.age(at)) {
-            reason = reason.knowing(Fact::Raised, None, Some(last.into()), Some(idle));
+        if let Some(idle) = workload.ahead.filter(|_| is_coming).map(|at| scene.age(at)) {
+            reason = reason.knowing(Fact::Ahead, None, Some(last.into()), Some(idle));
             reason = reason.comparing(Quantity::GapMs, idle, kept.coming_ms(workload, last));
         } else if let Some(idle) = needed_at.map(|at| scene.age(at)) {
             reason = reason.knowing(Fact::Needed, None, Some(last.into()), Some(idle));

@@ -107,6 +107,7 @@ pub(super) struct Load {
     samples: Workloadlike,
     pub(super) answered: u32,
     raised: Option<Millis>,
+    ahead: Option<Millis>,
     /// Since when it has nothing to do, and for how long it was to be kept then.
     idle: Option<(Millis, u64)>,
     /// For how long the newest sample says something.
@@ -185,6 +186,7 @@ impl Load {
             floors: words.floors,
             answered: self.answered,
             raised: self.raised,
+            ahead: self.ahead,
             known: self.known,
             needed: self.samples.needed.clone(),
             gaps: self.samples.gaps.clone(),
@@ -218,7 +220,8 @@ impl Load {
             self.idle = Some((at, kept_ms()));
         }
         let words = self.words();
-        self.samples.observe(&words, Sample { at, backlog_milli: demand.backlog_milli });
+        let sample = Sample { at, backlog_milli: demand.backlog_milli };
+        self.samples.with(&words, |workload| workload.observe(sample));
         self.until = Some(at.plus(most_ms));
         Ok(())
     }
@@ -262,12 +265,16 @@ impl Load {
 
     /// KEDA is told so many; whether that is more.
     pub(super) fn told(&mut self, replicas: u32, now: Millis) -> bool {
-        let more = replicas > self.answered;
-        if more {
-            self.raised = Some(now);
-        }
+        let (words, answered, raised, ahead) = (self.words(), self.answered, self.raised, self.ahead);
+        let told = self.samples.with(&words, |workload| {
+            (workload.answered, workload.raised, workload.ahead) = (answered, raised, ahead);
+            let is_more = workload.tell(replicas, now);
+            (is_more, workload.raised, workload.ahead)
+        });
+        let is_more;
+        (is_more, self.raised, self.ahead) = told;
         self.answered = replicas;
-        more
+        is_more
     }
 
     /// Replicas that are there already when nothing was decided yet: what a scaler before this one asked for.
@@ -285,14 +292,15 @@ impl Load {
         self.answered = left.answered;
         self.known = left.known;
         self.raised = left.raised;
+        self.ahead = left.ahead;
         self.samples.needed.clone_from(&left.needed);
         self.samples.gaps.clone_from(&left.gaps);
     }
 }
 
 impl Workloadlike {
-    /// [`Workload::observe`], on a workload that has only what that looks at.
-    fn observe(&mut self, words: &WorkloadConfig, sample: Sample) {
+    /// Does something to a workload that has only what this is, and what demand is measured by.
+    fn with<T>(&mut self, words: &WorkloadConfig, act: impl FnOnce(&mut Workload) -> T) -> T {
         let mut workload = Workload {
             pool: String::new(),
             gpus: 1,
@@ -305,13 +313,15 @@ impl Workloadlike {
             floors: Vec::new(),
             answered: 0,
             raised: None,
-            known: sample.at,
+            ahead: None,
+            known: Millis(0),
             needed: std::mem::take(&mut self.needed),
             gaps: Vec::new(),
         };
-        workload.observe(sample);
+        let done = act(&mut workload);
         self.samples = workload.samples;
         self.needed = workload.needed;
+        done
     }
 }
 

@@ -129,6 +129,7 @@ impl<'a> Played<'a> {
             floors: Vec::new(),
             answered: 0,
             raised: None,
+            ahead: None,
             known: Millis(0),
             needed: Vec::new(),
             gaps: Vec::new(),

@@ -82,9 +82,9 @@ fn workload() -> impl Strategy<Value = Workload> {
     let samples = vec((past(), 0..9_000_u64), 0..5);
     let gaps = vec((0..900_000_u64, 0..600_000_u64).prop_map(|(ms, kept_ms)| Gap { ms, kept_ms }), 0..9);
     let sizes = (0..2_usize, 1..3_u32, 0..2_u32, 1..9_u32, 0..12_u32);
-    let since = (past(), of(past()));
+    let since = (past(), of(past()), of(past()));
     (sizes, samples, gaps, 0..900_u64, since, vec((1..9_u32, past()), 0..3)).prop_map(
-        |((pool, gpus, least, most, answered), mut samples, gaps, cold, (known, raised), mut needed)| {
+        |((pool, gpus, least, most, answered), mut samples, gaps, cold, (known, raised, ahead), mut needed)| {
             samples.sort_unstable();
             needed.sort_by_key(|(replicas, at)| (*at, *replicas));
             Workload {
@@ -99,6 +99,7 @@ fn workload() -> impl Strategy<Value = Workload> {
                 floors: Vec::new(),
                 answered,
                 raised,
+                ahead,
                 known,
                 needed: needed.into_iter().map(|(replicas, at)| Needed { replicas, at }).collect(),
                 gaps,

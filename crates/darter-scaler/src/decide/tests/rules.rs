@@ -59,6 +59,7 @@ fn workload() -> Workload {
         floors: Vec::new(),
         answered: 1,
         raised: None,
+        ahead: None,
         known: ago(600 * MINUTE),
         needed: Vec::new(),
         gaps: Vec::new(),

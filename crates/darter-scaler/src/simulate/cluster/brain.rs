@@ -43,6 +43,7 @@ impl Brain {
             floors: Vec::new(),
             answered: 0,
             raised: None,
+            ahead: None,
             known: Millis(0),
             needed: Vec::new(),
             gaps: Vec::new(),
