@@ -105,6 +105,14 @@ impl Scene {
         self.files.join("token").display().to_string()
     }
 
+    /// What EKS puts into the environment of a pod with an association.
+    fn pod_identity(&self) -> [(&'static str, String); 2] {
+        [
+            ("AWS_CONTAINER_CREDENTIALS_FULL_URI", format!("{}/v1/credentials", self.url())),
+            ("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", self.token_file()),
+        ]
+    }
+
     /// An agent with these variables and nothing else of AWS: no profile, and no metadata service.
     async fn agent(&self, variables: &[(&str, String)]) -> Result<Agent> {
         let nothing = self.files.join("none").display().to_string();
@@ -162,11 +170,7 @@ async fn pod_identity_opens_the_nodes_registry() -> Result<()> {
         return Ok(());
     }
     let scene = Scene::new()?;
-    let variables = [
-        ("AWS_CONTAINER_CREDENTIALS_FULL_URI", format!("{}/v1/credentials", scene.url())),
-        ("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", scene.token_file()),
-    ];
-    scene.reads_as("ASIAPODIDENTITY", &variables).await
+    scene.reads_as("ASIAPODIDENTITY", &scene.pod_identity()).await
 }
 
 #[tokio::test]
@@ -189,12 +193,8 @@ async fn a_role_that_is_refused_is_said_and_asked_for_again() -> Result<()> {
         return Ok(());
     }
     let scene = Scene::new()?;
-    let variables = [
-        ("AWS_CONTAINER_CREDENTIALS_FULL_URI", format!("{}/v1/credentials", scene.url())),
-        ("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", scene.token_file()),
-    ];
     *scene.giver.token.lock().unwrap_or_else(PoisonError::into_inner) = "another-token";
-    let agent = scene.agent(&variables).await?;
+    let agent = scene.agent(&scene.pod_identity()).await?;
     // containerd goes on at the registry itself.
     ensure!(scene.read(&agent).await? == 404, "opened with a token that is not the pod's");
     let log = agent.log();
