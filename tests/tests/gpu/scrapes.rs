@@ -104,8 +104,8 @@ async fn each_gpu_says_what_it_can_and_nothing_else() -> Result<()> {
         ("recovery-reboot", 1),
         ("remap-pending", 1),
     ];
-    // At once: each waits for its rounds.
-    try_join_all(fixtures.map(|(fixture, gpus)| async move {
+    // At once: each waits for its rounds. One after the other to the heap: all of them are too much for a stack.
+    try_join_all(fixtures.into_iter().map(|(fixture, gpus)| async move {
         let mock = Mock::fixture(fixture)?;
         let agent = agent(mock.options(gpus)?).await.context(fixture)?;
         ensure_golden(fixture, &gpu_series(&agent).await?)
@@ -129,7 +129,7 @@ async fn a_gpu_in_trouble_says_what_it_still_can_and_nothing_else() -> Result<()
         ("xid-79", 1, "NotReady", "FatalXid"),
         ("xid-94", 1, "Degraded", "DegradedXid"),
     ];
-    try_join_all(fixtures.map(|(fixture, gpus, state, reason)| async move {
+    try_join_all(fixtures.into_iter().map(|(fixture, gpus, state, reason)| async move {
         let mock = Mock::fixture(fixture)?;
         let agent = agent(mock.options(gpus)?).await.context(fixture)?;
         becomes(&agent, state, reason).await.context(fixture)?;
@@ -183,7 +183,7 @@ async fn of_dcgm_exporters_names_promtool_minds_what_cannot_be_otherwise_and_not
         return Ok(());
     }
     let pages = [("h200-busy", "legacy"), ("h200-busy", "v49"), ("h200-mig", "legacy"), ("h200-mig", "v49")];
-    let said = try_join_all(pages.map(|(fixture, names)| async move {
+    let said = try_join_all(pages.into_iter().map(|(fixture, names)| async move {
         let mock = Mock::fixture(fixture)?;
         let agent = agent(mock.options(1)?.set("gpu.dcgm_names", names)).await.context(fixture)?;
         lint(&agent.admin("/metrics").await?.text()).await
