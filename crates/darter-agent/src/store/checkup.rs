@@ -66,7 +66,11 @@ fn look(shared: &Arc<Shared>) -> Result<(), Unwell> {
         return Err(Unwell::NotOpen(lock(&shared.state).clone()));
     }
     match shared.disk.probe() {
-        Err(error) if !error.is_full() && !error.is_read_only() => return Err(error.into()),
+        Err(error) if !error.is_full() && !error.is_read_only() => {
+            // Not begun with, a blob is a quick 404; begun with, it could not be kept, and its client be cut off.
+            shared.trouble(&error);
+            return Err(error.into());
+        }
         _ => {}
     }
     let dice = RandomState::new().build_hasher().finish();

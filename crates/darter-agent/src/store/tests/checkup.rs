@@ -117,5 +117,8 @@ async fn what_was_never_opened_or_went_away_is_said_and_what_only_takes_nothing_
     }
     std::fs::remove_dir_all(&data).unwrap();
     std::fs::write(&data, "not a directory").unwrap();
+    store.shared.set_state(State::Ok);
     assert!(matches!(checkup.look(&store, WITHIN * 50).await, Err(Unwell::Disk(_))));
+    let state = lock(&store.shared.state).clone();
+    assert!(matches!(state, State::Unavailable { .. }), "nothing that cannot be kept is begun with: {state}");
 }
