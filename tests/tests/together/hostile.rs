@@ -2,6 +2,7 @@
 //! every node has its images, byte for byte.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use darter_core::Digest;
@@ -16,6 +17,13 @@ use darter_tests::tools::{Need, Release, can_run};
 use futures_util::future::try_join_all;
 
 const NEEDS: [Need; 2] = [Need::Containerd(Release::V2), Need::Darter];
+
+/// A peer that sends nothing for so long has stalled.
+const STALL: Duration = Duration::from_secs(3);
+
+/// What a peer that stalls may cost beside that: the half second of the failure table, and as much again for what
+/// else two pulls on such a machine differ by.
+const MOMENT: Duration = Duration::from_secs(1);
 
 /// A node pulls again as often as this: kubelet does so without end.
 const TRIES: usize = 3;
@@ -200,6 +208,33 @@ async fn who_claims_to_have_everything_and_gives_nothing_is_let_go() -> Result<(
     last(swarm.pull_all(&pushed).await)?;
     ensure!(liar.asked() > asked, "nobody believed it: this tests nothing");
     swarm.copies(&pushed).ensure_exactly(1)?;
+    swarm.ensure_nobody_alone().await
+}
+
+#[tokio::test]
+async fn who_takes_requests_and_answers_none_holds_nobody_up() -> Result<()> {
+    if !can_run("who_takes_requests_and_answers_none_holds_nobody_up", &NEEDS) {
+        return Ok(());
+    }
+    let mut swarm = start(3).await?;
+    let calm = last(swarm.pull_all(&swarm.push(45, &[32 * MIB]).await?).await)?;
+    let silent = swarm.add_hostile(Deed::Silence).await?;
+    let pushed = swarm.push(46, &[32 * MIB]).await?;
+    let comes = async {
+        // Nobody knows how long a piece takes before some have come.
+        eventually("it is being read", async || Ok(swarm.copies_of_layer(&pushed).sent > 4 * MIB)).await?;
+        let layer = &pushed.image.layers[0];
+        silent.want(layer.digest(), layer.size()).await
+    };
+    let (pulls, came) = tokio::join!(swarm.pull_all(&pushed), comes);
+    came?;
+    let took = last(pulls)?;
+    ensure!(silent.asked() > 0, "nobody asked it for anything: this tests nothing");
+    // What nobody else has is asked of it once for all that time, or twice where it was to read that too, and is
+    // then read by another.
+    ensure!(took <= calm + 2 * STALL + MOMENT, "{took:?}, and {calm:?} without it\n{}", swarm.told());
+    let copies = swarm.copies_of_layer(&pushed);
+    ensure!(copies.least == 1 && copies.sent - copies.size <= 16 * MIB, "{copies}\n{}", swarm.told());
     swarm.ensure_nobody_alone().await
 }
 

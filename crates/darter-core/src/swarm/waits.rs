@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use super::Cx;
-use super::download::Download;
+use super::download::{Download, Request};
 use super::event::Message;
 use super::limits::Limits;
 use super::neighbour::Neighbour;
@@ -37,15 +37,17 @@ impl Download {
             }
             // All wait for what this node is to read, and who has it is as good as dead.
             self.read_leases(true, cx);
-            // What is late may come yet.
-            if !self.requests.is_empty() || self.leases.is_importing() {
+            // What is late may come yet, but not from those that broke off or sent nothing the last time.
+            if self.leases.is_importing() || self.requests.iter().any(|request| self.may_answer(request)) {
                 return;
             }
             self.neighbours.iter_mut().for_each(Neighbour::may_be_free);
             // What a neighbour has comes when that has a slot free; unless it never does.
             let is_late = cx.now.since(self.came) >= self.slot_patience(cx.limits);
             let open = self.open.iter().filter(|piece| is_late || !self.can_be_had(*piece));
-            let mut segments: Vec<u32> = open.map(|piece| segment_of(self.layout, piece)).collect();
+            let asked = self.requests.iter().map(|request| u64::from(request.piece));
+            let mut segments: Vec<u32> = open.chain(asked).map(|piece| segment_of(self.layout, piece)).collect();
+            segments.sort_unstable();
             segments.dedup();
             segments.truncate(cx.limits.missing_max);
             if segments.is_empty() {
@@ -55,6 +57,10 @@ impl Download {
             let coordinator = self.coordinator(cx);
             cx.send(coordinator, self.blob, Message::Missing { segments, without });
         }
+    }
+
+    fn may_answer(&self, request: &Request) -> bool {
+        self.place(&request.peer).is_ok_and(|at| self.neighbours[at].is_well())
     }
 
     /// Other blobs of this node have all the requests that there may be: whoever has pieces of this one is

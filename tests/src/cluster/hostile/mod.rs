@@ -58,6 +58,8 @@ pub enum Deed {
     Endless,
     /// The answer that the piece is not here, whatever it announced.
     Nothing,
+    /// No answer: it takes the request, and the connection stays open.
+    Silence,
 }
 
 /// What its parts share.

@@ -73,7 +73,7 @@ impl Shop {
 
     /// Consistent with the pieces that it gives.
     async fn tell_values(&self, stream: &mut (impl AsyncWrite + Unpin), blob: Digest) -> io::Result<()> {
-        let speaks = !matches!(self.deed, Deed::Nothing | Deed::LieAndBeSilent);
+        let speaks = !matches!(self.deed, Deed::Nothing | Deed::Silence | Deed::LieAndBeSilent);
         let Some(layout) = self.layout(&blob).filter(|_| speaks) else { return refuse(stream, "404 Not Here").await };
         let values: Vec<[u8; 32]> = (0..layout.pieces()).map(|piece| made_up(&layout, piece).1).collect();
         let body = values.as_flattened();
@@ -87,6 +87,7 @@ impl Shop {
         let attest = self.identity.attest(&target.blob, &layout, target.piece, value);
         match self.deed {
             Deed::Nothing => return refuse(stream, "404 Not Here").await,
+            Deed::Silence => std::future::pending().await,
             Deed::Endless => {
                 let head = format!("HTTP/1.1 200 OK\r\ndarter-attest: {attest}\r\n\r\n");
                 stream.write_all(head.as_bytes()).await?;

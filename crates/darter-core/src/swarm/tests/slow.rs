@@ -31,6 +31,41 @@ fn an_owner_to_whom_bytes_come_slowly_keeps_its_lease_and_not_for_ever() {
 }
 
 #[test]
+fn who_sent_nothing_when_it_was_asked_is_not_waited_for_a_second_time() {
+    let blob = blob_ranked(&[2]);
+    let mut swarm = node(1..=4);
+    want(&mut swarm, blob, MIB);
+    let welcome = Message::Welcome { neighbours: vec![peer(3)], holders: vec![], interested: 2 };
+    heard(&mut swarm, at(2), 2, blob, welcome);
+    let hello = Message::Hello { have: Bitfield::full(1), wants_answer: false };
+    let fetch = Action::Fetch { blob, piece: 0, peer: peer(3) };
+    assert!(heard(&mut swarm, at(3), 3, blob, hello).contains(&fetch));
+    // The coordinator answers whenever it is asked; a complaint is what is counted.
+    let mut complaints = |from, to| {
+        let mut actions = Vec::new();
+        for time in (from..to).step_by(10) {
+            let said = swarm.handle(at(time), Event::Tick);
+            if said.iter().any(|action| matches!(action, Action::Send { message: Message::Join(_), .. })) {
+                let welcome = Message::Welcome { neighbours: vec![], holders: vec![], interested: 2 };
+                actions.extend(heard(&mut swarm, at(time), 2, blob, welcome));
+            }
+            actions.extend(said);
+            if time == 3000 {
+                let failed = Event::FetchFailed { blob, piece: 0, peer: peer(3), reason: FetchFailure::Stalled };
+                actions.extend(swarm.handle(at(time), failed));
+            }
+        }
+        let missing = Message::Missing { segments: vec![0], without: vec![] };
+        let complaint = Action::Send { to: peer(2), blob, message: missing };
+        let said = actions.iter().filter(|action| **action == complaint).count();
+        (said, actions.contains(&fetch))
+    };
+    assert_eq!(complaints(10, 3000), (0, false), "what is late may come yet");
+    let (said, is_asked_again) = complaints(3000, 6400);
+    assert!(said > 1 && is_asked_again, "{said} complaints until it stalls again");
+}
+
+#[test]
 fn who_is_about_to_go_reads_from_the_origin_what_nobody_else_can() {
     let blob = blob_ranked(&[1]);
     let (size, have) = (64 * MIB, || Bitfield::new(64));
