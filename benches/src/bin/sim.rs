@@ -25,6 +25,8 @@ const SPREAD: f64 = 1.05;
 const SPREAD_LAST: f64 = 1.10;
 /// Messages against all bytes, in percent.
 const CONTROL: f64 = 0.5;
+/// Members that a node exchanges pieces of a blob with.
+const NEIGHBOURS: f64 = 24.0;
 /// From the moment in which nodes know each other, and one in which none is new.
 const BOOT: Duration = Duration::from_secs(1);
 const SETTLE: Duration = Duration::from_millis(300);
@@ -132,6 +134,8 @@ impl Row {
                 let goal = played.goal_percent();
                 played.times(name, goal, report);
                 played.origin(name, 1.0, report);
+                let most = played.outcome.neighbours as f64;
+                played.add(report, format!("{name}, most neighbours of a node"), most, "", NEIGHBOURS);
                 played.add(report, format!("{name}, processor time of the run"), took.as_secs_f64(), "s", seconds);
             }
             Case::Again => again(name, report),
@@ -208,6 +212,8 @@ impl Played {
         let Outcome { message_bytes, peer_bytes, origin_bytes, .. } = self.outcome;
         let percent = ratio(message_bytes, message_bytes + peer_bytes + origin_bytes) * 100.0;
         self.add(report, format!("{name}, messages of all bytes"), percent, "%", CONTROL);
+        let most = self.outcome.neighbours as f64;
+        self.add(report, format!("{name}, most neighbours of a node"), most, "", NEIGHBOURS);
     }
 
     /// When each node has the piece that its reader waits for: it is asked for as every other is.

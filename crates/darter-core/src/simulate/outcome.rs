@@ -26,6 +26,8 @@ pub struct Outcome {
     pub message_bytes: u64,
     /// When each node had the first piece of the first blob, in seconds after it wanted it.
     pub first_pieces: Vec<Option<f64>>,
+    /// The most neighbours that a node had for a blob at any time.
+    pub neighbours: usize,
     /// Piece requests that were refused.
     pub refused: u64,
     /// Import requests that the origin throttled.

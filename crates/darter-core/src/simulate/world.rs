@@ -293,6 +293,7 @@ impl<'a> World<'a> {
         }
         let now = node.clock(self.now);
         let actions = node.swarm.handle(now, event);
+        self.outcome.neighbours = self.outcome.neighbours.max(node.swarm.neighbours());
         let every = self.scenario.check_every;
         if every > 0
             && self.outcome.events.is_multiple_of(every)

@@ -37,12 +37,28 @@ impl Download {
         if self.place(&id).is_ok() {
             return;
         }
+        self.make_room(cx);
         let pieces = self.layout.pieces();
         if is_whole {
             self.add_neighbour(id, Bitfield::full(pieces), true, cx);
         } else {
             self.add_neighbour(id, Bitfield::new(pieces), true, cx);
             self.hello(id, true, cx);
+        }
+    }
+
+    /// Of as many neighbours as there may be, the one that has least and of whom nothing is asked goes.
+    fn make_room(&mut self, cx: &mut Cx<'_>) {
+        if self.neighbours.len() < cx.limits.neighbours_max {
+            return;
+        }
+        // The coordinator would take a word of it for the end of our interest.
+        let coordinator = self.coordinator(cx);
+        let is_needed = |id: PeerId| id == coordinator || self.leases.readings().any(|lease| lease.from == Some(id));
+        let idle = self.neighbours.iter().filter(|neighbour| neighbour.in_flight == 0 && !is_needed(neighbour.id));
+        if let Some(id) = idle.min_by_key(|neighbour| neighbour.count()).map(|neighbour| neighbour.id) {
+            self.drop_neighbour(&id, cx);
+            cx.send(id, self.blob, Message::Leave);
         }
     }
 

@@ -18,6 +18,7 @@ impl Swarm {
         self.invariant_slots_are_few()?;
         holds(self.coordinated.due_is_right(&self.node.limits), "a coordinator is not looked at when it is due")?;
         for download in self.downloads.values() {
+            self.invariant_neighbours_are_few(download)?;
             invariant_open_pieces_are_missing(download)?;
             invariant_pieces_are_asked_once(download)?;
             invariant_rarity_counts_neighbours(download)?;
@@ -28,6 +29,14 @@ impl Swarm {
     fn invariant_slots_are_few(&self) -> Result<(), Broken> {
         let slots = usize::from(self.node.limits.slots);
         holds(self.node.slots.running() <= slots, "more uploads than slots")
+    }
+
+    /// What bounds the memory of a download, and what goes to others of it.
+    fn invariant_neighbours_are_few(&self, download: &Download) -> Result<(), Broken> {
+        let limits = &self.node.limits;
+        holds(download.neighbours.len() <= limits.neighbours_max, "more neighbours than it accepts")?;
+        let asked = download.neighbours.iter().map(|neighbour| neighbour.in_flight).max().unwrap_or(0);
+        holds(asked <= limits.in_flight_per_peer, "more is asked of one neighbour than it should be")
     }
 }
 

@@ -222,6 +222,11 @@ impl Swarm {
         downloads.chain(others).min().unwrap_or(Time::NEVER)
     }
 
+    /// Members that it exchanges pieces of one blob with, for the blob with the most of them.
+    pub fn neighbours(&self) -> usize {
+        self.downloads.values().map(|download| download.neighbours.len()).max().unwrap_or(0)
+    }
+
     fn dispatch(&mut self, now: Time, event: Event, out: &mut Vec<Action>) {
         match event {
             Event::Members(members) => {
