@@ -206,10 +206,12 @@ pub(crate) enum SimulateCommand {
     /// How fast a blob reaches N nodes, against the time that no protocol can beat.
     ///
     /// The decisions are those of the agent's own code; links are modelled, so that disks, processors
-    /// and TCP are not in it. The goal is three times the ramp over the bound, and 3 %.
+    /// and TCP are not in it. The goal is three times the ramp over the bound, and 3 %. A table on a terminal,
+    /// lines with tabs in a pipe.
     #[command(after_help = "Examples:\n  \
         darter simulate swarm --nodes 4,64,1000 --origin-share 4 --csv runs.csv --svg runs.svg\n  \
         darter simulate swarm --nodes 64 --holders 1                 one node has it already\n  \
+        darter simulate swarm --nodes 100 --spread 1s --boot 1s      they start within a second and know nobody\n  \
         darter simulate swarm --nodes 32 --fault importer@50 --seeds 20")]
     Swarm(crate::simulate::Play),
     /// What the scaler's own decisions would have cost on a trace, against fixed times and KEDA's own.

@@ -1,14 +1,14 @@
 //! `darter simulate swarm`: plays the swarm's own code over made-up links, and prints how near it
 //! comes to the time that no protocol can beat.
 
-use std::fmt::Write as _;
+use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use darter_core::simulate::{Bound, Fault, Outcome, Scenario, run};
-use darter_core::units::Size;
+use darter_core::units::{Seconds, Size};
 
 use crate::{plot, show};
 
@@ -30,6 +30,12 @@ pub(crate) struct Play {
     /// Zones that the nodes are in, in turn.
     #[arg(long, default_value_t = 1, value_name = "N")]
     zones: u32,
+    /// Nodes come within this time of each other, in an order by lot.
+    #[arg(long, default_value = "0s", value_name = "TIME")]
+    spread: Seconds,
+    /// Nodes have just started, know nobody, and find each other within this time; 0s: they have for long.
+    #[arg(long, default_value = "0s", value_name = "TIME")]
+    boot: Seconds,
     /// The first seed; the same seed gives the same run, bit for bit.
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -38,7 +44,7 @@ pub(crate) struct Play {
     seeds: u64,
     /// Something that goes wrong: KIND@PERCENT of the bound, KIND one of importer, coordinator,
     /// churn10, churn30, pause, pause-coordinator, partition, sever, unreachable, lose5, slow10, stall,
-    /// corrupt, lie, boast, disk, leap, freeze, throttle, forbid. Can be repeated.
+    /// corrupt, lie, boast, disk, leap, freeze, throttle, forbid, old10. Can be repeated.
     #[arg(long = "fault", value_name = "KIND@PERCENT")]
     faults: Vec<String>,
     /// Blocks that links serve in turn, for each piece: fewer are faster to play and less exact.
@@ -79,7 +85,8 @@ pub(crate) fn swarm(play: &Play) -> Result<ExitCode> {
     check(play)?;
     let mut all = Vec::new();
     let mut worst = Vec::new();
-    show::print(&heading(play))?;
+    let is_terminal = std::io::stdout().is_terminal();
+    show::print(&if is_terminal { heading(play) } else { tabs(&csv(&[])) })?;
     for nodes in &play.nodes {
         let mut rows = Vec::new();
         for seed in (0..play.seeds).map(|n| play.seed.wrapping_add(n)) {
@@ -89,7 +96,7 @@ pub(crate) fn swarm(play: &Play) -> Result<ExitCode> {
         }
         rows.sort_by(|a, b| a.outcome.last.total_cmp(&b.outcome.last));
         if let Some(row) = rows.pop() {
-            show::print(&line(&row))?;
+            show::print(&if is_terminal { line(&row) } else { tabs(&values(&row)) })?;
             all.extend(rows);
             worst.push(row);
         }
@@ -131,6 +138,8 @@ fn one(play: &Play, nodes: u32, seed: u64) -> Result<Row> {
     scenario.seed = seed;
     scenario.zones = play.zones;
     scenario.blocks = play.blocks;
+    scenario.spread = play.spread.0;
+    scenario.introductions = play.boot.0;
     let bound = Bound::of(&scenario);
     for fault in &play.faults {
         scenario.faults.extend(faults(fault, nodes, bound.seconds())?);
@@ -181,6 +190,7 @@ fn faults(text: &str, nodes: u32, bound: f64) -> Result<Vec<(Duration, Fault)>> 
         "leap" => vec![(at, Fault::Leap(nodes / 2, Duration::from_secs(300)))],
         "freeze" => vec![(at, Fault::Freeze(nodes / 2, PERIOD))],
         "slow10" => some(10, Fault::Slow).map(|(_, fault)| (at, fault)).collect(),
+        "old10" => some(10, Fault::Old).map(|(_, fault)| (at, fault)).collect(),
         "corrupt" => vec![(at, Fault::Corrupt(nodes / 2))],
         "lie" => vec![(at, Fault::Lie(nodes / 2))],
         "throttle" => vec![(at, Fault::Throttle(Duration::from_millis(500)))],
@@ -218,18 +228,24 @@ fn line(row: &Row) -> String {
     )
 }
 
+/// The same for a pipe.
+fn tabs(csv: &str) -> String {
+    csv.replace(',', "\t")
+}
+
 fn csv(rows: &[Row]) -> String {
-    let mut text = "nodes,seed,bound_seconds,goal_seconds,last_seconds,p50_seconds,p99_seconds,origin_ratio,\
-                    cross_zone_ratio,duplicate_bytes,refused_requests,events\n"
-        .to_owned();
-    for Row { nodes, seed, bound, outcome, origin_ratio, cross_zone_ratio, .. } in rows {
-        let (bound, goal) = (bound.seconds(), bound.goal_seconds());
-        let (last, p50, p99) = (outcome.last, outcome.quantile(0.5), outcome.quantile(0.99));
-        let (duplicates, refused, events) = (outcome.duplicate_bytes, outcome.refused, outcome.events);
-        let _ = writeln!(
-            text,
-            "{nodes},{seed},{bound},{goal},{last},{p50},{p99},{origin_ratio},{cross_zone_ratio},{duplicates},{refused},{events}"
-        );
-    }
-    text
+    let heading = "nodes,seed,bound_seconds,goal_seconds,last_seconds,p50_seconds,p99_seconds,origin_ratio,\
+                   cross_zone_ratio,duplicate_bytes,refused_requests,most_neighbours,events\n";
+    rows.iter().map(values).fold(heading.to_owned(), |text, values| text + &values)
+}
+
+fn values(row: &Row) -> String {
+    let Row { nodes, seed, bound, outcome, origin_ratio, cross_zone_ratio, .. } = row;
+    let (bound, goal) = (bound.seconds(), bound.goal_seconds());
+    let (last, p50, p99) = (outcome.last, outcome.quantile(0.5), outcome.quantile(0.99));
+    let Outcome { duplicate_bytes, refused, neighbours, events, .. } = outcome;
+    format!(
+        "{nodes},{seed},{bound},{goal},{last},{p50},{p99},{origin_ratio},{cross_zone_ratio},{duplicate_bytes},{refused},\
+         {neighbours},{events}\n"
+    )
 }

@@ -3,4 +3,5 @@
 mod bare;
 mod fit;
 mod prewarm_terminal;
+mod simulate;
 mod status;
