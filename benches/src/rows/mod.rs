@@ -37,16 +37,22 @@ const TAR: u64 = 512 + 1024;
 enum Case {
     /// Nobody has it, all want it at the same moment.
     Cold,
-    /// One has it, the others want it.
+    /// The same where pieces go from node to node in the clear.
+    Plain,
+    /// Some have it, the others want it.
     Warm,
     /// Cold, from an origin that is slow on each connection: against a direct pull on one.
     SlowOrigin,
     /// Many small layers, by containerd.
     SmallLayers,
+    /// The same where some have them.
+    WarmLayers,
     /// The one that has it is killed while the others read.
     HolderKilled,
     /// One of those that read the origin is killed.
     ImporterKilled,
+    /// The one that says who reads what is killed.
+    CoordinatorKilled,
 }
 
 /// One row of the benchmark.
@@ -56,6 +62,8 @@ pub struct Row {
     pub name: &'static str,
     case: Case,
     nodes: usize,
+    /// Those of them that have it before.
+    holders: usize,
     /// Of every link, in Mbit/s.
     mbit: u64,
     /// The origin's link, in links of a node.
@@ -63,18 +71,33 @@ pub struct Row {
     layers: u64,
 }
 
+/// Nodes, and those of them that have it before; the rate of a link, and the origin's in links.
+const fn row(
+    name: &'static str,
+    case: Case,
+    (nodes, holders): (usize, usize),
+    (mbit, share): (u64, u64),
+    layers: u64,
+) -> Row {
+    Row { name, case, nodes, holders, mbit, share, layers }
+}
+
 /// Every row, in the order in which they run.
-pub const ROWS: [Row; 10] = [
-    Row { name: "cold4", case: Case::Cold, nodes: 4, mbit: 200, share: 1, layers: 1 },
-    Row { name: "cold4-layers4", case: Case::Cold, nodes: 4, mbit: 200, share: 1, layers: 4 },
-    Row { name: "cold8", case: Case::Cold, nodes: 8, mbit: 100, share: 1, layers: 1 },
-    Row { name: "cold16", case: Case::Cold, nodes: 16, mbit: 50, share: 1, layers: 1 },
-    Row { name: "warm3", case: Case::Warm, nodes: 4, mbit: 200, share: 1, layers: 1 },
-    Row { name: "warm15", case: Case::Warm, nodes: 16, mbit: 50, share: 1, layers: 1 },
-    Row { name: "slow-origin10", case: Case::SlowOrigin, nodes: 10, mbit: 100, share: 10, layers: 1 },
-    Row { name: "layers100", case: Case::SmallLayers, nodes: 4, mbit: 200, share: 1, layers: 100 },
-    Row { name: "holder-killed", case: Case::HolderKilled, nodes: 4, mbit: 200, share: 1, layers: 1 },
-    Row { name: "importer-killed", case: Case::ImporterKilled, nodes: 4, mbit: 200, share: 1, layers: 1 },
+pub const ROWS: [Row; 14] = [
+    row("cold4", Case::Cold, (4, 0), (200, 1), 1),
+    row("cold4-plain", Case::Plain, (4, 0), (200, 1), 1),
+    row("cold4-layers4", Case::Cold, (4, 0), (200, 1), 4),
+    row("cold8", Case::Cold, (8, 0), (100, 1), 1),
+    row("cold16", Case::Cold, (16, 0), (50, 1), 1),
+    row("warm3", Case::Warm, (4, 1), (200, 1), 1),
+    row("warm15", Case::Warm, (16, 1), (50, 1), 1),
+    row("holders2-fresh3", Case::Warm, (5, 2), (150, 1), 1),
+    row("slow-origin10", Case::SlowOrigin, (10, 0), (100, 10), 1),
+    row("layers100", Case::SmallLayers, (4, 0), (200, 1), 100),
+    row("warm-layers100", Case::WarmLayers, (4, 1), (200, 1), 100),
+    row("holder-killed", Case::HolderKilled, (4, 1), (200, 1), 1),
+    row("importer-killed", Case::ImporterKilled, (4, 0), (200, 1), 1),
+    row("coordinator-killed", Case::CoordinatorKilled, (4, 0), (200, 1), 1),
 ];
 
 /// Bytes a second of one connection to the origin that is slow.
@@ -89,8 +112,13 @@ impl Row {
     /// The sizes of the files in the layers, for a payload of so many MiB. Small layers stay as small
     /// as they are: fewer of them are another case.
     fn files(&self, size_mib: u64) -> Vec<u64> {
-        let layer = if self.case == Case::SmallLayers { MIB } else { size_mib * MIB / self.layers };
+        let layer = if self.is_small() { MIB } else { size_mib * MIB / self.layers };
         vec![layer - TAR; usize::try_from(self.layers).unwrap_or_default()]
+    }
+
+    /// Whether containerds pull, and the time that they need is a part of it.
+    const fn is_small(&self) -> bool {
+        matches!(self.case, Case::SmallLayers | Case::WarmLayers)
     }
 
     fn bytes(&self, size_mib: u64) -> u64 {
@@ -101,7 +129,7 @@ impl Row {
     fn does_not_fit(&self, size_mib: u64) -> Result<Option<String>> {
         let nodes = self.nodes as u64;
         // What agents keep; containerd has packed and unpacked layers beside it.
-        let copies = if self.case == Case::SmallLayers { 3 } else { 1 };
+        let copies = if self.is_small() { 3 } else { 1 };
         // Half as much again: a disk that is nearly full is slow, and an agent keeps away from its end.
         let disk = nodes * self.bytes(size_mib) * copies * 3 / 2;
         let memory = nodes * MEMORY_PER_NODE + self.bytes(size_mib);
@@ -113,20 +141,24 @@ impl Row {
 
     /// What the row is, for people.
     fn title(&self, size_mib: u64) -> String {
-        let Self { nodes, mbit, share, layers, .. } = self;
+        let Self { nodes, mbit, share, layers, holders, .. } = self;
         let what = match self.case {
             Case::Cold => "read cold by all at once",
-            Case::Warm => "read by all but one, which has it",
+            Case::Plain => "read cold by all at once, without TLS",
+            Case::Warm => "read by those that do not have it",
             Case::SlowOrigin => "read cold by all at once, origin 2 MB/s a connection",
             Case::SmallLayers => "pulled cold by all at once by CRI, containerd 2.2.4, 3 layers at a time",
+            Case::WarmLayers => "pulled by those that do not have them by CRI, containerd 2.2.4, 3 layers at a time",
             Case::HolderKilled => "read by all but one, which has it and is killed in the middle",
             Case::ImporterKilled => "read cold by all at once, one agent killed in the middle",
+            Case::CoordinatorKilled => "read cold by all at once, the agent that coordinates killed in the middle",
         };
+        let have = if *holders == 0 { String::new() } else { format!(", {holders} of them have it") };
         let full = self.bytes(SIZE_MIB);
         let cut = if self.bytes(size_mib) == full { "" } else { ", CUT for a quick run: constants weigh more" };
         let mib = self.bytes(size_mib) / MIB;
         let layers = if *layers == 1 { "1 layer".to_owned() } else { format!("{layers} layers") };
-        format!("{nodes} nodes, {mbit} Mbit/s, origin {}, {layers}, {mib} MiB{cut}: {what}", mbit * share)
+        format!("{nodes} nodes{have}, {mbit} Mbit/s, origin {}, {layers}, {mib} MiB{cut}: {what}", mbit * share)
     }
 }
 
@@ -179,7 +211,7 @@ mod tests {
                 assert!(sizes.iter().all(|size| Layout::new(*size).piece_size() == MIB), "{row:?}");
                 assert!(sizes.iter().all(|size| size.is_multiple_of(MIB)), "{row:?} {size_mib}");
                 assert_eq!(sizes.iter().sum::<u64>(), row.bytes(size_mib), "{row:?}");
-                let expected = if row.case == Case::SmallLayers { 100 } else { size_mib };
+                let expected = if row.is_small() { 100 } else { size_mib };
                 assert_eq!(row.bytes(size_mib), expected * MIB, "{row:?}");
             }
         }

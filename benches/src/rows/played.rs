@@ -18,9 +18,17 @@ impl Row {
         let size = self.bytes(size_mib);
         let scenario = match self.case {
             _ if self.layers > 1 => return None,
-            Case::Cold => Scenario::cold(nodes, size, u32::try_from(self.share).ok()?),
-            Case::Warm => Scenario::warm(nodes - 1, 1, size),
-            Case::SlowOrigin | Case::SmallLayers | Case::HolderKilled | Case::ImporterKilled => return None,
+            Case::Cold | Case::Plain => Scenario::cold(nodes, size, u32::try_from(self.share).ok()?),
+            Case::Warm => {
+                let holders = u32::try_from(self.holders).ok()?;
+                Scenario::warm(nodes - holders, holders, size)
+            }
+            Case::SlowOrigin
+            | Case::SmallLayers
+            | Case::WarmLayers
+            | Case::HolderKilled
+            | Case::ImporterKilled
+            | Case::CoordinatorKilled => return None,
         };
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rate of a link")]
         let rate = carried as u64;

@@ -20,6 +20,8 @@ const FLOW: Duration = Duration::from_secs(3);
 /// A cluster and what was measured on it before anything was pulled.
 pub(super) struct Stand {
     pub(super) swarm: Swarm,
+    /// So many of its nodes have it before the others want it.
+    pub(super) holders: usize,
     pub(super) pushed: Pushed,
     /// Bytes of the layers.
     pub(super) size: u64,
@@ -50,16 +52,17 @@ impl Stand {
     pub(super) async fn new(row: &Row, size_mib: u64) -> Result<Self> {
         let plan = row.plan();
         let (nodes, share) = (plan.nodes, bytes(plan.origin) / bytes(plan.link));
-        let swarm = Swarm::start(plan, |_, options| options).await?;
+        let is_plain = row.case == Case::Plain;
+        let swarm = Swarm::start(plan, move |_, options| options.set("swarm.tls", !is_plain)).await?;
         let size = row.bytes(size_mib);
         let pushed = swarm.push(1, &row.files(size_mib)).await?;
         ensure!(pushed.image.layer_bytes() == size, "the layers have {} bytes", pushed.image.layer_bytes());
         let places = swarm.places();
         let carried = goodput(&places[0], &places[1], FLOW).await?;
         let cold = bound(nodes, size, carried, carried * share)?;
-        let bound = match row.case {
-            Case::Warm | Case::HolderKilled => warm_bound(nodes - 1, size, carried)?,
-            _ => cold,
+        let bound = match row.holders {
+            0 => cold,
+            holders => warm_bound(nodes - holders, holders, size, carried)?,
         };
         let played = row.scenario(size_mib, carried).map(|scenario| super::played::last(&scenario)).transpose()?;
         let half = control::scatter_allgather(swarm.origin(), &places, size / 2, |_, to| Ok(to)).await?;
@@ -68,6 +71,7 @@ impl Stand {
         let control_cpu = Usage::own()?.cpu - before;
         let stand = Self {
             swarm,
+            holders: row.holders,
             pushed,
             size,
             bound: bound.seconds(),
@@ -111,9 +115,24 @@ impl Stand {
         self.swarm.read_all(&self.pushed).await
     }
 
-    /// All but the first do.
+    /// Those that do not have it.
+    pub(super) fn newcomers(&self) -> Vec<usize> {
+        self.nodes().split_off(self.holders)
+    }
+
+    /// They read it.
     pub(super) async fn read_by_newcomers(&self) -> Vec<Pull> {
-        self.swarm.read_on(&self.nodes()[1..], &self.pushed).await
+        self.swarm.read_on(&self.newcomers(), &self.pushed).await
+    }
+
+    /// The node that has read most of the origin.
+    pub(super) async fn reads_most(&self) -> Result<usize> {
+        let mut most = (-1.0, 0);
+        for node in self.nodes() {
+            let read = self.swarm.agent(node)?.metrics().await?.sum("darter_origin_bytes_total", &[]);
+            most = if read > most.0 { (read, node) } else { most };
+        }
+        Ok(most.1)
     }
 
     /// How often the origin gave each byte so far.

@@ -54,11 +54,11 @@ pub fn bound(nodes: usize, size: u64, link: f64, origin: f64) -> Result<Bound> {
     Ok(Bound::of(&scenario))
 }
 
-/// The same for `nodes` that get it from one other that has it, and from no origin.
-pub fn warm_bound(nodes: usize, size: u64, link: f64) -> Result<Bound> {
+/// The same for `nodes` that get it from others that have it, and from no origin.
+pub fn warm_bound(nodes: usize, holders: usize, size: u64, link: f64) -> Result<Bound> {
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "bytes a second")]
     let link = link as u64;
-    let mut scenario = Scenario::warm(u32::try_from(nodes)?, 1, size);
+    let mut scenario = Scenario::warm(u32::try_from(nodes)?, u32::try_from(holders)?, size);
     (scenario.uplink, scenario.downlink) = (link, link);
     Ok(Bound::of(&scenario))
 }
@@ -212,7 +212,7 @@ mod tests {
         assert_eq!((bound.rounds, bound.allowance), (258.0, 6.0));
         assert!((12.4..12.55).contains(&goal_seconds(&bound)), "{}", goal_seconds(&bound));
         // The holder sends each piece once, and the last one takes one more step to the third node.
-        assert_eq!(warm_bound(3, 256 << 20, 23_725_000.0).unwrap().rounds, 257.0);
+        assert_eq!(warm_bound(3, 1, 256 << 20, 23_725_000.0).unwrap().rounds, 257.0);
     }
 
     #[test]

@@ -40,7 +40,7 @@ use crate::stage::REPOSITORY;
 use crate::tools::Release;
 
 pub use copies::Copies;
-pub use node::Node;
+pub use node::{Node, node_key};
 
 /// Where every agent's mirror is, in its own namespace.
 const MIRROR: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 4001);
@@ -54,6 +54,8 @@ pub struct Plan {
     pub link: u64,
     /// Bytes a second of the registry's link.
     pub origin: u64,
+    /// Who may read the registry. With [`Auth::Ecr`] each agent has a role of its own ([`node_key`]).
+    pub auth: Auth,
     /// Bytes a second of one connection to the registry; `None` is no limit.
     pub origin_connection: Option<u64>,
     /// Which containerd they run.
@@ -66,7 +68,15 @@ impl Plan {
     /// Nodes on links of so many Mbit/s, with a registry of so many times that.
     pub const fn new(nodes: usize, mbit: u64, share: u64) -> Self {
         let link = mbit * 125_000;
-        Self { nodes, link, origin: link * share, origin_connection: None, release: Release::V2, keeps_layers: false }
+        Self {
+            nodes,
+            link,
+            origin: link * share,
+            auth: Auth::Public,
+            origin_connection: None,
+            release: Release::V2,
+            keeps_layers: false,
+        }
     }
 }
 
@@ -125,7 +135,7 @@ impl Cluster {
         let mut network = Network::new(0)?;
         let origin = network.add_origin()?;
         network.limit_origin(plan.origin)?;
-        let options = fake_ecr::Options { auth: Auth::Public, ..fake_ecr::Options::default() };
+        let options = fake_ecr::Options { auth: plan.auth.clone(), ..fake_ecr::Options::default() };
         let ecr = FakeEcr::start(&origin, options)?;
         ecr.set_rate(None, plan.origin_connection);
         for _ in 0..plan.nodes {
@@ -161,7 +171,7 @@ impl Cluster {
         let seat = Seat { number, address: members[number], members };
         let place = self.network.node(number);
         let configure = |options| (self.configure)(&seat, options);
-        let node = Node::start(&place, &self.plan, &self.ecr, configure);
+        let node = Node::start(number, &place, &self.plan, &self.ecr, configure);
         node.await.with_context(|| format!("node {number} does not start"))
     }
 

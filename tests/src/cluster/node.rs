@@ -13,7 +13,7 @@ use sha2::{Digest as _, Sha256};
 use super::{Plan, Pushed};
 use crate::agent::{Agent, Options};
 use crate::containerd::{self, Containerd, hosts_toml};
-use crate::fake_ecr::FakeEcr;
+use crate::fake_ecr::{Auth, FakeEcr};
 use crate::image::Item;
 use crate::net::Place;
 use crate::process::tail;
@@ -32,6 +32,7 @@ impl Node {
     /// Starts both. The registry itself stands below the mirror in hosts.toml: `server` names the real
     /// ECR, which is not here.
     pub(super) async fn start(
+        number: usize,
         place: &Place,
         plan: &Plan,
         ecr: &FakeEcr,
@@ -49,13 +50,14 @@ impl Node {
             .set("certs_d.path", containerd.certs_d().display().to_string())
             .set("containerd.config", containerd.config().display().to_string())
             .set("mirror.platform", "linux/amd64")
-            .set("log.level", "info")
+            .set("log.level", "info,darter_agent::pulls=debug")
             .set("agent.drain", "1s")
             .set("swarm.handover", "5s")
             .registry(
                 &ecr.name(),
-                &[("endpoint", ecr.url().into()), ("plain_http", true.into()), ("access", "public".into())],
+                &[("endpoint", ecr.url().into()), ("plain_http", true.into()), ("access", access(plan).into())],
             );
+        let options = if plan.auth == Auth::Ecr { with_role(number, ecr, options) } else { options };
         let agent = Agent::start(configure(options)).await?;
         Ok(Self { agent: Some(agent), containerd, is_alive: true })
     }
@@ -135,6 +137,26 @@ impl Node {
         let agent = self.agent.as_ref().map(Agent::log).unwrap_or_default();
         format!("--- agent\n{}\n--- containerd\n{}", tail(&agent), tail(&self.containerd.log()))
     }
+}
+
+/// The access key of a node's role, where the registry is private.
+pub fn node_key(number: usize) -> String {
+    format!("AKIANODE{number}")
+}
+
+fn access(plan: &Plan) -> &'static str {
+    if plan.auth == Auth::Public { "public" } else { "node" }
+}
+
+/// What is around an agent whose node may read the registry by a role, and nothing else of AWS.
+fn with_role(number: usize, ecr: &FakeEcr, options: Options) -> Options {
+    options
+        .set("aws.ecr_endpoint", ecr.api_url())
+        .env("AWS_ACCESS_KEY_ID", node_key(number))
+        .env("AWS_SECRET_ACCESS_KEY", "secret-of-the-node")
+        .env("AWS_EC2_METADATA_DISABLED", "true")
+        .env("AWS_CONFIG_FILE", "/dev/null")
+        .env("AWS_SHARED_CREDENTIALS_FILE", "/dev/null")
 }
 
 /// Packs the one file of a layer again and looks at the digest.

@@ -7,6 +7,9 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use darter_agent::swarm::identity::Identity;
+use darter_core::Digest;
+use darter_core::swarm::score;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use toml_edit::Array;
 
@@ -126,10 +129,20 @@ impl Swarm {
         Ok(sum)
     }
 
+    /// The node that coordinates a blob, by the rule that all of them know.
+    pub fn coordinator(&self, blob: Digest) -> Result<usize> {
+        let mut best = None;
+        for node in 0..self.len() {
+            let name = Identity::load_or_make(&self.agent(node)?.dir().join("data/identity.key"))?.id();
+            best = best.max(Some((score(&blob, &name), name, node)));
+        }
+        best.map(|(_, _, node)| node).context("no nodes")
+    }
+
     /// What agents say of pulls that went on without them, or without each other.
     pub fn told(&self) -> String {
         let tells = |line: &&str| {
-            ["WARN", "goes to the registry", "of no help", "handed over", "pulled a blob"]
+            ["WARN", "goes to the registry", "of no help", "handed over", "pulled a blob", "did not come", "broke off"]
                 .iter()
                 .any(|word| line.contains(word))
         };

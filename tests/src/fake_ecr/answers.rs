@@ -33,7 +33,7 @@ pub(super) struct Storage(pub(super) Arc<Shared>);
 impl Shared {
     /// Puts the fault that is due into an answer, and counts it.
     fn finish(&self, request: &Request, kind: Kind, digest: Option<Digest>, reply: Reply) -> Reply {
-        let fault = self.state().faults.take(kind, digest, &request.target, request.header("range"));
+        let fault = self.state().faults.take(kind, digest, request);
         let mut reply = match fault {
             Some(fault) => fault.apply(reply),
             None => reply,

@@ -5,7 +5,7 @@ use std::time::Duration;
 use darter_core::Digest;
 
 use super::counts::Kind;
-use crate::wire::{Ending, Pace, Reply};
+use crate::wire::{Ending, Pace, Reply, Request};
 
 /// One thing that goes wrong.
 #[derive(Debug, Clone)]
@@ -36,6 +36,7 @@ pub struct Rule {
     kind: Option<Kind>,
     digest: Option<Digest>,
     path: Option<String>,
+    key: Option<String>,
     from: Option<u64>,
     skip: u32,
     times: u32,
@@ -44,12 +45,12 @@ pub struct Rule {
 impl Rule {
     /// The next request of this kind.
     pub const fn on(kind: Kind) -> Self {
-        Self { kind: Some(kind), digest: None, path: None, from: None, skip: 0, times: 1 }
+        Self { kind: Some(kind), digest: None, path: None, key: None, from: None, skip: 0, times: 1 }
     }
 
     /// The next request of any kind.
     pub const fn any() -> Self {
-        Self { kind: None, digest: None, path: None, from: None, skip: 0, times: 1 }
+        Self { kind: None, digest: None, path: None, key: None, from: None, skip: 0, times: 1 }
     }
 
     /// Only for this manifest or blob.
@@ -61,6 +62,12 @@ impl Rule {
     /// Only where the path has this in it.
     pub fn path(mut self, part: &str) -> Self {
         self.path = Some(part.to_owned());
+        self
+    }
+
+    /// Only where it is signed with this access key.
+    pub fn key(mut self, key: &str) -> Self {
+        self.key = Some(format!("Credential={key}/"));
         self
     }
 
@@ -92,12 +99,14 @@ impl Rule {
         self
     }
 
-    fn matches(&self, kind: Kind, digest: Option<Digest>, path: &str, range: &str) -> bool {
+    fn matches(&self, kind: Kind, digest: Option<Digest>, request: &Request) -> bool {
+        let range = request.header("range");
         let is_there = self.from.is_none_or(|from| range.starts_with(&format!("bytes={from}-")));
         is_there
+            && self.key.as_ref().is_none_or(|key| request.header("authorization").contains(key))
             && self.kind.is_none_or(|wanted| wanted == kind)
             && self.digest.is_none_or(|wanted| Some(wanted) == digest)
-            && self.path.as_ref().is_none_or(|part| path.contains(part))
+            && self.path.as_ref().is_none_or(|part| request.target.contains(part))
     }
 }
 
@@ -115,9 +124,9 @@ impl Faults {
     }
 
     /// What goes wrong with this request: the first rule that fits, which is used up by it.
-    pub(super) fn take(&mut self, kind: Kind, digest: Option<Digest>, path: &str, range: &str) -> Option<Fault> {
+    pub(super) fn take(&mut self, kind: Kind, digest: Option<Digest>, request: &Request) -> Option<Fault> {
         for (rule, fault) in &mut self.0 {
-            if rule.times == 0 || !rule.matches(kind, digest, path, range) {
+            if rule.times == 0 || !rule.matches(kind, digest, request) {
                 continue;
             }
             if rule.skip > 0 {
@@ -181,10 +190,26 @@ mod tests {
         let (digest, other) = (Digest::of(b"a"), Digest::of(b"b"));
         let mut faults = Faults::default();
         faults.add(Rule::on(Kind::Object).digest(digest).after(1).times(2), Fault::Status(503, None));
-        let mut hit = |kind, digest| faults.take(kind, Some(digest), "/x", "").is_some();
+        let mut hit = |kind, digest| faults.take(kind, Some(digest), &signed("AKIA")).is_some();
         assert!(!hit(Kind::Object, other));
         assert!(!hit(Kind::Blob, digest));
         let row: Vec<bool> = (0..4).map(|_| hit(Kind::Object, digest)).collect();
         assert_eq!(row, [false, true, true, false]);
+    }
+
+    #[test]
+    fn a_rule_for_a_key_is_for_no_other() {
+        let mut faults = Faults::default();
+        faults.add(Rule::on(Kind::Token).key("AKIANODE1").always(), Fault::Status(403, None));
+        let mut hit = |key: &str| faults.take(Kind::Token, None, &signed(key)).is_some();
+        assert_eq!(["AKIANODE1", "AKIANODE12", "AKIANODE2", "AKIANODE1"].map(&mut hit), [true, false, false, true]);
+    }
+
+    /// As the AWS SDK signs.
+    fn signed(key: &str) -> Request {
+        let words = format!("AWS4-HMAC-SHA256 Credential={key}/20261201/us-east-1/ecr/aws4_request, Signature=0");
+        let words = words.parse().expect("a header");
+        let headers = [(http::header::AUTHORIZATION, words)].into_iter().collect();
+        Request { method: http::Method::POST, target: "/x".to_owned(), headers, body: bytes::Bytes::new() }
     }
 }

@@ -8,6 +8,7 @@ mod kubernetes;
 mod manifests;
 mod origin;
 mod plain;
+mod private;
 mod pulls;
 mod seed;
 mod stale;

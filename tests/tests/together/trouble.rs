@@ -2,9 +2,6 @@
 //! thousands of them, on real sockets.
 
 use anyhow::{Context as _, Result, ensure};
-use darter_agent::swarm::identity::Identity;
-use darter_core::Digest;
-use darter_core::swarm::score;
 use darter_tests::agent::Options;
 use darter_tests::cluster::swarm::Swarm;
 use darter_tests::cluster::{Plan, Seat, last};
@@ -23,7 +20,7 @@ async fn a_coordinator_that_dies_in_the_middle_is_followed_by_another() -> Resul
     }
     let swarm = Swarm::start(Plan::new(4, 100, 1), |_, options| options).await?;
     let pushed = swarm.push(61, &[48 * MIB]).await?;
-    let victim = coordinator(&swarm, pushed.image.layers[0].digest())?;
+    let victim = swarm.coordinator(pushed.image.layers[0].digest())?;
     let fault = async {
         swarm.reader(0..swarm.len(), 3 * MIB).await?;
         swarm.kill_agent(victim)?;
@@ -37,16 +34,6 @@ async fn a_coordinator_that_dies_in_the_middle_is_followed_by_another() -> Resul
     let copies = swarm.copies_by_agents(&pushed);
     ensure!(copies.least == 1 && copies.sent - copies.size <= BEGUN, "{copies}\n{}", swarm.told());
     swarm.ensure_nobody_alone().await
-}
-
-/// The node that coordinates a blob, by the rule that all of them know.
-fn coordinator(swarm: &Swarm, blob: Digest) -> Result<usize> {
-    let mut best = None;
-    for node in 0..swarm.len() {
-        let name = Identity::load_or_make(&swarm.agent(node)?.dir().join("data/identity.key"))?.id();
-        best = best.max(Some((score(&blob, &name), name, node)));
-    }
-    best.map(|(_, _, node)| node).context("no nodes")
 }
 
 #[tokio::test]
