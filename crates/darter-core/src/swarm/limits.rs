@@ -30,7 +30,8 @@ pub struct Limits {
     pub in_flight_max: usize,
     /// Pieces asked for at a time from one neighbour.
     pub in_flight_per_peer: u8,
-    /// Neighbours that a node looks for. More than 16 buys no speed; the rest is for those that die.
+    /// Neighbours that a node looks for. Twice as many make 64 nodes a third of a percent faster and 256 slower, and
+    /// all of them hear of every piece.
     pub neighbours: usize,
     /// Neighbours that a node accepts at most, since others look for it too.
     pub neighbours_max: usize,
@@ -128,8 +129,8 @@ impl Default for Limits {
             few: 8,
             in_flight_max: 12,
             in_flight_per_peer: 2,
-            neighbours: 24,
-            neighbours_max: 48,
+            neighbours: 12,
+            neighbours_max: 24,
             window_min: 64,
             leases_per_owner: 2,
             leases_per_owner_few: 1,
