@@ -10,6 +10,7 @@ use super::Cx;
 use super::coordinator::{Coordinator, Interested};
 use super::event::Message;
 use super::peer::{PeerId, Zone};
+use super::time::Time;
 
 /// Introductions remembered, so that the next complaint about a segment leads further.
 const INTRODUCED_MAX: usize = 65_536;
@@ -22,8 +23,8 @@ const ACCUSERS: usize = 2;
 
 #[derive(Debug)]
 pub(super) struct Complaints {
-    /// How often somebody complained of a segment.
-    introduced: BTreeMap<(u32, PeerId), u8>,
+    /// How often somebody complained of a segment, and when first.
+    introduced: BTreeMap<(u32, PeerId), (u8, Time)>,
     /// Who sent wrong bytes, as others say.
     accused: BTreeMap<PeerId, BTreeSet<PeerId>>,
 }
@@ -37,19 +38,20 @@ impl Complaints {
         self.accused.get(id).is_none_or(|accusers| accusers.len() < ACCUSERS)
     }
 
-    /// How often `from` complained of the segment, this time included.
-    fn count(&mut self, segment: u32, from: PeerId) -> u8 {
+    /// How often `from` complained of the segment, this time included, and when first.
+    fn count(&mut self, segment: u32, from: PeerId, now: Time) -> (u8, Time) {
         if self.introduced.len() >= INTRODUCED_MAX {
             self.introduced.clear();
         }
-        let times = self.introduced.entry((segment, from)).or_insert(0);
+        let (times, first) = self.introduced.entry((segment, from)).or_insert((0, now));
         *times = times.saturating_add(1);
-        *times
+        (*times, *first)
     }
 
-    /// How many complained of the segment more than once: those who met its owner in vain.
-    fn in_vain(&self, segment: u32) -> usize {
-        self.introduced.range(by_all(segment)).filter(|(_, times)| **times > 1).count()
+    /// How many complained of the segment more than once, first before this time: those who met its owner in vain.
+    fn in_vain(&self, segment: u32, before: impl Fn(Time) -> bool) -> usize {
+        let by_all = self.introduced.range(by_all(segment));
+        by_all.filter(|(_, (times, first))| *times > 1 && before(*first)).count()
     }
 
     /// It touches no other segment: whoever complains of many must not make this node look at all of them
@@ -108,14 +110,16 @@ impl Coordinator {
             self.tell_lease(segment, source, owner, cx);
             return None;
         }
-        let times = self.complaints.count(segment, from);
+        let (times, first) = self.complaints.count(segment, from, cx.now);
         let gives = |id: &PeerId| self.interested.contains_key(id) && *id != from && !without.contains(id);
         if times == 1 && gives(&owner) {
             return Some(owner);
         }
+        // The owner's word that it has it may be on its way to the others still.
+        let is_old = |first| cx.now.since(first) >= cx.limits.vain_patience;
         // It may be that only those two cannot talk: then others have it from the owner by now.
-        let is_given = self.complaints.in_vain(segment) * 2 < self.incomplete;
-        if is_given && times <= INTRODUCTIONS && self.interested.contains_key(&owner) {
+        let is_given = self.complaints.in_vain(segment, is_old) * 2 < self.incomplete && times <= INTRODUCTIONS;
+        if (is_given || !is_old(first)) && self.interested.contains_key(&owner) {
             return cx.dice.pick(&self.order).copied().filter(gives);
         }
         if self.tables.get_mut(&zone)?.free(segment) {

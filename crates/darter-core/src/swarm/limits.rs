@@ -81,6 +81,9 @@ pub struct Limits {
     /// Nobody around has what is missing, for this long or four times what a piece takes: ask the
     /// coordinator.
     pub missing_patience: Duration,
+    /// Who asks again after this time got nothing from whom it was sent to. On a busy machine the word that a segment
+    /// is there takes so long to come, and in vain it would be read twice.
+    pub vain_patience: Duration,
     /// Segments that one such question names.
     pub missing_max: usize,
     /// Blobs that one node coordinates; beyond, the oldest is forgotten. What it wants and holds is
@@ -151,6 +154,7 @@ impl Default for Limits {
             have_rare: 2,
             hedge_min: Duration::from_millis(50),
             missing_patience: Duration::from_millis(50),
+            vain_patience: Duration::from_millis(400),
             missing_max: 64,
             blobs_max: 16_384,
             blobs_per_peer: 12_288,

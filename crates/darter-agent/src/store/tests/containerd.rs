@@ -282,22 +282,36 @@ async fn rot_of_a_blob_of_containerd_is_found_by_a_sampled_rehash() {
 }
 
 #[tokio::test]
-async fn hashing_ahead_waits_while_somebody_waits_and_leaves_the_page_cache_as_it_was() {
+async fn hashing_ahead_waits_while_somebody_waits() {
     let node = Node::start().await;
-    let [cold, warm] = [416, 417].map(|seed| node.commit(&seeded(seed, 3 * MIB)));
-    // Nothing drops a page that is not on the disk yet.
-    [cold, warm].iter().for_each(|digest| File::open(node.path(digest)).unwrap().sync_all().unwrap());
-    let file = File::open(node.path(&cold)).unwrap();
-    rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+    let digest = node.commit(&seeded(415, MIB));
     let urgent = node.store.shared.content.urgent();
     node.ahead.look().await;
     let waits = tokio::time::timeout(std::time::Duration::from_millis(50), node.ahead.hash_one()).await;
     assert!(waits.is_err() && node.offered().is_empty());
     drop(urgent);
     node.catch_up().await;
-    assert_eq!(node.offered(), sorted([cold, warm]));
-    let cached = |digest| warm::is_warm(&File::open(node.path(&digest)).unwrap(), 2 * MIB);
-    assert_eq!((cached(cold), cached(warm)), (false, true));
+    assert_eq!(node.offered(), [digest]);
+}
+
+#[tokio::test]
+async fn hashing_ahead_leaves_the_page_cache_as_it_was() {
+    // The kernel is asked to drop pages and need not, and a look at one that is gone may bring it back: of three
+    // tries one is to show it. Where the agent drops nothing none does, nor where it drops all.
+    let mut seen = Vec::new();
+    for seeds in [[416, 417], [426, 427], [436, 437]] {
+        let node = Node::start().await;
+        let [cold, warm] = seeds.map(|seed| node.commit(&seeded(seed, 3 * MIB)));
+        // Nothing drops a page that is not on the disk yet.
+        [cold, warm].iter().for_each(|digest| File::open(node.path(digest)).unwrap().sync_all().unwrap());
+        let file = File::open(node.path(&cold)).unwrap();
+        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+        node.catch_up().await;
+        assert_eq!(node.offered(), sorted([cold, warm]));
+        let cached = |digest| warm::is_warm(&File::open(node.path(&digest)).unwrap(), 2 * MIB);
+        seen.push((cached(cold), cached(warm)));
+    }
+    assert!(seen.contains(&(false, true)), "{seen:?}");
 }
 
 #[tokio::test]
