@@ -134,8 +134,7 @@ impl Row {
                 let goal = played.goal_percent();
                 played.times(name, goal, report);
                 played.origin(name, 1.0, report);
-                let most = played.outcome.neighbours as f64;
-                played.add(report, format!("{name}, most neighbours of a node"), most, "", NEIGHBOURS);
+                played.neighbours(name, report);
                 played.add(report, format!("{name}, processor time of the run"), took.as_secs_f64(), "s", seconds);
             }
             Case::Again => again(name, report),
@@ -212,6 +211,10 @@ impl Played {
         let Outcome { message_bytes, peer_bytes, origin_bytes, .. } = self.outcome;
         let percent = ratio(message_bytes, message_bytes + peer_bytes + origin_bytes) * 100.0;
         self.add(report, format!("{name}, messages of all bytes"), percent, "%", CONTROL);
+        self.neighbours(name, report);
+    }
+
+    fn neighbours(&self, name: &str, report: &mut Report) {
         let most = self.outcome.neighbours as f64;
         self.add(report, format!("{name}, most neighbours of a node"), most, "", NEIGHBOURS);
     }
