@@ -109,6 +109,26 @@ fn a_full_table_of_neighbours_is_not_taken_for_the_end_of_interest() {
 }
 
 #[test]
+fn the_source_of_a_lease_takes_the_place_of_a_neighbour_that_is_asked_for_nothing() {
+    let blob = blob_ranked(&[2]);
+    let mut swarm = node(1..=4);
+    want(&mut swarm, blob, MIB);
+    let hello = || Message::Hello { have: Bitfield::new(1), wants_answer: false };
+    let most = u8::try_from(swarm.node.limits.neighbours_max).unwrap();
+    heard(&mut swarm, at(2), 2, blob, hello());
+    (1..most).for_each(|n| drop(heard(&mut swarm, at(2), 100 + n, blob, hello())));
+    assert_eq!(swarm.neighbours(), usize::from(most));
+    let lease = Lease { segment: 0, from: Some(peer(3)), is_whole: true, interested: 4 };
+    let actions = heard(&mut swarm, at(3), 2, blob, Message::Lease(lease));
+    let [Action::Send { to, message: Message::Leave, .. }, Action::Fetch { piece: 0, peer: from, .. }] = actions[..]
+    else {
+        panic!("{actions:?}")
+    };
+    assert!(to != peer(2) && from == peer(3), "{actions:?}");
+    assert_eq!((swarm.neighbours(), swarm.check_invariants()), (usize::from(most), Ok(())));
+}
+
+#[test]
 fn who_wants_a_blob_is_believed_over_a_wrong_size_that_somebody_told_before() {
     let blob = blob_ranked(&[1]);
     let mut swarm = node(1..=4);

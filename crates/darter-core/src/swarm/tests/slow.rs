@@ -323,7 +323,10 @@ fn a_complaint_before_anybody_had_a_segment_does_not_count_once_somebody_has_it(
     let meet = others.iter().map(|to| Action::Send { to: *to, blob, message: meets.clone() });
     assert_eq!(on_their_way, meet.collect::<Vec<_>>());
     assert_eq!(leases(&said), []);
+    // Nor do others, however many, as long as the word that it is there may be on its way to them.
+    let soon = [6960, 7010, 7060, 7300].map(|time| leases(&complain(&mut swarm, time)));
+    assert_eq!(soon.concat(), []);
     // Whom it gives nothing complains again, and again.
-    let again = [7300, 7700].map(|time| leases(&complain(&mut swarm, time)));
+    let again = [7320, 7700].map(|time| leases(&complain(&mut swarm, time)));
     assert!(again.concat().iter().any(|(other, segment)| *other != owner && *segment == 0), "{again:?}");
 }
